@@ -1,0 +1,118 @@
+"""What tissue measures in vivo at 3 T, and how one person differs from the next.
+
+The numbers come from ``data/relaxation_times.csv`` (one row a published value, with its DOI). This
+file states the rule by which they become a distribution to draw subjects from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+TABLE = Path(__file__).parent.parent / "data" / "relaxation_times.csv"
+
+BRAIN = ("WM", "GM", "CSF", "thalamus", "caudate", "putamen", "pallidum", "hippocampus",
+         "cerebellar WM", "cerebellar GM", "brain stem", "lesion")  # fmt: skip
+HEAD = ("fat", "muscle", "bone", "marrow", "blood", "eye")
+TISSUES = BRAIN + HEAD
+REPORTED = {
+    "WM": ("WM", "cerebellar WM"),
+    "GM": ("GM", "cerebellar GM", "hippocampus", "caudate", "putamen", "thalamus"),
+    "CSF": ("CSF",),
+}
+"""Which tissues a table row "WM", "GM" or "CSF" pools; pallidum and brain stem are in neither."""
+
+ROWS = {
+    "WM": ("white matter", "white matter (frontal)", "white matter (splenium)"),
+    "GM": ("cortical grey matter", "cortical grey matter (frontal)", "cortical grey matter (occipital)",
+           "cortical grey matter (prefrontal)"),
+    "CSF": ("CSF", "CSF (subarachnoid)", "CSF (lateral ventricle frontal horns)"),
+    "thalamus": ("thalamus",),
+    "caudate": ("caudate", "caudate head"),
+    "putamen": ("putamen",),
+    "pallidum": ("pallidum", "globus pallidus"),
+    "hippocampus": ("hippocampus",),
+    "fat": ("fat", "fat (subcutaneous)"),
+    "muscle": ("muscle", "skeletal muscle"),
+    "bone": ("cortical bone",),
+    "marrow": ("bone marrow (L4)",),
+    "blood": ("blood (venous, sagittal sinus)", "blood (arterial, ICA)", "whole blood"),
+}  # fmt: skip
+"""Names in the table's ``tissue`` column that stand for each of our tissues."""
+
+ASSUMED = {
+    ("thalamus", "PD"): 0.77, ("caudate", "PD"): 0.82, ("putamen", "PD"): 0.81, ("pallidum", "PD"): 0.74,
+    ("hippocampus", "PD"): 0.83, ("cerebellar WM", "PD"): 0.71, ("cerebellar GM", "PD"): 0.82,
+    ("brain stem", "PD"): 0.73, ("lesion", "PD"): 0.83, ("eye", "PD"): 0.98, ("fat", "PD"): 0.85,
+    ("marrow", "PD"): 0.70,
+    ("cerebellar WM", "T1"): 0.90, ("cerebellar GM", "T1"): 1.40, ("brain stem", "T1"): 1.00,
+    ("lesion", "T1"): 1.35, ("eye", "T1"): 4.0, ("bone", "T1"): 0.25,
+    ("cerebellar WM", "T2"): 0.072, ("cerebellar GM", "T2"): 0.083, ("brain stem", "T2"): 0.070,
+    ("lesion", "T2"): 0.120, ("eye", "T2"): 1.0, ("bone", "T2"): 0.001, ("blood", "T2"): 0.045,
+}  # fmt: skip
+"""Where the table has no in-vivo 3 T value: our assumption, between the tissues that were measured."""
+
+OUTER_BAND = {
+    ("WM", "T1"): (0.70, 1.09), ("GM", "T1"): (1.17, 1.61), ("CSF", "T1"): (3.8, 4.65),
+    ("WM", "T2"): (0.055, 0.080), ("GM", "T2"): (0.065, 0.110), ("CSF", "T2"): (1.6, 2.4),
+    ("WM", "PD"): (0.65, 0.75), ("GM", "PD"): (0.76, 0.87), ("CSF", "PD"): (0.97, 1.0),
+}  # fmt: skip
+"""In-vivo 3 T values outside these are set aside: a CSF T2 of 0.5 s, for one, is partial volume."""
+
+BETWEEN_SUBJECTS = {"PD": 0.02, "T1": 0.05, "T2": 0.06}
+"""SD of the logarithm from person to person, half of its variance shared by all tissues of one person."""
+
+
+@dataclass(frozen=True)
+class TissueTable:
+    """Medians to draw subjects around: ``median[k, p]`` for tissue ``k`` and property PD, T1 (s), T2 (s)."""
+
+    tissues: tuple[str, ...]
+    median: np.ndarray
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """One person's tissue: ``(k, 3)``, PD relative to water, T1 and T2 in s."""
+        sd = np.array([BETWEEN_SUBJECTS[p] for p in ("PD", "T1", "T2")])
+        shared = rng.standard_normal((1, 3)) * np.sqrt(0.5)
+        own = rng.standard_normal((len(self.tissues), 3)) * np.sqrt(0.5)
+        values = self.median * np.exp(sd * (shared + own))
+        values[:, 0] = np.minimum(values[:, 0], 1.0)  # no tissue holds more water than water
+        return values
+
+
+def measurements() -> pandas.DataFrame:
+    """The whole literature table, times converted to seconds (columns as in ``data/README.md``)."""
+    table = pandas.read_csv(TABLE, dtype={"field_T": str})
+    in_ms = table.unit == "ms"
+    table.loc[in_ms, ["mean", "sd", "low", "high"]] /= 1000
+    table.loc[in_ms, "unit"] = "s"
+    return table
+
+
+def usable(tissue: str, quantity: str) -> pandas.DataFrame:
+    """The rows of :func:`measurements` that count for one tissue and "PD", "T1" or "T2".
+
+    In vivo at 3 T (water content: also gravimetric, which has no field), a mean given, and within
+    :data:`OUTER_BAND` where one is known.
+    """
+    table = measurements()
+    rows = table[table.tissue.isin(ROWS.get(tissue, ())) & (table.property == quantity) & table["mean"].notna()]
+    settings = ("in vivo", "gravimetric") if quantity == "PD" else ("in vivo", "derived", "fit")
+    rows = rows[rows.setting.isin(settings) & rows.field_T.isin(("3", "any"))]
+    low, high = OUTER_BAND.get((tissue, quantity), (0, np.inf))
+    return rows[rows["mean"].between(low, high)]
+
+
+@cache
+def in_vivo_3t() -> TissueTable:
+    """The median over usable rows for every tissue, :data:`ASSUMED` where there is none."""
+    median = np.empty((len(TISSUES), 3))
+    for k, tissue in enumerate(TISSUES):
+        for p, quantity in enumerate(("PD", "T1", "T2")):
+            rows = usable(tissue, quantity)
+            median[k, p] = rows["mean"].median() if len(rows) else ASSUMED[tissue, quantity]
+    return TissueTable(TISSUES, median)

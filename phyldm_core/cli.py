@@ -1,0 +1,117 @@
+"""The command ``phyldm``. Libraries are imported inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from .errors import BadInput
+
+ADVICE = {
+    errno.ENOSPC: "make room and run again, finished work is reused",
+    errno.EACCES: "choose a folder you may write in",
+    errno.EROFS: "choose a folder you may write in",
+}
+
+
+class OneSentence(TyperGroup):
+    """Says what the user can mend in one sentence and exits 1; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("phyldm: stopped; run the same command again to go on from what is finished", err=True)
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output left; typer ends quietly
+                raise
+            said = f"{error.filename or 'a file'}: {error.strerror}" if error.strerror else str(error)
+            advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
+            typer.echo(f"phyldm: {said}{advice}", err=True)
+            raise typer.Exit(1) from None
+        except ValueError as error:
+            from .physics import ProtocolError
+
+            if not isinstance(error, (BadInput, ProtocolError)):
+                raise
+            typer.echo(f"phyldm: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+PLAIN = {"no_args_is_help": True, "rich_markup_mode": None}
+app = typer.Typer(
+    cls=OneSentence,
+    help="Physics-informed latent diffusion for brain MRI: tissue first, contrast second.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    **PLAIN,
+)
+fetch = typer.Typer(help="Download public data, checked against known checksums.", **PLAIN)
+app.add_typer(fetch, name="fetch")
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (2 mm) or paper (1 mm, a GPU).")] = "laptop",
+    anatomies: Annotated[
+        Path | None, typer.Option(help="Folder of label maps in NIfTI; without it, the MNI152 template.")
+    ] = None,
+    only: Annotated[int | None, typer.Option(help="Number of the one notebook to run.")] = None,
+    start: Annotated[int | None, typer.Option("--from", help="Number of the first notebook to run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/PROFILE by default.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Where figures go; figures/ for a plain laptop run, else beside the run.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
+):
+    """Run every notebook: cohort, training, samples, figures, one report. A second run reuses what is trained."""
+    from .reproduce import reproduce
+
+    reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
+
+
+SYNTHSEG = "https://raw.githubusercontent.com/BBillot/SynthSeg/66342c1f05e520f3729a6d7ca1042eb7f01b6266/data/training_label_maps/"
+SYNTHSEG_SHA256 = {
+    "training_seg_01.nii.gz": "edbf1229a0552f8ce37438d02f59e810583b71b0a1b4d31dc38e5e2b2517acb1",
+    "training_seg_02.nii.gz": "65e64c6b9415f389dfda5182ec3a269836925b04166ea82f47b230e54980d0a4",
+    "training_seg_03.nii.gz": "f746e2f90e4dccd7bbbdc18bdd6374e455ddb7fc044504a0a42edc8507cf1aa0",
+    "training_seg_04.nii.gz": "fbcf9d5d3b946dc53cff2e9954abb8c8172960ac35b1bf80c3ca240b4feda140",
+    "training_seg_05.nii.gz": "a53baa7b0faea832d45f8a5b9a234b2b6d4ca92bf5c98baeada4a935cc2f1183",
+    "training_seg_06.nii.gz": "57d8c612469359da78b7c16647cc6979be461eb03b59805e7ebded51554f9ead",
+    "training_seg_07.nii.gz": "feaa1e8f320e037709a51e30881fe8076a45fc06611a09bbd87e76f8f3f89826",
+    "training_seg_08.nii.gz": "f4a9d39c5c64bc5457de84b10a4c4b47f3bb6257e9f396ffa61d290015f178d2",
+    "training_seg_09.nii.gz": "6f41f2b755c97185167d887d95180ca4c754578f81cd30fe8119df1e20bb27d5",
+    "training_seg_10.nii.gz": "4a0147bf1d52c6853176777554165d79a01656ddb8f8474da48b65d6218b664e",
+    "training_seg_11.nii.gz": "02e468bbb652ff0da18eeb73932f09813150ef95155ba7669831849da8517196",
+    "training_seg_12.nii.gz": "5d0a47dd3ff4d821cc758e388a49da5744bf86dee423ed93bf727472a8454d8d",
+    "training_seg_13.nii.gz": "d11cf676fbd5b9316fe30acbca98c854cf88dbcee74a5fe22092ac91ccd8d3a1",
+    "training_seg_14.nii.gz": "7b8d1783c1b5b71b454644169d848b28fa57a33ca4a9b49ff88ad897b8aea570",
+    "training_seg_15.nii.gz": "a896e39351622c2e138195780ba267811d7d162df0da0091126550f5de3b74ff",
+}
+
+
+@fetch.command()
+def synthseg(
+    out: Annotated[Path, typer.Option(help="Folder to keep them in.")] = Path("data/synthseg_labels"),
+):
+    """Fifteen real heads as label maps, 1 mm (SynthSeg, Apache-2.0, 24 MB)."""
+    import pooch
+    from tqdm import tqdm
+
+    pooch.get_logger().setLevel("ERROR")  # one bar says it all
+    heads = pooch.create(path=out, base_url=SYNTHSEG, registry=SYNTHSEG_SHA256)
+    for name in tqdm(heads.registry, unit="head", disable=None):
+        try:
+            heads.fetch(name)  # into a temporary file beside, renamed once its checksum agrees
+        except ValueError:
+            raise BadInput(f"{name} differs from the published file (checksum) and was not kept: run again") from None
+        except OSError as error:
+            if error.errno is not None:  # the disk's, not the network's
+                raise
+            raise BadInput(f"{name} could not be fetched from {SYNTHSEG}: check the network and run again") from None
+    typer.echo(f"{len(heads.registry)} heads in {out}; use them with: phyldm reproduce --anatomies {out}")

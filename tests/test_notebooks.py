@@ -1,0 +1,99 @@
+"""The chapters: each runs at `smoke`, after those it builds on, and what is kept of it is fit to be read."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from phyldm_core.report import write_report
+from phyldm_core.reproduce import ROOT, run_notebook
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+AGREED = {
+    "profile": "laptop",
+    "run_dir": "../runs/laptop",
+    "figures_dir": "../figures",
+    "anatomies": "",
+    "seed": 7,
+}
+ASTRAY = re.compile(
+    r"""(?:^|[\s'"(=])/(?:home|Users|root|tmp|work|opt|usr|var|mnt|private)/  # a path of the machine it ran on
+      | \b\w*Warning\b
+      | \r | \d%\| | it/s\] | s/it\]  # a progress bar""",
+    re.VERBOSE,
+)
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """One run, shared: a chapter finds what the chapters before it have made."""
+    return tmp_path_factory.mktemp("smoke")
+
+
+@each_notebook
+def test_runs(path, run_dir):
+    (run_dir / "figures").mkdir(exist_ok=True)
+    given = AGREED | {"profile": "smoke", "run_dir": str(run_dir), "figures_dir": str(run_dir / "figures")}
+    run_notebook(path, given, run_dir / "notebooks")
+
+
+@pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
+def test_the_report_holds_every_figure_of_the_run(run_dir):
+    page = write_report(run_dir, run_dir / "figures").read_text(encoding="utf-8")
+    figures = [p.stem for p in (run_dir / "figures").glob("*.png")]
+    assert figures
+    assert re.findall(r'<figure id="(\w+)">', page) == sorted(figures)
+    assert "earlier run" not in page
+
+
+@each_notebook
+def test_declares_the_agreed_parameters_with_their_defaults(path):
+    cells = [c.source for c in notebook(path).cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    assigned = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cells[0]).body}
+    assert {name: assigned.get(name) for name in AGREED} == AGREED
+
+
+@each_notebook
+def test_kept_outputs_come_from_one_run_from_top_to_bottom(path):
+    code = [c for c in notebook(path).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not [o.ename for c in code for o in c.outputs if o.output_type == "error"]
+
+
+@each_notebook
+def test_kept_outputs_are_clean(path):
+    found = [hit.group() for text in texts(notebook(path)) for hit in ASTRAY.finditer(text)]
+    assert not found
+    assert "papermill" not in notebook(path).metadata
+    assert os.path.getsize(path) <= 1.5e6
+
+
+@each_notebook
+def test_text_twin_agrees(path):
+    twin = path.parent / "text" / f"{path.stem}.py"
+    assert cells(path) == cells(twin), "run: jupytext --sync notebooks/*.ipynb"
+
+
+def notebook(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def cells(path: Path) -> list[tuple[str, str]]:
+    return [(c.cell_type, c.source) for c in jupytext.read(path).cells]
+
+
+def texts(book: nbformat.NotebookNode) -> list[str]:
+    """All that a reader can read in the outputs."""
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    streams = [output.text for output in outputs if output.output_type == "stream"]
+    data = [output.data for output in outputs if "data" in output]
+    return streams + [bundle[kind] for bundle in data for kind in bundle if kind.startswith("text/")]

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import scans
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
+from .bids import to_json, write_atomically
 from .errors import BadInput
 from .physics import Protocol, TissueMaps, signed_signal
 from .protocols import SESSION_CONTRASTS, effective_protocol, oasis3_protocols
@@ -164,7 +165,7 @@ def slice_points(recipe: CohortRecipe) -> Tensor:
     return torch.stack([xx, yy, zz], -1)
 
 
-@cache
+@lru_cache(maxsize=1)  # 200 MB a head, and a worker's people are sorted by head
 def _anatomy(name: str, recipe: CohortRecipe):
     return load_anatomy(
         name,
@@ -184,7 +185,7 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
         fractions = _add_lesions(fractions, recipe, generator)
     maps = _mix(fractions, in_vivo_3t().draw(rng), recipe, generator)
     pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
-    nominal = _draw_session(rng)
+    nominal = _draw_session(rng, complete=subject.split == "test")
     settings = torch.stack([effective_protocol(p).settings() if p else torch.zeros(4) for p in nominal])
     clean = signed_signal(TissueMaps.from_stack(maps), settings.expand(len(maps), -1, -1)).abs()
     images, gains = _scan(clean, recipe, rng, generator)
@@ -222,8 +223,11 @@ def _add_lesions(fractions: Tensor, recipe: CohortRecipe, generator) -> Tensor:
     return out
 
 
-def _draw_session(rng: np.random.Generator) -> list[Protocol | None]:
-    """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE)."""
+def _draw_session(rng: np.random.Generator, complete: bool) -> list[Protocol | None]:
+    """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE).
+
+    ``complete`` sessions hold all three: of a test person every subset can then be judged.
+    """
     held = list(SESSION_CONTRASTS)
     weights = np.array([SESSION_CONTRASTS[h] for h in held], float)
     present = held[rng.choice(len(held), p=weights / weights.sum())]
@@ -232,7 +236,7 @@ def _draw_session(rng: np.random.Generator) -> list[Protocol | None]:
         rows = oasis3_protocols()[modality]
         counts = np.array([row.count for row in rows], float)
         row = rows[rng.choice(len(rows), p=counts / counts.sum())]
-        session.append(row.nominal if modality in present else None)
+        session.append(row.nominal if complete or modality in present else None)
     return session
 
 
@@ -261,7 +265,7 @@ def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None 
     Raises
     ------
     BadInput
-        The anatomies cannot be used.
+        The anatomies cannot be used, or the folder cannot be written.
     """
     folder = Path(folder)
     if read_recipe(folder) == as_json(recipe):
@@ -270,8 +274,7 @@ def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None 
     building = folder.with_name(folder.name + ".part")
     if building.exists() and _read_json(building / "recipe.part.json") != as_json(recipe):
         shutil.rmtree(building)
-    building.mkdir(parents=True, exist_ok=True)
-    (building / "recipe.part.json").write_text(json.dumps(as_json(recipe), indent=1))
+    write_atomically(building / "recipe.part.json", to_json(as_json(recipe)))
     todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
     todo.sort(key=lambda p: p.head)  # a worker reads each head once
     done = len(people) - len(todo)
@@ -340,7 +343,8 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
         meta = {"LabelMap": list(REPORTED), "SkullStripped": not recipe.head}
         scans.write_image(truth / f"{subject.name}_probseg.nii.gz", fractions, affine, meta)
         # written last: its presence says that this person is complete
-        (truth / f"{subject.name}_gains.json").write_text(json.dumps(dict(zip(MODALITIES, person.gains, strict=True))))
+        gains = dict(zip(MODALITIES, person.gains, strict=True))
+        write_atomically(truth / f"{subject.name}_gains.json", to_json(gains))
     return len(people)
 
 

@@ -116,3 +116,16 @@ def in_vivo_3t() -> TissueTable:
             rows = usable(tissue, quantity)
             median[k, p] = rows["mean"].median() if len(rows) else ASSUMED[tissue, quantity]
     return TissueTable(TISSUES, median)
+
+
+@cache
+def water_line() -> tuple[float, float]:
+    """``(a, b)`` of 1/PD = a + b/T1 (b in s): how water content and T1 go together in the brain at 3 T.
+
+    The relation is Fatouros et al. 1991 (Magn Reson Med 17:402) and Gelman et al. 2001 (Magn Reson
+    Med 45:71); the two numbers are the line through our own table's WM, GM and CSF.
+    """
+    rows = [TISSUES.index(tissue) for tissue in REPORTED]
+    pd, t1 = in_vivo_3t().median[rows, 0], in_vivo_3t().median[rows, 1]
+    b, a = np.polyfit(1 / t1, 1 / pd, 1)
+    return float(a), float(b)

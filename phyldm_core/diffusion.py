@@ -1,0 +1,266 @@
+"""Latent diffusion: learns what latents look like, and draws new ones. Knows latents, not MRI.
+
+Two noise processes. ``flow``: x_σ = (1 − σ)·x₀ + σ·ε with σ from 0 to 1, for the transformer that a
+laptop can train. ``ddpm``: the paper's 1000 steps with a scaled-linear β, for its U-Net.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import (
+    ConfigMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+    UNet2DModel,
+)
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.normalization import AdaLayerNormSingle
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from .errors import BadInput
+
+TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
+SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
+
+
+class TissueTransformer(ModelMixin, ConfigMixin):
+    """A transformer over the cells of a coarse latent that guesses the clean latent, for small machines.
+
+    Guessing x₀ rather than noise keeps an undertrained model's samples smooth instead of blotchy:
+    brains fill a thin manifold of latent space, noise fills all of it (cf. Li & He 2025, arXiv 2511.13720).
+    The interface is a flow model's: ``forward(x_σ, 1000·σ)`` gives the velocity ε − x₀.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Of the latent; ``in_channels`` may be one larger, for the slice position.
+    size
+        (y, x) of the latent; every cell is a token, and attention sees the whole brain at once.
+    width, layers, heads
+        Of the transformer.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 25,
+        out_channels: int = 24,
+        size: tuple[int, int] = (7, 5),
+        width: int = 256,
+        layers: int = 8,
+        heads: int = 4,
+    ):
+        super().__init__()
+        self.embed = nn.Conv2d(in_channels, width, 1)
+        self.place = nn.Parameter(0.02 * torch.randn(1, size[0] * size[1], width))
+        self.clock = AdaLayerNormSingle(width)
+        self.blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                width, heads, width // heads, activation_fn="gelu-approximate", attention_bias=True,
+                norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+            )
+            for _ in range(layers)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.unembed = nn.Linear(width, out_channels)
+
+    def clean(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """The guessed clean latent ``(n, out_channels, y, x)``."""
+        n = len(x)
+        modulation, _ = self.clock(timestep.expand(n), batch_size=n, hidden_dtype=x.dtype)
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.place
+        for block in self.blocks:
+            tokens = block(tokens, timestep=modulation)
+        return self.unembed(self.norm(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def forward(self, sample: Tensor, timestep, return_dict: bool = True):
+        timestep = torch.as_tensor(timestep, device=sample.device, dtype=sample.dtype)
+        sigma = (timestep / TRAIN_STEPS).clamp_min(SMALLEST_SIGMA).view(-1, 1, 1, 1)
+        noisy = sample[:, : self.config.out_channels]
+        velocity = (noisy - self.clean(sample, timestep)) / sigma
+        return UNet2DOutput(sample=velocity) if return_dict else (velocity,)
+
+
+def paper_unet(latent_channels: int = 6, size: tuple[int, int] = (28, 20)) -> UNet2DModel:
+    """The paper's 184 M-parameter U-Net: 256/512/768, attention on the two coarse levels."""
+    return UNet2DModel(
+        sample_size=size, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=2,
+        block_out_channels=(256, 512, 768), norm_eps=1e-6, downsample_type="resnet", upsample_type="resnet",
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        attention_head_dim=None, num_class_embeds=None,
+    )  # fmt: skip
+
+
+def paper_noise() -> dict:
+    """The paper's noise schedule: 1000 steps, scaled-linear β from 0.0015 to 0.0205, ε-prediction."""
+    return {
+        "num_train_timesteps": TRAIN_STEPS, "beta_schedule": "scaled_linear",
+        "beta_start": 0.0015, "beta_end": 0.0205, "prediction_type": "epsilon", "clip_sample": False,
+    }  # fmt: skip
+
+
+def make_scheduler(process: str):
+    """The sampler of a noise process: a few-step DPM-Solver++ for "flow", the paper's DDIM for "ddpm"."""
+    if process == "flow":
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=TRAIN_STEPS, prediction_type="flow_prediction", use_flow_sigmas=True,
+            solver_order=2, final_sigmas_type="zero",
+        )  # fmt: skip
+    if process == "ddpm":
+        return DDIMScheduler(**paper_noise())
+    raise BadInput(f"unknown noise process {process!r}: choose 'flow' or 'ddpm'")
+
+
+class LatentBatch(NamedTuple):
+    latents: Tensor  # (n, c, y, x), scaled to unit SD per channel
+    position: Tensor  # (n,) height of the slice, −1 to 1
+
+
+class Latents:
+    """Posterior means of a cohort, encoded once, with the per-channel shift and scale that normalise them.
+
+    Held-out latents are normalised ``like`` the training ones.
+    """
+
+    def __init__(self, means: Tensor, position: Tensor, like: Latents | None = None):
+        self.mean = means.mean((0, 2, 3)) if like is None else like.mean
+        self.scale = means.std((0, 2, 3)).clamp_min(1e-3) if like is None else like.scale
+        self.values = (means - self.mean[:, None, None]) / self.scale[:, None, None]
+        self.position = position
+
+    def __len__(self):
+        return len(self.values)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self), (n,), generator=generator)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> LatentBatch:
+        return LatentBatch(self.values[rows], self.position[rows])
+
+
+class DiffusionObjective(nn.Module):
+    """Noise a latent, ask the network, compare.
+
+    ``flow``: squared error of the velocity, noise levels logit-normal. ``ddpm``: the paper's squared
+    error of ε, steps uniform.
+    """
+
+    def __init__(self, denoiser: nn.Module, process: str):
+        super().__init__()
+        self.denoiser, self.process = denoiser, process
+        self.noise = DDPMScheduler(**paper_noise())
+
+    def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
+        x, n = batch.latents, len(batch.latents)
+        noise = torch.randn_like(x)
+        if self.process == "ddpm":
+            clock = torch.randint(TRAIN_STEPS, (n,), device=x.device)
+            noisy, target = self.noise.add_noise(x, noise, clock), noise
+        else:
+            sigma = torch.sigmoid(torch.randn(n, device=x.device))
+            clock, s = TRAIN_STEPS * sigma, sigma.view(-1, 1, 1, 1)
+            noisy, target = (1 - s) * x + s * noise, noise - x
+        guess = self.denoiser(with_position(self.denoiser, noisy, batch.position), clock).sample
+        loss = ((guess - target) ** 2).mean()
+        return {"total": loss}
+
+
+def with_position(denoiser, noisy: Tensor, position: Tensor) -> Tensor:
+    """Append the slice position as a constant channel, for a network that has a channel for it."""
+    if denoiser.config.in_channels == denoiser.config.out_channels:
+        return noisy
+    plane = position.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[2:])
+    return torch.cat([noisy, plane.to(noisy.dtype)], 1)
+
+
+class TissuePipeline(DiffusionPipeline):
+    """Noise → latent → PD, T1, T2. Saves and loads with ``save_pretrained`` and ``from_pretrained``.
+
+    Parameters
+    ----------
+    denoiser, scheduler, vae
+        A trained network, its sampler, and the :class:`vae.PoEVAE` that decodes tissue.
+    coarse
+        The :class:`coarse.CoarseVAE` whose latents the denoiser makes; None where it makes the VAE's own.
+    latent_mean, latent_scale, fine_mean, fine_scale
+        Per channel, what the generated and the VAE's latents were normalised with.
+    latent_size
+        (y, x) of a generated latent.
+    voxel_mm
+        Of the maps, for whoever draws or stores them.
+    """
+
+    _optional_components = ["coarse"]
+
+    def __init__(
+        self,
+        denoiser,
+        scheduler,
+        vae,
+        coarse=None,
+        latent_mean=(),
+        latent_scale=(),
+        fine_mean=(),
+        fine_scale=(),
+        latent_size=(),
+        voxel_mm: float = 1.0,
+    ):
+        super().__init__()
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse)
+        self.register_to_config(
+            latent_mean=list(latent_mean), latent_scale=list(latent_scale), fine_mean=list(fine_mean),
+            fine_scale=list(fine_scale), latent_size=list(latent_size), voxel_mm=voxel_mm,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def sample_latents(self, n: int, seed: int, num_inference_steps: int = 20, position=None, on_step=None) -> Tensor:
+        """``(n, c, y, x)`` normalised latents, as the denoiser makes them.
+
+        Parameters
+        ----------
+        position
+            Height of the slices, −1 to 1, a number or ``(n,)``; None: evenly spread over the stack.
+        on_step
+            Called after each denoising step as ``on_step(i, latents)``.
+        """
+        if n < 1:
+            raise BadInput(f"asked for {n} samples: at least 1 is needed")
+        generator = torch.Generator().manual_seed(seed)  # CPU, so that a seed means the same on any device
+        channels = len(self.config.latent_mean)
+        x = torch.randn(n, channels, *self.config.latent_size, generator=generator).to(self.device)
+        spread = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
+        position = spread if position is None else torch.as_tensor(position, dtype=torch.float32).expand(n)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_input = with_position(self.denoiser, x, position.to(self.device))
+            guess = self.denoiser(model_input, t.to(self.device).float()).sample
+            x = self.scheduler.step(guess, t, x).prev_sample
+            if on_step is not None:
+                on_step(i, x)
+        return x
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, batch_size: int = 32):
+        """Normalised latents → :class:`physics.TissueMaps`, through the coarse level if there is one."""
+        parts = []
+        for part in x.split(batch_size):
+            if self.coarse is not None:
+                part = self.coarse.decode(self._unscale(part, self.config.latent_mean, self.config.latent_scale))
+            parts.append(self.vae.decode(self._unscale(part, self.config.fine_mean, self.config.fine_scale)))
+        return type(parts[0])(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
+
+    @staticmethod
+    def _unscale(x: Tensor, mean: list[float], scale: list[float]) -> Tensor:
+        return x * x.new_tensor(scale)[:, None, None] + x.new_tensor(mean)[:, None, None]
+
+    def __call__(self, n: int, seed: int = 0, num_inference_steps: int = 20, position=None):
+        """``n`` new brains as :class:`physics.TissueMaps`, each map ``(n, y, x)``: PD (water = 1), T1 (s), T2 (s)."""
+        return self.decode(self.sample_latents(n, seed, num_inference_steps, position))

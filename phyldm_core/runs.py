@@ -1,0 +1,303 @@
+"""A run: one profile, one folder, and in it the cohort, the VAE, the diffusion model and the numbers.
+
+Each part is made by one notebook and used by the later ones. A part is reused as long as the
+settings it was made with are those asked for; a changed setting makes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import cohort, metrics
+from .bids import to_json, write_atomically
+from .coarse import CoarseObjective, CoarseVAE, squeeze
+from .cohort import CohortRecipe, Slices
+from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
+from .errors import BadInput
+from .physics import TissueMaps
+from .profiles import Profile, find_profile
+from .training import Step, VAEData, VAEObjective, training_loop
+from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
+
+INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
+
+
+class MissingResult(BadInput):
+    """Something an earlier notebook makes is not there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment in one folder; get it from :func:`open_run`."""
+
+    folder: Path
+    profile: Profile
+    recipe: CohortRecipe
+    seed: int
+
+    # --- the cohort ------------------------------------------------------------------------------
+
+    @property
+    def cohort_folder(self) -> Path:
+        return self.folder / "cohort"
+
+    def make_cohort(self) -> Iterator[int]:
+        """Write the cohort if it is not there, yielding the number of people done."""
+        yield from cohort.make_cohort(self.recipe, self.cohort_folder)
+
+    def require_cohort(self) -> Path:
+        """The cohort's folder, or :class:`MissingResult`."""
+        if cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
+            raise MissingResult(
+                f"{self.cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first"
+            )
+        return self.cohort_folder
+
+    def scans(self, split: str, common_scale: bool = True) -> Slices:
+        return cohort.load_scans(self.require_cohort(), split, common_scale)
+
+    def truth(self, split: str) -> cohort.Truth:
+        return cohort.load_truth(self.require_cohort(), split)
+
+    # --- the VAE ---------------------------------------------------------------------------------
+
+    def _vae_settings(self) -> dict:
+        profile = self.profile
+        return _as_json(
+            cohort=cohort.as_json(self.recipe), network=profile.vae, loss=asdict(profile.vae_loss), seed=self.seed,
+            schedule=asdict(profile.vae_schedule),
+        )  # fmt: skip
+
+    def train_vae(self) -> Iterator[Step]:
+        """Train the VAE on the training scans, yielding every step; nothing happens where it exists."""
+        folder, settings = self.folder / "vae", self._vae_settings()
+        if _made_with(folder) == settings:
+            return
+        work = _workspace(folder, settings)
+        torch.manual_seed(self.seed)
+        objective = VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
+        train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
+        yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
+        objective.vae.save_pretrained(work)
+        _finish(work, folder, settings)
+
+    def vae(self) -> PoEVAE:
+        """The trained VAE, ready for inference."""
+        if _made_with(self.folder / "vae") != self._vae_settings():
+            raise MissingResult(f"{self.folder} holds no VAE of this profile: run notebook 03_train_vae first")
+        return PoEVAE.from_pretrained(self.folder / "vae", local_files_only=True).eval()
+
+    # --- the coarse level ------------------------------------------------------------------------
+
+    def _coarse_settings(self) -> dict:
+        profile = self.profile
+        return _as_json(vae=self._vae_settings(), network=profile.coarse, kl=profile.coarse_kl,
+                        schedule=asdict(profile.coarse_schedule))  # fmt: skip
+
+    def fine_latents(self, split: str, like: Latents | None = None) -> Latents:
+        """Posterior means of a split's scans under the trained VAE, mirror images included."""
+        return latents(self.vae(), self.scans(split), like)
+
+    def train_coarse(self) -> Iterator[Step]:
+        """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
+        folder, settings = self.folder / "coarse", self._coarse_settings()
+        if self.profile.coarse is None or _made_with(folder) == settings:
+            return
+        work = _workspace(folder, settings)
+        train = self.fine_latents("train")
+        held_out = self.fine_latents("val", train)
+        torch.manual_seed(self.seed)
+        coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
+        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
+        yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
+        coarse.save_pretrained(work)
+        _finish(work, folder, settings)
+
+    def coarse(self) -> CoarseVAE | None:
+        """The trained coarse level; None in a profile without one."""
+        if self.profile.coarse is None:
+            return None
+        if _made_with(self.folder / "coarse") != self._coarse_settings():
+            raise MissingResult(f"{self.folder} holds no coarse level: run notebook 04_train_diffusion first")
+        return CoarseVAE.from_pretrained(self.folder / "coarse", local_files_only=True).eval()
+
+    # --- the diffusion model ---------------------------------------------------------------------
+
+    def _diffusion_settings(self) -> dict:
+        profile = self.profile
+        return _as_json(
+            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser,
+            schedule=asdict(profile.diffusion_schedule),
+        )  # fmt: skip
+
+    def train_diffusion(self) -> Iterator[Step]:
+        """Encode the training scans once, train the diffusion model on their posterior means, yielding every step."""
+        folder, settings = self.folder / "pipeline", self._diffusion_settings()
+        if _made_with(folder) == settings:
+            return
+        coarse = self.coarse()
+        work = _workspace(folder, settings)
+        fine = train = self.fine_latents("train")
+        held_out = self.fine_latents("val", fine)
+        if coarse is not None:
+            train = squeeze(coarse, fine)
+            held_out = squeeze(coarse, held_out, train)
+        torch.manual_seed(self.seed)
+        channels, size = train.values.shape[1], tuple(train.values.shape[2:])
+        if self.profile.denoiser is None:
+            denoiser = paper_unet(channels, size)
+        else:
+            denoiser = TissueTransformer(channels + 1, channels, size, **self.profile.denoiser)
+        objective = DiffusionObjective(denoiser, self.profile.process)
+        yield from training_loop(objective, train, self._schedule(self.profile.diffusion_schedule), work, held_out)
+        pipeline = TissuePipeline(
+            denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
+            *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
+        )  # fmt: skip
+        pipeline.save_pretrained(work)
+        _finish(work, folder, settings)
+
+    def pipeline(self) -> TissuePipeline:
+        """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""
+        if _made_with(self.folder / "pipeline") != self._diffusion_settings():
+            raise MissingResult(
+                f"{self.folder} holds no diffusion model of this profile: run notebook 04_train_diffusion first"
+            )
+        pipe = TissuePipeline.from_pretrained(self.folder / "pipeline", local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def make_samples(self) -> TissueMaps:
+        """The profile's generated brains, ``(n, y, x)`` a map: drawn from the seed where they are not there yet."""
+        folder, settings = self.folder / "samples", self._sample_settings()
+        if _made_with(folder) != settings:
+            profile = self.profile
+            maps = self.pipeline()(profile.n_samples, seed=self.seed, num_inference_steps=profile.sampling_steps)
+            work = _workspace(folder, settings)
+            save_file({name: value.contiguous() for name, value in maps._asdict().items()}, work / "maps.safetensors")
+            _finish(work, folder, settings)
+        return self.samples()
+
+    def samples(self) -> TissueMaps:
+        """The generated brains that :meth:`make_samples` drew."""
+        if _made_with(self.folder / "samples") != self._sample_settings():
+            raise MissingResult(f"{self.folder} holds no samples of this profile: run notebook 05_sample_tissue first")
+        return TissueMaps(**load_file(self.folder / "samples" / "maps.safetensors"))
+
+    def _sample_settings(self) -> dict:
+        profile = self.profile
+        return _as_json(pipeline=self._diffusion_settings(), n=profile.n_samples, steps=profile.sampling_steps)
+
+    # --- what was measured -----------------------------------------------------------------------
+
+    def training_log(self, part: str) -> pandas.DataFrame:
+        """``log.csv`` of "vae" or "pipeline": step, seconds, loss, value."""
+        return pandas.read_csv(self.folder / part / "log.csv")
+
+    def write_metrics(self, name: str, table: pandas.DataFrame) -> Path:
+        """Keep a table of numbers as ``metrics/<name>.csv``."""
+        return metrics.write_table(table, self.folder / "metrics" / f"{name}.csv")
+
+    def _schedule(self, schedule):
+        return replace(schedule, seed=self.seed)
+
+
+def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path = "", seed: int = 7) -> Run:
+    """The run of a profile in a folder, which need not exist yet.
+
+    Parameters
+    ----------
+    anatomies
+        A folder of label maps; empty: the MNI152 template that nilearn ships.
+
+    Raises
+    ------
+    BadInput
+        Unknown profile.
+    """
+    settings = find_profile(profile)
+    recipe = replace(settings.cohort, anatomies=str(anatomies) or None)
+    return Run(Path(folder), settings, recipe, seed)
+
+
+# --- inference ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None) -> Posterior:
+    """The posterior ``(n, c, y, x)`` of every slice; arguments as :func:`infer`."""
+    shown = slices.observed if shown is None else shown & slices.observed
+    scale = brightness(slices.images, slices.observed, slices.subject)
+    parts = []
+    for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
+        inputs, level = slices.images[rows] / scale[rows][..., None, None], scale[rows] / TYPICAL_SIGNAL
+        parts.append(
+            vae.encode(inputs, slices.settings[rows], shown[rows], level, torch.full((len(rows),), common_scale))
+        )
+    return Posterior(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None):
+    """Posterior and tissue maps of every slice.
+
+    Parameters
+    ----------
+    common_scale
+        Whether ``slices.images`` share the scale of PD (see :func:`cohort.load_scans`).
+    shown
+        ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
+
+    Returns
+    -------
+    Posterior
+        ``(n, c, y, x)``.
+    TissueMaps
+        ``(n, y, x)``, decoded from the posterior mean.
+    """
+    posterior = encode(vae, slices, common_scale, shown)
+    maps = torch.cat([vae.decode(part).stack() for part in posterior.mean.split(INFERENCE_BATCH)])
+    return posterior, TissueMaps.from_stack(maps)
+
+
+def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None) -> Latents:
+    """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
+    mirrored = replace(slices, images=slices.images.flip(-1))
+    means = [encode(vae, s).mean for s in (slices, mirrored)]
+    return Latents(torch.cat(means), slices.position.repeat(2), like)
+
+
+# --- folders that are either complete or absent ---------------------------------------------------
+
+
+def _as_json(**settings) -> dict:
+    return json.loads(json.dumps(settings))
+
+
+def _made_with(folder: Path) -> dict | None:
+    path = folder / "made_with.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _workspace(folder: Path, settings: dict) -> Path:
+    """The folder to train in: what a killed run of the same settings left there is kept."""
+    work = folder.with_name(folder.name + ".part")
+    if work.exists() and _made_with(work) != settings:
+        shutil.rmtree(work)
+    write_atomically(work / "made_with.json", to_json(settings))
+    return work
+
+
+def _finish(work: Path, folder: Path, settings: dict):
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(work, folder)

@@ -1,0 +1,393 @@
+"""Training loops that yield what happened: notebooks plot, a log file keeps, a killed run resumes.
+
+One loop serves the VAE and the diffusion model. What differs is the objective: a module that draws
+nothing itself and turns a batch into named losses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from monai.losses import SSIMLoss
+from monai.networks.nets import PatchDiscriminator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .cohort import Slices
+from .errors import BadInput
+from .physics import SEQUENCES, Sequence, signed_signal
+from .tissue import water_line
+from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; defaults suit minutes on two cores."""
+
+    steps: int = 1000
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup: int = 50  # steps until the full learning rate; a cosine brings it to zero at the end
+    ema_decay: float = 0.995  # the averaged weights are what is kept
+    max_grad_norm: float = 1.0
+    validate_every: int = 200
+    save_every: int = 200
+    precision: str = "auto"  # accelerate's mixed precision: "no", "bf16", or bf16 where the hardware has it
+    seed: int = 0
+
+
+class Step(NamedTuple):
+    """What one training step reports."""
+
+    step: int
+    losses: dict[str, float]
+    seconds: float  # of training so far, earlier runs included
+
+
+@dataclass(frozen=True)
+class VAELoss:
+    """Weights of the VAE's loss; every term is a mean, so weights do not depend on sizes."""
+
+    l1: float = 1.0
+    l2: float = 0.0  # the paper trains one model with each and compares
+    structure: float = 0.1  # 1 − SSIM of the rendered scans
+    kl: float = 1e-3
+    map_prior: float = 5e-4  # squared normalised log maps, inside the head only
+    water: float = 1e-3  # PD against the PD its T1 implies, see water_prior
+    air: float = 1e-2  # PD where every scan is dark, a spin echo among them: there is nothing there
+    adversarial: float = 0.0  # least-squares patch adversary on rendered scans
+    adversarial_after: int = 0  # steps before the adversary is heard
+    keep_scan: float = 0.7  # chance that a scan that exists is shown to the encoder
+    unscaled: float = 0.5  # fraction of rows shown without a common scale
+    gain: str = "solved"  # of rows without a common scale: "solved" by least squares, or "fixed" at 1
+
+
+class VAEBatch(NamedTuple):
+    """Rows of :class:`cohort.Slices` with the brightness of each scan and the random choices of one step."""
+
+    images: Tensor  # (n, m, y, x) on a common scale, divided by the typical signal
+    level: Tensor  # (n, m) what a scan is divided by before the encoder sees it
+    settings: Tensor  # (n, m, 4)
+    observed: Tensor  # (n, m)
+    shown: Tensor  # (n, m) the scans the encoder sees
+    common: Tensor  # (n,) whether they are on a common scale
+
+
+class VAEObjective(nn.Module):
+    """The VAE, its patch adversary, and the loss that joins them through the physics layer."""
+
+    def __init__(self, vae: PoEVAE, weights: VAELoss):
+        super().__init__()
+        if weights.gain not in ("solved", "fixed"):
+            raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")
+        self.vae, self.weights = vae, weights
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform")
+        self.adversary = None
+        if weights.adversarial:
+            self.adversary = PatchDiscriminator(
+                spatial_dims=2, channels=32, in_channels=1, num_layers_d=2, norm="INSTANCE"
+            )
+
+    def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
+        inputs = batch.images / batch.level[..., None, None]
+        posterior = self.vae.encode(inputs, batch.settings, batch.shown, batch.level, batch.common)
+        log_maps = self.vae.decode_log(posterior.sample())
+        with torch.autocast(inputs.device.type, enabled=False):  # exponentials and SSIM need float32
+            losses = self._terms(Posterior(*(t.float() for t in posterior)), log_maps.float(), batch, step)
+        return losses
+
+    def _terms(self, posterior: Posterior, log_maps: Tensor, batch: VAEBatch, step: int) -> dict[str, Tensor]:
+        weights = self.weights
+        maps = (log_maps + self.vae.log_medians).exp()
+        predicted = signed_signal(maps.unbind(1), batch.settings).abs() / TYPICAL_SIGNAL
+        if weights.gain == "solved":
+            gain = solve_gain(predicted, batch.images)
+            predicted = predicted * torch.where(batch.common[:, None], 1.0, gain)[..., None, None]
+        predicted, target = predicted[batch.observed][:, None], batch.images[batch.observed][:, None]
+        brightest = (batch.images * batch.observed[..., None, None]).amax(1)
+        inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
+        # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
+        spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
+        losses = {
+            "l1": (predicted - target).abs().mean(),
+            "l2": ((predicted - target) ** 2).mean(),
+            "structure": self.ssim(predicted.clamp(0, 4), target.clamp(0, 4)),
+            "kl": posterior.kl().mean(),
+            "map_prior": (log_maps**2).mean(1).mul(inside).sum() / inside.sum(),
+            "water": water_prior(maps).mul(inside).sum() / inside.sum(),
+            "air": (maps[:, 0] * (1 - inside) * spin_echo[:, None, None]).mean(),
+        }
+        total = sum(getattr(weights, name) * value for name, value in losses.items())
+        if self.adversary is not None and step >= weights.adversarial_after:
+            fooled, judged = self._adversarial(predicted, target)
+            losses |= {"adversarial": fooled, "adversary": judged}
+            total = total + weights.adversarial * fooled + judged
+        return {"total": total, **losses}
+
+    def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""
+        frozen = {name: p.detach() for name, p in self.adversary.named_parameters()}
+        fooled = ((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2).mean()
+        on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
+        return fooled, 0.5 * (((on_real - 1) ** 2).mean() + (on_fake**2).mean())
+
+
+SPIN_ECHO = SEQUENCES.index(Sequence.SPIN_ECHO)
+WATER_SPREAD = 0.05
+"""SD of log PD about the line, in healthy tissue."""
+
+
+def water_prior(maps: Tensor) -> Tensor:
+    """``(n, y, x)``: how far PD is from what T1 implies (:func:`tissue.water_line`), for maps ``(n, 3, y, x)``.
+
+    In T1w, T2w and FLAIR one mixture of PD, T1 and T2 is nearly invisible: a 1 % error of the ratio
+    FLAIR/T2w moves white matter's T1 by 5 % and its PD by 8 %. Both follow from water content, and
+    saying so closes that gap without favouring any T1 or T2. A Student penalty, because fat and
+    lesions are not on the line and must be free to leave it.
+    """
+    a, b = water_line()
+    pd, t1 = maps[:, 0].clamp_min(1e-3), maps[:, 1].clamp_min(1e-2)
+    off = (pd * (a + b / t1)).log()
+    return torch.log1p((off / WATER_SPREAD) ** 2)
+
+
+def solve_gain(predicted: Tensor, observed: Tensor) -> Tensor:
+    """``(n, m)``: the gain that brings each predicted scan ``(n, m, y, x)`` closest to the observed one.
+
+    Least squares in closed form, Σ p·o / Σ p²; it replaces the paper's gain of 1 for every scanner.
+    """
+    return (predicted * observed).sum((-2, -1)) / (predicted**2).sum((-2, -1)).clamp_min(1e-6)
+
+
+class VAEData:
+    """Draws the VAE's batches from :class:`cohort.Slices` on a common scale, with random subsets of scans."""
+
+    def __init__(self, slices: Slices, weights: VAELoss):
+        self.slices, self.weights = slices, weights
+        self.images = slices.images / TYPICAL_SIGNAL
+        self.level = brightness(self.images, slices.observed, slices.subject)
+
+    def __len__(self):
+        return len(self.slices)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """``(n,)`` rows, half of them from sessions with every contrast: only those tell PD, T1 and T2 apart."""
+        complete = self.slices.observed.all(1)
+        share = complete.float().mean().clamp(0.01, 0.99)
+        weights = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
+        return torch.multinomial(weights, n, replacement=True, generator=generator)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> VAEBatch:
+        observed = self.slices.observed[rows]
+        shown = observed & (torch.rand(observed.shape, generator=generator) < self.weights.keep_scan)
+        empty = ~shown.any(1)
+        shown[empty] = observed[empty]  # nothing left: show all there is
+        common = torch.rand(len(rows), generator=generator) >= self.weights.unscaled
+        flip = torch.rand(len(rows), generator=generator) < 0.5  # left and right are alike in this anatomy
+        images = self.images[rows]
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        return VAEBatch(images, self.level[rows], self.slices.settings[rows], observed, shown, common)
+
+
+def training_loop(
+    objective: nn.Module,
+    data,
+    schedule: Schedule,
+    folder: str | Path,
+    validation=None,
+) -> Iterator[Step]:
+    """Train ``objective`` on ``data``, yielding every step.
+
+    Parameters
+    ----------
+    objective
+        Called as ``objective(batch, step)``, gives ``{"total": loss, …}``.
+    data, validation
+        Have a length, ``draw(n, generator)`` and ``batch(rows, generator)``; the generator makes every random choice.
+    folder
+        Holds ``checkpoint/`` while training and ``log.csv``; a run that was killed goes on from the
+        last checkpoint and yields the same losses as one that was not.
+
+    Afterwards ``objective`` holds the averaged weights.
+
+    Raises
+    ------
+    BadInput
+        The checkpoint in ``folder`` is of another network or schedule.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=best_precision() if schedule.precision == "auto" else schedule.precision,
+        cpu=not torch.accelerator.is_available(),  # unasked, torchrun without a GPU trains every rank on its own
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the adversary starts late
+    )
+    torch.manual_seed(schedule.seed)  # dropout and posterior noise draw from torch's own generator
+    generator = torch.Generator().manual_seed(schedule.seed)
+    optimizer = torch.optim.AdamW(
+        objective.parameters(), lr=schedule.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
+    )
+    ema = EMAModel(objective.parameters(), decay=schedule.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    checkpoint = Checkpoint(folder / "checkpoint", objective, optimizer, ema, generator, schedule)
+    first, spent = checkpoint.load()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = schedule.learning_rate  # what a schedule that starts in the middle goes by
+    rate = get_scheduler(
+        "cosine",
+        optimizer,
+        num_warmup_steps=schedule.warmup,
+        num_training_steps=schedule.steps,
+        last_epoch=first - 1,
+    )
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    ema.to(accelerator.device)
+    log = TrainingLog(folder / "log.csv", first) if accelerator.is_main_process else None
+    start = time.perf_counter() - spent
+    for step in range(first, schedule.steps):
+        rows = data.draw(schedule.batch_size * accelerator.num_processes, generator)
+        batch = data.batch(rows, generator)
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
+        batch = type(batch)(*(t[mine].to(accelerator.device) for t in batch))
+        with accelerator.autocast():
+            losses = prepared(batch, step)
+        accelerator.backward(losses["total"])
+        accelerator.clip_grad_norm_(objective.parameters(), schedule.max_grad_norm)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        ema.step(objective.parameters())
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(values["total"]):
+            raise BadInput(f"training diverged at step {step} (loss is {values['total']}): lower the learning rate")
+        last = step + 1 == schedule.steps
+        if validation is not None and ((step + 1) % schedule.validate_every == 0 or last):
+            values |= {f"val_{k}": v for k, v in validate(objective, ema, validation, schedule, step).items()}
+        report = Step(step, values, time.perf_counter() - start)
+        if log:
+            log.write(report)
+            if (step + 1) % schedule.save_every == 0 and not last:
+                checkpoint.save(step + 1, report.seconds)
+        yield report
+    ema.copy_to(objective.parameters())
+    if log:
+        log.close()
+        checkpoint.remove()
+
+
+def best_precision() -> str:
+    """ "bf16" where the processor multiplies it natively (twice as fast here), else "no"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+    return "bf16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "no"
+
+
+@torch.no_grad()
+def validate(objective, ema: EMAModel, data, schedule: Schedule, step: int) -> dict[str, float]:
+    """Losses of the averaged weights on held-out slices, the same random choices every time."""
+    generator = torch.Generator().manual_seed(schedule.seed + 1)
+    ema.store(objective.parameters())
+    ema.copy_to(objective.parameters())
+    device = next(objective.parameters()).device
+    sums: dict[str, list[float]] = {}
+    with torch.random.fork_rng():  # validation must not change what training draws next, on any device
+        torch.manual_seed(schedule.seed + 1)
+        for rows in torch.arange(len(data))[:128].split(2 * schedule.batch_size):
+            batch = data.batch(rows, generator)
+            for name, value in objective(type(batch)(*(t.to(device) for t in batch)), step).items():
+                sums.setdefault(name, []).append(float(value))
+    ema.restore(objective.parameters())
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+class Checkpoint:
+    """Everything a run needs to go on exactly: weights, averages, optimiser, random states. No pickles."""
+
+    def __init__(
+        self, folder: Path, objective, optimizer, ema: EMAModel, generator: torch.Generator, schedule: Schedule
+    ):
+        self.folder, self.objective, self.optimizer = folder, objective, optimizer
+        self.ema, self.generator, self.schedule = ema, generator, schedule
+
+    def save(self, step: int, seconds: float):
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors |= {"random.batches": self.generator.get_state(), "random.torch": torch.get_rng_state()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "step": step,
+            "seconds": seconds,
+            "ema_step": self.ema.optimization_step,
+            "schedule": repr(self.schedule),
+        }
+        part = self.folder / "state.part"
+        tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+        save_file(tensors, part, metadata={"run": json.dumps(meta)})
+        os.replace(part, self.folder / "state.safetensors")  # never half a checkpoint
+
+    def load(self) -> tuple[int, float]:
+        """Restore, if there is something to restore; the step to go on with and the seconds spent."""
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return 0, 0.0
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["run"])
+        if meta["schedule"] != repr(self.schedule):
+            raise BadInput(f"{path} is of a run with other settings: delete {self.folder} to start anew")
+        tensors = load_file(path)
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        own = self.objective.state_dict()
+        if {k: v.shape for k, v in model.items()} != {k: v.shape for k, v in own.items()}:
+            raise BadInput(f"{path} is of another network: delete {self.folder} to start anew")
+        self.objective.load_state_dict(model)
+        state: dict[int, dict] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(self.ema.shadow_params))]
+        self.ema.optimization_step = meta["ema_step"]
+        self.generator.set_state(tensors["random.batches"])
+        torch.set_rng_state(tensors["random.torch"])
+        return meta["step"], meta["seconds"]
+
+    def remove(self):
+        (self.folder / "state.safetensors").unlink(missing_ok=True)
+        if self.folder.exists():
+            self.folder.rmdir()
+
+
+class TrainingLog:
+    """``log.csv`` in long form (step, seconds, loss, value), cut back to where a resumed run goes on."""
+
+    def __init__(self, path: Path, first: int):
+        kept = []
+        if first and path.exists():
+            kept = [line for line in path.read_text().splitlines()[1:] if int(line.split(",", 1)[0]) < first]
+        self.file = path.open("w")
+        self.file.write("\n".join(["step,seconds,loss,value", *kept]) + "\n")
+
+    def write(self, report: Step):
+        for name, value in report.losses.items():
+            self.file.write(f"{report.step},{report.seconds:.2f},{name},{value:.6g}\n")
+        self.file.flush()
+
+    def close(self):
+        self.file.close()

@@ -1,0 +1,285 @@
+"""The product-of-experts VAE: any subset of scans → a latent → PD, T1, T2.
+
+Every scan that exists is an expert with a Gaussian opinion about the latent; opinions multiply
+(paper, section 2.1). The decoder speaks tissue, and only the physics layer turns tissue into scans.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .physics import SEQUENCES, TissueMaps
+
+PRIOR_MEDIANS = (0.7, 1.0, 0.1)
+"""PD (water = 1), T1 (s), T2 (s). The paper's medians, with PD relative to water instead of 50 a.u."""
+
+TYPICAL_SIGNAL = 0.25
+"""What a common-scale scan is divided by, so that a network sees numbers near one."""
+
+LOG_VARIANCE_RANGE = (-12.0, 6.0)  # an expert is never surer or vaguer than this; keeps the product finite
+
+
+class Posterior(NamedTuple):
+    """A Gaussian over latents, ``(n, c, y, x)``: its mean and the logarithm of its variance."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + (0.5 * self.log_variance).exp() * noise
+
+    def kl(self) -> Tensor:
+        """``(n, c, y, x)``: Kullback–Leibler divergence from the unit Gaussian, in nats per latent value."""
+        return 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)
+
+
+def product_of_experts(mean: Tensor, log_variance: Tensor, observed: Tensor) -> Posterior:
+    """Multiply the Gaussians of the scans that exist.
+
+    Parameters
+    ----------
+    mean, log_variance
+        ``(n, m, c, y, x)``, one expert a scan.
+    observed
+        ``(n, m)`` bool, at least one a row.
+
+    Returns
+    -------
+        Precision Σ 1/σ², mean Σ (μ/σ²) / precision (paper, section 2.1).
+    """
+    precision = torch.exp(-log_variance) * observed[:, :, None, None, None]  # a missing scan weighs nothing
+    total = precision.sum(1)
+    return Posterior((precision * mean).sum(1) / total, -total.log())
+
+
+def scan_features(settings: Tensor, level: Tensor, common_scale: Tensor) -> Tensor:
+    """What an encoder is told about each scan, ``(..., 8)``.
+
+    Sequence one-hot, scaled log times, whether the scale is known, and if so the log brightness: a
+    group norm takes an image's brightness away, and on a common scale brightness is physics.
+
+    Parameters
+    ----------
+    settings
+        ``(..., 4)`` from :meth:`Protocol.settings`.
+    level
+        ``(...)`` brightness of each scan before it was normalised, in units of :data:`TYPICAL_SIGNAL`.
+    common_scale
+        ``(...)`` bool.
+    """
+    index, times = settings[..., 0].long(), settings[..., 1:]
+    one_hot = functional.one_hot(index, len(SEQUENCES)).to(times.dtype)
+    typical = times.new_tensor([0.03, 4.0, 1.5])  # s, the middle of clinical practice
+    logs = torch.where(times > 0, (times.clamp_min(1e-4) / typical).log() / 2, 0.0)
+    known = common_scale.to(times.dtype)
+    brightness = 3 * known * level.clamp_min(1e-3).log()  # people differ by a few percent: make it count
+    return torch.cat([one_hot, logs, known[..., None], brightness[..., None]], -1)
+
+
+class PoEVAE(ModelMixin, ConfigMixin):
+    """Scans and their protocols in, tissue maps out.
+
+    Parameters
+    ----------
+    latent_channels
+        Channels of the latent.
+    stem
+        Factor of a space-to-depth stem in the encoder: 1 is the paper's, 4 costs a small machine
+        sixteen times fewer pixels for the same image.
+    encoder_channels
+        Width of each level after the stem; each but the first halves the resolution.
+    decoder_channels, decoder_stem
+        The same for the decoder, coarse to fine, ending in a depth-to-space of ``decoder_stem``.
+    blocks
+        Residual blocks a level.
+    attention
+        Self-attention at the coarsest level, as in the paper.
+    embedding
+        Width of the embedding of (sequence, TE, TR, TI).
+    groups
+        Groups of the group norm.
+
+    Defaults are the paper's network. ``stem · 2^(levels − 1)`` must be the same for both halves.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 6,
+        stem: int = 1,
+        encoder_channels: tuple[int, ...] = (64, 128, 128, 128),
+        decoder_channels: tuple[int, ...] = (128, 128, 128, 64),
+        decoder_stem: int = 1,
+        blocks: int = 3,
+        attention: bool = True,
+        embedding: int = 128,
+        groups: int = 32,
+    ):
+        super().__init__()
+        down, up = stem * 2 ** (len(encoder_channels) - 1), decoder_stem * 2 ** (len(decoder_channels) - 1)
+        if down != up:
+            raise ValueError(f"the encoder shrinks {down} times, the decoder enlarges {up} times: make them equal")
+        self.embed = nn.Sequential(nn.Linear(len(SEQUENCES) + 5, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.encoder = Encoder(latent_channels, stem, encoder_channels, blocks, attention, embedding, groups)
+        self.decoder = Decoder(latent_channels, decoder_stem, decoder_channels, blocks, attention, groups)
+        self.register_buffer("log_medians", torch.tensor(PRIOR_MEDIANS).log().view(3, 1, 1), persistent=False)
+
+    @property
+    def downsampling(self) -> int:
+        """How many times smaller than the image the latent is, along each axis."""
+        return self.config.stem * 2 ** (len(self.config.encoder_channels) - 1)
+
+    def encode(
+        self, images: Tensor, settings: Tensor, observed: Tensor, level: Tensor, common_scale: Tensor
+    ) -> Posterior:
+        """The posterior of any subset of scans.
+
+        Parameters
+        ----------
+        images
+            ``(n, m, y, x)``, each divided by its :func:`brightness`.
+        settings
+            ``(n, m, 4)`` from :meth:`Protocol.settings`.
+        observed
+            ``(n, m)`` bool.
+        level
+            ``(n, m)``, the brightness they were divided by, in units of :data:`TYPICAL_SIGNAL`.
+        common_scale
+            ``(n,)`` bool: whether the scans of this row share the scale of PD; if not, ``level`` is ignored.
+        """
+        n, m = observed.shape
+        features = self.embed(scan_features(settings, level, common_scale[:, None].expand(n, m)))
+        opinions = self.encoder(images[observed][:, None], features[observed])  # only of scans that exist
+        experts = opinions.new_zeros(n, m, *opinions.shape[1:])
+        experts[observed] = opinions
+        mean, log_variance = experts.chunk(2, 2)
+        return product_of_experts(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), observed)
+
+    def decode_log(self, z: Tensor) -> Tensor:
+        """``(n, 3, y, x)``: log PD, T1, T2 relative to their prior medians; the unit normal is their prior."""
+        log_pd, *log_times = self.decoder(z).float().unbind(1)
+        return torch.stack([below_water(log_pd), *log_times], 1)
+
+    def decode(self, z: Tensor) -> TissueMaps:
+        """Latents ``(n, c, y, x)`` → maps in physical units."""
+        return TissueMaps.from_stack((self.decode_log(z) + self.log_medians).exp())
+
+
+class Encoder(nn.Module):
+    """One scan → mean and log variance of its expert; the same weights for every contrast."""
+
+    def __init__(self, latent_channels, stem, channels, blocks, attention, embedding, groups):
+        super().__init__()
+        self.stem = nn.Sequential(nn.PixelUnshuffle(stem), nn.Conv2d(stem**2, channels[0], 3, padding=1))
+        self.blocks = nn.ModuleList()
+        for level, width in enumerate(channels):
+            if level:
+                self.blocks.append(Downsample2D(channels[level - 1], use_conv=True))
+            inside = channels[max(level - 1, 0)]
+            for _ in range(blocks):
+                self.blocks.append(adaptive_block(inside, width, embedding, groups))
+                inside = width
+        if attention:
+            self.blocks.append(self_attention(channels[-1], groups))
+            self.blocks.append(adaptive_block(channels[-1], channels[-1], embedding, groups))
+        self.head = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        h = self.stem(image)
+        for block in self.blocks:
+            h = block(h, features) if isinstance(block, ResnetBlock2D) else block(h)
+        return self.head(h)
+
+
+class Decoder(nn.Module):
+    """Latent → log maps. It knows no protocol: tissue does not change with the scanner's settings."""
+
+    def __init__(self, latent_channels, stem, channels, blocks, attention, groups):
+        super().__init__()
+        self.stem = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+        layers = []
+        if attention:
+            layers += [plain_block(channels[0], channels[0]), self_attention(channels[0], groups)]
+        for level, width in enumerate(channels):
+            if level:
+                layers.append(Upsample2D(channels[level - 1], use_conv=True))
+            inside = channels[max(level - 1, 0)]
+            for _ in range(blocks):
+                layers.append(plain_block(inside, width))
+                inside = width
+        self.blocks = nn.ModuleList(layers)
+        self.head = nn.Sequential(nn.Conv2d(channels[-1], 3 * stem**2, 3, padding=1), nn.PixelShuffle(stem))
+        nn.init.zeros_(self.head[0].weight)  # training starts from the prior's medians everywhere
+        nn.init.zeros_(self.head[0].bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.stem(z)
+        for block in self.blocks:
+            h = block(h, None) if isinstance(block, ResnetBlock2D) else block(h)
+        return self.head(h)
+
+
+def adaptive_block(inside: int, outside: int, embedding: int, groups: int) -> ResnetBlock2D:
+    """A residual block whose second norm takes a scale and shift per channel, identity at the start."""
+    block = ResnetBlock2D(
+        in_channels=inside, out_channels=outside, temb_channels=embedding, groups=min(groups, inside // 4),
+        groups_out=min(groups, outside // 4), time_embedding_norm="scale_shift", eps=1e-6,
+    )  # fmt: skip
+    nn.init.zeros_(block.time_emb_proj.weight)
+    nn.init.zeros_(block.time_emb_proj.bias)
+    return block
+
+
+def plain_block(inside: int, outside: int) -> ResnetBlock2D:
+    """A residual block without norms, identity at the start.
+
+    A norm over the image removes its mean level, and in tissue maps the level is what is asked for.
+    """
+    block = ResnetBlock2D(in_channels=inside, out_channels=outside, temb_channels=None, groups=1)
+    block.norm1 = block.norm2 = nn.Identity()
+    nn.init.zeros_(block.conv2.weight)
+    nn.init.zeros_(block.conv2.bias)
+    return block
+
+
+def self_attention(width: int, groups: int) -> Attention:
+    return Attention(
+        width, heads=1, dim_head=width, norm_num_groups=groups, residual_connection=True, bias=True, eps=1e-6
+    )
+
+
+def below_water(log_pd: Tensor) -> Tensor:
+    """Log PD relative to its prior median, smoothly kept at or below that of water.
+
+    No tissue holds more water than water. In the usual scans CSF's PD and T2 appear only as one
+    product, and this bound is what tells them apart.
+    """
+    water, softness = -math.log(PRIOR_MEDIANS[0]), 0.05
+    return water - softness * functional.softplus((water - log_pd) / softness)
+
+
+def brightness(images: Tensor, observed: Tensor, subject: Tensor) -> Tensor:
+    """``(n, m)``: what to divide each scan by before a network sees it, so that any gain drops out.
+
+    The 95th percentile of a scan's own head over the slices of its person; 1 where there is no scan.
+    """
+    scale = torch.ones(observed.shape)
+    for person in subject.unique():
+        rows = subject == person
+        for m in range(observed.shape[1]):
+            if observed[rows, m].any():
+                values = images[rows, m]
+                scale[rows, m] = torch.quantile(values[values > 0.05 * values.max()], 0.95)
+    return scale

@@ -12,6 +12,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ class CoarseVAE(ModelMixin, ConfigMixin):
         for i, width in enumerate(widths):
             down += [plain_block(width, width) for _ in range(1 if i == 0 else blocks)]
             if i + 1 < len(widths):
-                down.append(Downsample2D(width, use_conv=True, out_channels=widths[i + 1]))
+                down.append(Downsample2D(width, use_conv=True, out_channels=widths[i + 1], name="op"))
         down.append(nn.Conv2d(widths[-1], 2 * coarse_channels, 1))
         up = [nn.Conv2d(coarse_channels, widths[-1], 3, padding=1)]
         for i in reversed(range(len(widths))):
@@ -69,7 +70,7 @@ class CoarseVAE(ModelMixin, ConfigMixin):
 
 def _apply(layers: nn.ModuleList, h: Tensor) -> Tensor:
     for layer in layers:
-        h = layer(h, None) if layer.__class__.__name__ == "ResnetBlock2D" else layer(h)
+        h = layer(h, None) if isinstance(layer, ResnetBlock2D) else layer(h)
     return h
 
 

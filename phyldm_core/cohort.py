@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -434,8 +434,3 @@ def load_truth(folder: str | Path, split: str) -> Truth:
         share = nibabel.load(anat / f"{name}_probseg.nii.gz").get_fdata(dtype=np.float32)
         fractions.append(torch.from_numpy(share).permute(2, 3, 1, 0))
     return Truth(torch.cat(maps).contiguous(), torch.cat(fractions).contiguous())
-
-
-def with_seed(recipe: CohortRecipe, seed: int) -> CohortRecipe:
-    """The same recipe, other people."""
-    return replace(recipe, seed=seed)

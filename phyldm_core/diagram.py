@@ -112,7 +112,7 @@ def architecture(
     for y in inputs:
         arrow((0.36 + THUMB / 2 + 0.03, y), (first - 0.03, MIDDLE + 0.35 * (y - MIDDLE)), lw=0.7)
     text((first + last) / 2, MIDDLE + 1.25, f"adaptive norm:\n{condition}", size=6.5, linespacing=1.2)
-    arrow(((first + last) / 2, MIDDLE + 1.1), ((first + last) / 2, MIDDLE + 0.66))
+    arrow(((first + last) / 2, MIDDLE + 1.1), ((first + last) / 2, MIDDLE + 0.8))
 
     x = np.linspace(-1, 1, 90)
     for i in range(len(inputs)):  # one Gaussian per scan; the product is the narrowest

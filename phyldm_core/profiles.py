@@ -67,11 +67,11 @@ LAPTOP = Profile(
     vae_loss=VAELoss(kl=5e-4, gain="fixed"),  # the paper's assumption; scans without a scale are half of what it sees
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
-    coarse_kl=2e-3,
-    coarse_schedule=Schedule(steps=1200, batch_size=12, learning_rate=1e-3, ema_decay=0.998),
+    coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
+    coarse_schedule=Schedule(steps=1600, batch_size=12, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 256, "layers": 8, "heads": 4},
-    diffusion_schedule=Schedule(steps=1200, batch_size=32, learning_rate=1e-3, ema_decay=0.999),
+    diffusion_schedule=Schedule(steps=1700, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,
 )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import diffusers
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
@@ -172,6 +173,7 @@ class Run:
             raise MissingResult(
                 f"{self.folder} holds no diffusion model of this profile: run notebook 04_train_diffusion first"
             )
+        diffusers.utils.logging.disable_progress_bar()  # a bar for four small files is noise in a notebook
         pipe = TissuePipeline.from_pretrained(self.folder / "pipeline", local_files_only=True)
         pipe.set_progress_bar_config(disable=True)
         return pipe

@@ -66,7 +66,7 @@ class VAELoss:
     kl: float = 1e-3
     map_prior: float = 5e-4  # squared normalised log maps, inside the head only
     water: float = 1e-3  # PD against the PD its T1 implies, see water_prior
-    air: float = 1e-2  # PD where every scan is dark, a spin echo among them: there is nothing there
+    air: float = 0.1  # PD where every scan is dark, a spin echo among them: there is nothing there
     adversarial: float = 0.0  # least-squares patch adversary on rendered scans
     adversarial_after: int = 0  # steps before the adversary is heard
     keep_scan: float = 0.7  # chance that a scan that exists is shown to the encoder

@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList()
         for level, width in enumerate(channels):
             if level:
-                self.blocks.append(Downsample2D(channels[level - 1], use_conv=True))
+                self.blocks.append(Downsample2D(channels[level - 1], use_conv=True, name="op"))
             inside = channels[max(level - 1, 0)]
             for _ in range(blocks):
                 self.blocks.append(adaptive_block(inside, width, embedding, groups))

@@ -23,6 +23,18 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """The smallest run, complete: cohort, VAE, coarse level and diffusion model, made once. To be read, not changed."""
+    from phyldm_core.runs import open_run  # seconds of imports, for those who need it
+
+    run = open_run(tmp_path_factory.mktemp("runs") / "smoke", "smoke")
+    for part in (run.make_cohort, run.train_vae, run.train_coarse, run.train_diffusion):
+        for _ in part():
+            pass
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Notebooks last: they take minutes, and mostly fail for a reason that a unit test names better."""
     items.sort(key=lambda item: item.path.name == "test_notebooks.py")

@@ -1,0 +1,95 @@
+"""Simulated tissue is what was measured in living brains at 3 T, and no two people are alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phyldm_core.tissue import ASSUMED, BRAIN, ROWS, TISSUES, in_vivo_3t, measurements, usable
+
+PD, T1, T2 = range(3)
+WM, GM, CSF = (TISSUES.index(name) for name in ("WM", "GM", "CSF"))
+
+BANDS = {  # in vivo, 3 T: PD relative to CSF, T1 and T2 in s
+    "WM": ((0.68, 0.71), (0.81, 0.96), (0.065, 0.080)),
+    "GM": ((0.79, 0.84), (1.30, 1.61), (0.068, 0.090)),
+    "CSF": ((0.97, 1.00), (4.1, 4.5), (1.8, 2.4)),
+}
+
+
+@pytest.fixture(scope="module")
+def people():
+    """``(500, tissues, 3)``: PD, T1 and T2 of 500 people."""
+    rng = np.random.default_rng(0)
+    return np.stack([in_vivo_3t().draw(rng) for _ in range(500)])
+
+
+@pytest.mark.parametrize("tissue", BANDS)
+def test_medians_lie_where_most_studies_found_them(tissue):
+    values = in_vivo_3t().median[TISSUES.index(tissue)]
+    for value, (low, high) in zip(values, BANDS[tissue], strict=True):
+        assert low <= value <= high
+
+
+def test_excised_tissue_simulators_and_other_fields_do_not_count():
+    table = measurements()
+    left_out = table[table.setting.str.contains("ex vivo|simulator") | table.field_T.isin(["1.5", "7"])]
+    assert {"ex vivo/in vitro", "simulator"} <= set(left_out.setting)  # the table holds them: leaving out is a deed
+    assert {"1.5", "7"} <= set(left_out.field_T)
+    for tissue in ROWS:
+        for quantity in ("PD", "T1", "T2"):
+            assert not set(usable(tissue, quantity).index) & set(left_out.index), (tissue, quantity)
+
+
+def test_well_known_outliers_are_left_out():
+    assert 1.084 not in usable("WM", "T1")["mean"].to_numpy()  # excised
+    assert usable("CSF", "T2")["mean"].min() > 1.5  # 0.33 s is a 1.5 T simulator's
+
+
+def test_times_are_seconds():
+    table = measurements()
+    assert set(table.unit[table.property.isin(["T1", "T2"])]) == {"s"}
+    assert table["mean"][table.property.isin(["T1", "T2"])].max() < 10
+
+
+def test_assumptions_stand_only_where_nothing_was_measured():
+    for tissue, quantity in ASSUMED:
+        assert usable(tissue, quantity).empty, f"{quantity} of {tissue} was measured: the assumption is never used"
+    assert np.isfinite(in_vivo_3t().median).all()
+
+
+def test_white_matter_recovers_before_grey_before_csf_in_everyone(people):
+    assert (people[:, WM, T1] < people[:, GM, T1]).all()
+    assert (people[:, GM, T1] < people[:, CSF, T1]).all()
+    assert (people[:, GM, T2] < people[:, CSF, T2]).all()
+
+
+def test_nothing_holds_more_water_than_water(people):
+    assert people[..., PD].max() <= 1
+    assert people[..., PD].min() > 0
+
+
+def test_t2_is_never_longer_than_t1(people):
+    assert (people[..., T2] < people[..., T1]).all()
+
+
+def test_iron_makes_the_pallidum_the_darkest_of_the_brain_on_t2():
+    t2 = dict(zip(TISSUES, in_vivo_3t().median[:, T2], strict=True))
+    assert min(BRAIN, key=t2.get) == "pallidum"
+
+
+def test_people_scatter_about_the_median_by_a_few_per_cent(people):
+    logs = np.log(people[:, [WM, GM]])
+    np.testing.assert_allclose(np.median(people[:, [WM, GM]], 0), in_vivo_3t().median[[WM, GM]], rtol=0.01)
+    np.testing.assert_allclose(logs.std(0), [[0.02, 0.05, 0.06]] * 2, rtol=0.1)
+
+
+def test_a_person_s_tissues_vary_together_but_not_in_step(people):
+    logs = np.log(people[:, [WM, GM], T1])
+    assert np.corrcoef(logs.T)[0, 1] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_seed_decides_who_it_is():
+    one, again, other = (in_vivo_3t().draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).mean() > 0.9

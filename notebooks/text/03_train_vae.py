@@ -445,7 +445,8 @@ figures.save_figure(fig, figures_dir, "fig19_posterior_sd", caption=caption, alt
 #
 # ## What we learned
 # - Physics alone can teach tissue: no map was ever shown, and the table says how close the inferred ones come.
-# - With a common scale, T1 and T2 of white and grey matter follow the person; T2 of CSF does not (Figure 17).
+# - With a common scale, T1 and T2 of white and grey matter follow the person; T2 of CSF does not, nor, through it, PD
+#   relative to CSF (Figure 17).
 # - Unknown gains leave the scans explained and the maps poorer; the equations say why, before any training.
 # - More scans, surer posterior, by construction; more accurate maps only as far as the dots of Figure 18 say.
 #

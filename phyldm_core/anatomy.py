@@ -268,7 +268,7 @@ def deform(anatomy: Anatomy, points_mm: Tensor, spec: Deformation, generator: to
     -------
         ``(k, d, h, w)``, fractions of each tissue. The map from new to old head is an affine
         followed by the flow of a smooth stationary velocity (scaling and squaring, six halvings),
-        so it folds nowhere.
+        so that at these amplitudes it folds nowhere.
     """
     half = points_mm.reshape(-1, 3).abs().amax(0) + 12
     size = [int(2 * h // FIELD_MM) + 2 for h in half.flip(0)]  # z, y, x

@@ -20,7 +20,7 @@
 #
 # **You will** turn real anatomy, measured tissue and the archive's own protocols into people whose truth is known,
 # scan them with noise, shading and an arbitrary gain, and write down who is in which split. *CPU: the `laptop` cohort
-# takes about three minutes on two cores, once; the rest under a minute.*
+# takes about two minutes on two cores, once; the rest half a minute.*
 #
 # [Contents](00_overview.ipynb) · before: [01 From tissue to contrast](01_signal_physics.ipynb) · next:
 # [03 Train the VAE](03_train_vae.ipynb)

@@ -20,8 +20,8 @@
 # whichever scans there are?
 #
 # **You will** train it, make the paper's first figure and first table, judge the maps against the truth, and find out
-# which of them a scan can tell at all. *CPU: the `laptop` profile trains for about ten minutes, once; the rest takes a
-# minute.*
+# which of them a scan can tell at all. *CPU: the `laptop` profile trains for about five minutes, once; the rest takes
+# one.*
 #
 # [Contents](00_overview.ipynb) · before: [02 A cohort whose truth is known](02_cohort.ipynb) · next:
 # [04 Train the diffusion model](04_train_diffusion.ipynb)

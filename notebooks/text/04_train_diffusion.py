@@ -19,8 +19,8 @@
 # **Question.** The VAE needs scans before it can say anything. How can tissue be drawn that belongs to nobody?
 #
 # **You will** look at what a latent holds, train a model that removes noise from latents, watch tissue come out of
-# noise, and check that the model does not simply remember. *CPU: the `laptop` profile trains for a good ten minutes,
-# once; the rest takes a minute.*
+# noise, and check that the model does not simply remember. *CPU: the `laptop` profile trains for a quarter of an
+# hour, once; the rest takes half a minute.*
 #
 # [Contents](00_overview.ipynb) · before: [03 Train the VAE](03_train_vae.ipynb) · next:
 # [05 Sample tissue](05_sample_tissue.ipynb)
@@ -306,9 +306,9 @@ alt = "Two rows of T1w images: noise turning into a brain, and the guesses, at f
 figures.save_figure(fig, figures_dir, "fig24_noise_to_tissue", caption=caption, alt=alt);
 
 # %% [markdown]
-# **Figure 24.** The state looks like nothing for a long time; the guess is a brain from the first step on. At first
-# it is everybody's brain, the average; every step decides something, and what is decided early (outline, ventricles)
-# constrains what comes later (folds).
+# **Figure 24.** The state begins as scrambled pieces, of tissue where the decoder can say nothing else; the guess is a
+# brain from the first step on. At first it is everybody's brain, the average; every step decides something, and what
+# is decided early (outline, ventricles) constrains what comes later (folds).
 #
 # ## How many steps?
 # Each step is one pass of the network. The solver extrapolates from its last two guesses (second order), and so may

@@ -193,7 +193,9 @@ pandas.Series(tests, name="told apart (0.5: chance)").round(2).to_frame()
 # %% [markdown]
 # Read the table against 0.5. The second row is the decoder's doing; what the third has in excess of 0.5 is the
 # diffusion model's; the first has both. Below 0.5 a test can fall, too: samples that keep to the middle of the true
-# ones are nearer to everybody than people are to each other. And with this many slices chance itself scatters:
+# ones are nearer to everybody than people are to each other. Nor does a number near 0.5 contradict the eye: averaged over
+# 4 × 4 voxels there is no cortex left to be soft (put 1 for the 4 in `coarse` to let the test see what you see). And with
+# this many slices chance itself scatters:
 
 # %%
 print(f"chance alone: 0.50 ± {2 * np.sqrt(0.25 / (2 * n_samples)):.2f} (two SD, {2 * n_samples} independent guesses)")

@@ -195,7 +195,8 @@ if lesion.any():
 # left, and there is no truth: falling into a band of healthy tissue is necessary, not sufficient. Lesions should be
 # longer in T1 and T2 than the white matter around them, as is known from measurements; the last line says what the
 # model makes of them. It has never met one (unless the profile's cohort has lesions), and the few voxels of one patient
-# prove nothing in either direction.
+# prove nothing in either direction. PD is the least certain of the three: it is scaled to that little CSF, and every
+# value of it is wrong by the same factor as the scale.
 #
 # ## Predict each scan from the other two
 # Here is a test with a truth. Hide one scan, infer the tissue from the other two, render the hidden protocol, and

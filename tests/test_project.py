@@ -106,8 +106,9 @@ def test_every_direct_dependency_says_why_it_is_here(name):
 def test_every_library_imported_is_declared(folder):
     allowed = set(ranges(PROJECT["dependencies"])) if folder == "phyldm_core" else set(declared())
     providers = metadata.packages_distributions()
-    undeclared = {}
-    for path in (ROOT / folder).glob("*.py"):
+    undeclared, files = {}, list((ROOT / folder).glob("*.py"))
+    own = {"phyldm_core"} | {path.stem for path in files} | set(sys.stdlib_module_names)
+    for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -115,7 +116,7 @@ def test_every_library_imported_is_declared(folder):
                 modules = [node.module]
             else:
                 continue
-            for top in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"phyldm_core"}:
+            for top in {module.split(".")[0] for module in modules} - own:
                 if not allowed & {canonicalize_name(name) for name in providers.get(top, [])}:
                     undeclared.setdefault(top, set()).add(path.name)
     assert not undeclared

@@ -218,8 +218,8 @@ settings = {"as published, TR 0.1 s": UNSEEN[0], "the shortest TR that holds it,
 pandas.DataFrame({name: physics.render((pd, t1, t2), p) for name, p in settings.items()}, index=list(tissues)).round(3)
 
 # %% [markdown]
-# We render it for the sake of Figure 4 (`as_published=True`), mark it there, and leave it out of every error we report
-# on contrasts a scanner could have made.
+# We render it for the sake of Figure 4 (`as_published=True`), mark it there, and where we report an error over the nine
+# settings, say it with and without this one.
 #
 # ## Which TE? The nominal and the effective one
 # Most T2w scans of OASIS-3 carry TE 455 ms. **Predict:** what per cent of its signal has white matter left by then?

@@ -178,16 +178,16 @@ class VAEData:
         self.slices, self.weights = slices, weights
         self.images = slices.images / TYPICAL_SIGNAL
         self.level = brightness(self.images, slices.observed, slices.subject)
+        complete = slices.observed.all(1)
+        share = complete.float().mean().clamp(0.01, 0.99)
+        self.chances = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
 
     def __len__(self):
         return len(self.slices)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """``(n,)`` rows, half of them from sessions with every contrast: only those tell PD, T1 and T2 apart."""
-        complete = self.slices.observed.all(1)
-        share = complete.float().mean().clamp(0.01, 0.99)
-        weights = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
-        return torch.multinomial(weights, n, replacement=True, generator=generator)
+        return torch.multinomial(self.chances, n, replacement=True, generator=generator)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> VAEBatch:
         observed = self.slices.observed[rows]

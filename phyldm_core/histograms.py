@@ -11,7 +11,6 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -33,6 +32,7 @@ from .errors import BadInput
 from .evaluation import segmented_values
 from .physics import TissueMaps
 from .tissue import OUTER_BAND
+from .widgets import Explorer
 
 EDGES = np.geomspace(1e-3, 20, 2001)
 """s, or of water: bins half a per cent wide, so that a distance is good to about that."""
@@ -275,7 +275,7 @@ class Histograms:
 # --- the explorer -------------------------------------------------------------------------------
 
 
-class HistogramExplorer(widgets.VBox):
+class HistogramExplorer(Explorer):
     """Choose tissue, property, studies and sources, and see the histograms beside what was measured.
 
     Parameters
@@ -290,7 +290,6 @@ class HistogramExplorer(widgets.VBox):
         self.figures_dir = Path(figures_dir)
         self.canvas = FigureCanvasAgg(Figure(figsize=(7.6, 5.2), dpi=100))
         self._font = ImageFont.truetype(findfont("DejaVu Sans Mono"), 14)
-        self._listening = True
         self.histograms, self.problem = None, ""
         try:
             self.histograms = Histograms(sources)
@@ -394,15 +393,6 @@ class HistogramExplorer(widgets.VBox):
         side = widgets.VBox([self.image, self.numbers])
         panels = widgets.Box([widgets.VBox(controls), side], layout=widgets.Layout(flex_flow="row wrap"))
         return widgets.VBox([self.status, panels, self.references])
-
-    @contextmanager
-    def _silence(self):
-        """Controls set from code do not call back."""
-        self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
 
     def _on_what(self, name: str):
         if self._listening:

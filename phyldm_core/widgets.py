@@ -137,7 +137,22 @@ class SignalCurves:
         return np.linspace(max(protocol.te, protocol.ti or 0), max(8.0, 1.2 * protocol.tr), 200)
 
 
-class ContrastExplorer(widgets.VBox):
+class Explorer(widgets.VBox):
+    """What every explorer has: controls that code can set without being called back."""
+
+    _listening = True
+
+    @contextmanager
+    def _silence(self):
+        """Controls set from code do not call back."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
+
+
+class ContrastExplorer(Explorer):
     """Drag TE, TR and TI and see the image, the signal curves, the null points and a pixel's numbers.
 
     Parameters
@@ -168,7 +183,6 @@ class ContrastExplorer(widgets.VBox):
         self.protocol = REFERENCE["T1w"]
         self.maps: TissueMaps | None = None
         self._font = ImageFont.truetype(findfont("DejaVu Sans"), 16)
-        self._listening = True
         self._build()
         super().__init__([self._arrange()])
         self._on_subject()
@@ -276,15 +290,6 @@ class ContrastExplorer(widgets.VBox):
         side = widgets.VBox([self.plot, self.numbers])
         panels = widgets.Box([widgets.VBox(controls), self.image, side], layout=widgets.Layout(flex_flow="row wrap"))
         return widgets.VBox([self.status, panels])
-
-    @contextmanager
-    def _silence(self):
-        """Controls set from code do not call back."""
-        self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
 
     def _on_subject(self, change=None):
         problem = self._problem()

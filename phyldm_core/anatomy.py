@@ -235,11 +235,12 @@ def _mni152(half: tuple[int, int, int]):
 class Deformation:
     """How far one simulated person may differ from the head they were made from."""
 
-    rotation_deg: float = 4.0  # SD, about each axis
-    scale: float = 0.05  # SD of the logarithm, each axis
+    rotation_deg: float = 3.0  # SD, about each axis
+    scale: float = 0.04  # SD of the logarithm, each axis
     translation_mm: float = 3.0
-    coarse_mm: float = 3.5  # SD of the velocity on a 40 mm grid: lobes shift
+    coarse_mm: float = 3.0  # SD of the velocity on a 40 mm grid: lobes shift
     fine_mm: float = 1.5  # SD of the velocity on a 16 mm grid: gyri move and fold
+    asymmetry: float = 0.4  # share of the velocity's SD that differs left from right: people are nearly symmetric
     ventricle_mm: float = 2.5  # SD of the widening of the lateral ventricles
     cortex: float = 0.25  # SD of the log of grey over white at their border: thicker or thinner cortex
 
@@ -275,6 +276,9 @@ def deform(anatomy: Anatomy, points_mm: Tensor, spec: Deformation, generator: to
 
     def velocity(spacing_mm, amplitude_mm):
         field = smooth_field(size, spacing_mm / FIELD_MM, generator, 3)
+        mirrored = field.flip(-1) * torch.tensor([-1.0, 1.0, 1.0])[:, None, None, None]  # x, y, z components
+        even, odd = (field + mirrored) / 2**0.5, (field - mirrored) / 2**0.5
+        field = (1 - spec.asymmetry**2) ** 0.5 * even + spec.asymmetry * odd
         return amplitude_mm * functional.avg_pool3d(field[None], 3, 1, 1, count_include_pad=False)[0]
 
     flow = velocity(40, spec.coarse_mm) + velocity(16, spec.fine_mm)

@@ -2,8 +2,8 @@
 
 Cortex needs a latent at a quarter of the image's resolution. A diffusion model trained for minutes
 learns no brain on so fine a grid, only outlines filled with blobs. So a second autoencoder
-squeezes the fine latent into a few tokens; those are generated, and its decoder adds what it knows
-of cortex. Inference never passes through it.
+squeezes the fine latent into a few tokens; those are generated, and :mod:`phyldm_core.refiner` draws
+the folds that its decoder cannot know. Inference never passes through it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, PoEVAE, Posterior, plain_bl
 
 
 class CoarseVAE(ModelMixin, ConfigMixin):
-    """Fine latents ``(n, c, y, x)``, normalised per channel, to and from a grid four times coarser.
+    """Fine latents ``(n, c, y, x)``, normalised per channel, to and from a grid eight times coarser.
 
     Parameters
     ----------
     fine_channels, coarse_channels
         Of the two latents.
     widths
-        Channels at full, half and quarter resolution of the fine latent; both halves are alike.
+        Channels at the resolution of the fine latent and at each half of the one before; both halves are alike.
     blocks
         Residual blocks a level.
     """
@@ -38,9 +38,9 @@ class CoarseVAE(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        fine_channels: int = 8,
+        fine_channels: int = 6,
         coarse_channels: int = 24,
-        widths: tuple[int, int, int] = (96, 160, 256),
+        widths: tuple[int, ...] = (48, 96, 160, 256),
         blocks: int = 2,
     ):
         super().__init__()

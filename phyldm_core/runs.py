@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import diffusers
@@ -26,6 +26,7 @@ from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransf
 from .errors import BadInput
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
+from .refiner import Refiner, RefinerObjective
 from .training import Step, VAEData, VAEObjective, training_loop
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
@@ -44,6 +45,7 @@ class Run:
     profile: Profile
     recipe: CohortRecipe
     seed: int
+    _encoded: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
 
     # --- the cohort ------------------------------------------------------------------------------
 
@@ -104,9 +106,20 @@ class Run:
         return _as_json(vae=self._vae_settings(), network=profile.coarse, kl=profile.coarse_kl,
                         schedule=asdict(profile.coarse_schedule))  # fmt: skip
 
-    def fine_latents(self, split: str, like: Latents | None = None) -> Latents:
-        """Posterior means of a split's scans under the trained VAE, mirror images included."""
-        return latents(self.vae(), self.scans(split), like)
+    def fine_latents(self, split: str) -> Latents:
+        """Posterior means of a split's scans under the trained VAE, mirror images included; encoded once.
+
+        All splits are normalised as the training scans' latents.
+        """
+        if split not in self._encoded:
+            like = None if split == "train" else self.fine_latents("train")
+            self._encoded[split] = latents(self.vae(), self.scans(split), like)
+        return self._encoded[split]
+
+    def coarse_latents(self, split: str) -> Latents:
+        """The same, squeezed through the coarse level, which the profile must have."""
+        like = None if split == "train" else self.coarse_latents("train")
+        return squeeze(self.coarse(), self.fine_latents(split), like)
 
     def train_coarse(self) -> Iterator[Step]:
         """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
@@ -114,8 +127,7 @@ class Run:
         if self.profile.coarse is None or _made_with(folder) == settings:
             return
         work = _workspace(folder, settings)
-        train = self.fine_latents("train")
-        held_out = self.fine_latents("val", train)
+        train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
         coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
         objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
@@ -131,12 +143,42 @@ class Run:
             raise MissingResult(f"{self.folder} holds no coarse level: run notebook 04_train_diffusion first")
         return CoarseVAE.from_pretrained(self.folder / "coarse", local_files_only=True).eval()
 
+    # --- the refiner -----------------------------------------------------------------------------
+
+    def _refiner_settings(self) -> dict:
+        profile = self.profile
+        return _as_json(coarse=self._coarse_settings(), network=profile.refiner,
+                        schedule=asdict(profile.refiner_schedule))  # fmt: skip
+
+    def train_refiner(self) -> Iterator[Step]:
+        """Train the refiner on the training scans' latents; nothing happens in a profile without one."""
+        folder, settings = self.folder / "refiner", self._refiner_settings()
+        if self.profile.refiner is None or _made_with(folder) == settings:
+            return
+        work = _workspace(folder, settings)
+        train, held_out = self.fine_latents("train"), self.fine_latents("val")
+        scale = self.coarse_latents("train").scale
+        torch.manual_seed(self.seed)
+        refiner = Refiner(train.values.shape[1], **self.profile.refiner)
+        objective = RefinerObjective(refiner, self.coarse(), scale)
+        yield from training_loop(objective, train, self._schedule(self.profile.refiner_schedule), work, held_out)
+        refiner.save_pretrained(work)
+        _finish(work, folder, settings)
+
+    def refiner(self) -> Refiner | None:
+        """The trained refiner; None in a profile without one."""
+        if self.profile.refiner is None:
+            return None
+        if _made_with(self.folder / "refiner") != self._refiner_settings():
+            raise MissingResult(f"{self.folder} holds no refiner: run notebook 04_train_diffusion first")
+        return Refiner.from_pretrained(self.folder / "refiner", local_files_only=True).eval()
+
     # --- the diffusion model ---------------------------------------------------------------------
 
     def _diffusion_settings(self) -> dict:
         profile = self.profile
         return _as_json(
-            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser,
+            refiner=self._refiner_settings(), process=profile.process, denoiser=profile.denoiser,
             schedule=asdict(profile.diffusion_schedule),
         )  # fmt: skip
 
@@ -145,13 +187,10 @@ class Run:
         folder, settings = self.folder / "pipeline", self._diffusion_settings()
         if _made_with(folder) == settings:
             return
-        coarse = self.coarse()
+        coarse, refiner = self.coarse(), self.refiner()
         work = _workspace(folder, settings)
-        fine = train = self.fine_latents("train")
-        held_out = self.fine_latents("val", fine)
-        if coarse is not None:
-            train = squeeze(coarse, fine)
-            held_out = squeeze(coarse, held_out, train)
+        encoded = self.fine_latents if coarse is None else self.coarse_latents
+        fine, train, held_out = self.fine_latents("train"), encoded("train"), encoded("val")
         torch.manual_seed(self.seed)
         channels, size = train.values.shape[1], tuple(train.values.shape[2:])
         if self.profile.denoiser is None:
@@ -161,7 +200,7 @@ class Run:
         objective = DiffusionObjective(denoiser, self.profile.process)
         yield from training_loop(objective, train, self._schedule(self.profile.diffusion_schedule), work, held_out)
         pipeline = TissuePipeline(
-            denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
+            denoiser, make_scheduler(self.profile.process), self.vae(), coarse, refiner,
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
         )  # fmt: skip
         pipeline.save_pretrained(work)

@@ -129,3 +129,15 @@ def water_line() -> tuple[float, float]:
     pd, t1 = in_vivo_3t().median[rows, 0], in_vivo_3t().median[rows, 1]
     b, a = np.polyfit(1 / t1, 1 / pd, 1)
     return float(a), float(b)
+
+
+@cache
+def fluid_line() -> tuple[float, float, float]:
+    """``(a, b, t1_gm)`` of log T2 = a + b·log T1, the line from grey matter to CSF, and where it starts (T1 of GM, s).
+
+    In a healthy brain what has a longer T1 than grey matter is grey matter mixed with CSF, so the two
+    ends of our own table say what T2 to expect there.
+    """
+    gm, csf = (in_vivo_3t().median[TISSUES.index(tissue), 1:] for tissue in ("GM", "CSF"))
+    b = np.log(csf[1] / gm[1]) / np.log(csf[0] / gm[0])
+    return float(np.log(gm[1]) - b * np.log(gm[0])), float(b), float(gm[0])

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from .cohort import Slices
 from .errors import BadInput
 from .physics import SEQUENCES, Sequence, signed_signal
-from .tissue import water_line
+from .tissue import fluid_line, water_line
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
 
@@ -65,7 +65,8 @@ class VAELoss:
     structure: float = 0.1  # 1 − SSIM of the rendered scans
     kl: float = 1e-3
     map_prior: float = 5e-4  # squared normalised log maps, inside the head only
-    water: float = 1e-3  # PD against the PD its T1 implies, see water_prior
+    water: float = 1e-2  # PD against the PD its T1 implies, see water_prior
+    fluid: float = 1e-2  # T2 against the T2 its T1 implies, where that is longer than grey matter's, see fluid_prior
     air: float = 0.1  # PD where every scan is dark, a spin echo among them: there is nothing there
     adversarial: float = 0.0  # least-squares patch adversary on rendered scans
     adversarial_after: int = 0  # steps before the adversary is heard
@@ -127,6 +128,7 @@ class VAEObjective(nn.Module):
             "kl": posterior.kl().mean(),
             "map_prior": (log_maps**2).mean(1).mul(inside).sum() / inside.sum(),
             "water": water_prior(maps).mul(inside).sum() / inside.sum(),
+            "fluid": fluid_prior(maps).mul(inside).sum() / inside.sum(),
             "air": (maps[:, 0] * (1 - inside) * spin_echo[:, None, None]).mean(),
         }
         total = sum(getattr(weights, name) * value for name, value in losses.items())
@@ -161,6 +163,23 @@ def water_prior(maps: Tensor) -> Tensor:
     pd, t1 = maps[:, 0].clamp_min(1e-3), maps[:, 1].clamp_min(1e-2)
     off = (pd * (a + b / t1)).log()
     return torch.log1p((off / WATER_SPREAD) ** 2)
+
+
+FLUID_SPREAD = 0.3
+"""SD of log T2 about the line from grey matter to CSF."""
+
+
+def fluid_prior(maps: Tensor) -> Tensor:
+    """``(n, y, x)``: how far T2 is from what T1 implies between grey matter and CSF (:func:`tissue.fluid_line`).
+
+    A spin echo at 0.1 s tells a T2 of 1 s from one of 2 s by 5 % of its signal, which PD takes up as well:
+    CSF's T2 is all but invisible, and contrasts at long TE show little else. T1 is taken as it is, and T2 leans
+    on it; at or below grey matter's T1 nothing is said. A Student penalty, because lesions leave the line.
+    """
+    a, b, t1_gm = fluid_line()
+    t1, t2 = maps[:, 1].detach(), maps[:, 2].clamp_min(1e-3)
+    off = t2.log() - a - b * t1.clamp_min(t1_gm).log()
+    return torch.log1p((off / FLUID_SPREAD) ** 2) * (t1 > t1_gm)
 
 
 def solve_gain(predicted: Tensor, observed: Tensor) -> Tensor:

@@ -25,11 +25,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """The smallest run, complete: cohort, VAE, coarse level and diffusion model, made once. To be read, not changed."""
+    """The smallest run with all its parts, made once. To be read, not changed."""
     from phyldm_core.runs import open_run  # seconds of imports, for those who need it
 
     run = open_run(tmp_path_factory.mktemp("runs") / "smoke", "smoke")
-    for part in (run.make_cohort, run.train_vae, run.train_coarse, run.train_diffusion):
+    for part in (run.make_cohort, run.train_vae, run.train_coarse, run.train_refiner, run.train_diffusion):
         for _ in part():
             pass
     return run

@@ -25,7 +25,7 @@ from phyldm_core.errors import BadInput
 from phyldm_core.tissue import BRAIN, HEAD, TISSUES
 
 WM, GM, CSF, THALAMUS = (TISSUES.index(name) for name in ("WM", "GM", "CSF", "thalamus"))
-STILL = Deformation(*[0.0] * 7)
+STILL = Deformation(*[0.0] * 8)
 USUAL = Deformation()
 BRAIN_ONLY = {"slab_mm": 16, "head": False, "blur_mm": 0.7}
 
@@ -151,7 +151,7 @@ def test_wider_ventricles_hold_more_csf(mni):
     inside = (points().abs() < torch.tensor([30.0, 50.0, 20.0])).all(-1)
 
     def csf(ventricle_mm):
-        spec = Deformation(0, 0, 0, 0, 0, ventricle_mm=ventricle_mm, cortex=0)
+        spec = Deformation(0, 0, 0, 0, 0, 0, ventricle_mm=ventricle_mm, cortex=0)
         return bent(mni, spec, seed=0)[CSF][inside].sum().item()
 
     plain, one_way, other_way = csf(0), csf(3), csf(-3)
@@ -161,7 +161,7 @@ def test_wider_ventricles_hold_more_csf(mni):
 
 def test_cortex_grows_only_at_the_expense_of_white_matter(mni):
     still = bent(mni, STILL)
-    varied = bent(mni, Deformation(0, 0, 0, 0, 0, 0, cortex=0.5), seed=1)
+    varied = bent(mni, Deformation(0, 0, 0, 0, 0, 0, 0, cortex=0.5), seed=1)
     assert varied[GM].sum() != pytest.approx(still[GM].sum().item(), rel=0.02)
     torch.testing.assert_close(varied[GM] + varied[WM], still[GM] + still[WM])
     others = [k for k in range(len(TISSUES)) if k not in (GM, WM)]
@@ -299,3 +299,20 @@ def test_heads_are_listed_in_order_and_other_files_overlooked(tmp_path):
         (tmp_path / name).touch()
     assert find_anatomies(tmp_path) == ["a.nii", "b.nii.gz"]
     assert find_anatomies("") == find_anatomies(None) == ["mni152"]
+
+
+def test_people_are_nearly_symmetric_and_wholly_so_without_asymmetry():
+    """A symmetric head deformed without asymmetry, rotation or shift stays symmetric."""
+    head = load_anatomy(find_anatomies(None)[0], None, slab_mm=20, head=False, blur_mm=0.7)
+    both = ((volume + volume.flip(-1)) / 2 for volume in (head.fractions, head.ventricle))
+    mirrored = Anatomy(head.name, *both)
+    x = torch.arange(-60, 61, 4.0)
+    points = torch.stack(torch.meshgrid(torch.zeros(1), x, x, indexing="ij")[::-1], -1)
+
+    def lopsided(asymmetry):
+        spec = Deformation(rotation_deg=0, translation_mm=0, asymmetry=asymmetry, cortex=0)
+        out = deform(mirrored, points, spec, torch.Generator().manual_seed(2))
+        return (out - out.flip(-1)).abs().mean()
+
+    assert lopsided(0.0) < 0.02 * lopsided(1.0)
+    assert lopsided(0.4) < lopsided(1.0)

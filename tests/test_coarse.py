@@ -22,7 +22,7 @@ def fine():
     return Latents(3 * torch.randn(12, FINE, 8, 8, generator=torch.Generator().manual_seed(1)) + 1, torch.zeros(12))
 
 
-def test_it_is_four_times_coarser_and_comes_back(coarse, fine):
+def test_three_widths_are_four_times_coarser_and_comes_back(coarse, fine):
     posterior = coarse.encode(fine.values)
     assert posterior.mean.shape == (12, COARSE, 2, 2)
     assert coarse.decode(posterior.mean).shape == fine.values.shape
@@ -60,7 +60,8 @@ def test_a_pipeline_with_a_coarse_level_survives_saving(coarse, fine, tmp_path):
     torch.nn.init.normal_(vae.decoder.head[0].weight, std=0.1)
     denoiser = TissueTransformer(COARSE + 1, COARSE, (2, 2), width=16, layers=1, heads=2)
     numbers = (t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale))
-    pipe = TissuePipeline(denoiser.eval(), make_scheduler("flow"), vae.eval(), coarse.eval(), *numbers, (2, 2), 6.0)
+    parts = denoiser.eval(), make_scheduler("flow"), vae.eval(), coarse.eval(), None
+    pipe = TissuePipeline(*parts, *numbers, (2, 2), 6.0)
     pipe.save_pretrained(tmp_path)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
     again = TissuePipeline.from_pretrained(tmp_path, local_files_only=True)

@@ -21,7 +21,17 @@ from phyldm_core.errors import BadInput
 from phyldm_core.physics import REFERENCE, TissueMaps, signed_signal
 from phyldm_core.profiles import SMOKE
 from phyldm_core.protocols import effective_protocol
-from phyldm_core.training import Schedule, VAEBatch, VAEData, VAELoss, VAEObjective, solve_gain, training_loop
+from phyldm_core.tissue import TISSUES, in_vivo_3t
+from phyldm_core.training import (
+    Schedule,
+    VAEBatch,
+    VAEData,
+    VAELoss,
+    VAEObjective,
+    fluid_prior,
+    solve_gain,
+    training_loop,
+)
 from phyldm_core.vae import TYPICAL_SIGNAL, PoEVAE
 
 N, SIZE = 6, 32
@@ -383,3 +393,17 @@ def test_two_processes_see_other_rows_and_end_with_the_same_weights(slices, tmp_
         assert torch.equal(weight, other[name]), name
     steps = [step for step, loss, _ in read_log(tmp_path / "run") if loss == "total"]
     assert steps == list(range(SMOKE.vae_schedule.steps))  # written once
+
+
+def test_the_fluid_prior_wants_csf_where_t1_says_csf_and_is_silent_below_grey_matter():
+    table = in_vivo_3t()
+    wm, gm, csf = (torch.tensor(table.median[TISSUES.index(t)]).float().view(1, 3, 1, 1) for t in ("WM", "GM", "CSF"))
+    assert fluid_prior(csf).item() < 1e-6  # the line goes through CSF
+    assert fluid_prior(wm).item() == 0 and fluid_prior(gm).item() < 1e-6
+    short, doubt = csf.clone(), csf.clone()
+    short[:, 2] = 0.5
+    doubt[:, 2] = 1.5
+    assert fluid_prior(short) > fluid_prior(doubt) > 0
+    maps = short.requires_grad_()
+    fluid_prior(maps).sum().backward()
+    assert maps.grad[0, 2] < 0 and not maps.grad[0, :2].any()  # T2 leans on T1, never the other way round

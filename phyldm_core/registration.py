@@ -150,7 +150,9 @@ def _descend(
     return RAS_TO_LPS @ found @ RAS_TO_LPS, method.GetMetricValue()
 
 
+BRAIN_LITRES = 0.8, 2.1  # with the CSF around it, as the template's mask has it
 NODS_DEG = (-20.0, 0.0, 20.0)  # how heads lie in scanners: the chin goes up and down more than it turns
+SIZES = 0.75, 0.87, 1.0  # of a brain, along each axis; the template is larger than most
 
 
 def template_brain(scan: Scan) -> tuple[Scan, np.ndarray]:
@@ -161,6 +163,11 @@ def template_brain(scan: Scan) -> tuple[Scan, np.ndarray]:
         The template with its affine in the scan's world, and its mask ``(x, y, z)`` bool. It knows no
         sulcus and no atrophy: good to some millimetres at the brain's border. A mask made from the
         scan itself (SynthStrip, HD-BET, FreeSurfer) is better.
+
+    Raises
+    ------
+    BadInput
+        The best fit has no brain's size.
     """
     from nilearn import datasets  # a second of imports, needed here only
 
@@ -171,15 +178,20 @@ def template_brain(scan: Scan) -> tuple[Scan, np.ndarray]:
     near = replace(atlas, image=ndimage.binary_dilation(where, iterations=2).astype(np.float32))
     centre, middle = head_centre(atlas), head_centre(scan)
     candidates = []
-    for nod in np.radians(NODS_DEG):
-        start = np.eye(4)
-        start[1:3, 1:3] = [[np.cos(nod), -np.sin(nod)], [np.sin(nod), np.cos(nod)]]
+    for nod, size in product(np.radians(NODS_DEG), SIZES):
+        start = np.diag([size, size, size, 1.0])
+        start[1:3, 1:3] = size * np.array([[np.cos(nod), -np.sin(nod)], [np.sin(nod), np.cos(nod)]])
         start[:3, 3] = middle - start[:3, :3] @ centre
         candidates.append(start)
     for level, mm in enumerate(PYRAMID_MM):
         fixed, moving = (_image(each, mm) for each in (atlas, scan))
         within = SimpleITK.Cast(_image(near, mm) > 0.5, SimpleITK.sitkUInt8)
-        transform = SimpleITK.VersorRigid3DTransform if level == 0 else lambda: SimpleITK.AffineTransform(3)
-        found = [_descend(fixed, moving, start, centre, level, transform(), within) for start in candidates]
+        found = [
+            _descend(fixed, moving, start, centre, level, SimpleITK.AffineTransform(3), within) for start in candidates
+        ]
         candidates = [min(found, key=lambda result: result[1])[0]]
-    return replace(atlas, affine=candidates[0] @ atlas.affine), where
+    laid = replace(atlas, affine=candidates[0] @ atlas.affine)
+    litres = where.sum() * abs(np.linalg.det(laid.affine[:3, :3])) / 1e6
+    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+        raise BadInput(f"{scan.path}: the MNI152 template does not fit this head ({litres:.1f} l): give a brain mask")
+    return laid, where

@@ -63,7 +63,13 @@ class Prepared:
         return self.mask_from != "head"
 
 
-def prepare_session(scans: list[Scan], *, voxel_mm: float, mask: np.ndarray | Path | str | None = None) -> Prepared:
+def prepare_session(
+    scans: list[Scan],
+    *,
+    voxel_mm: float,
+    mask: np.ndarray | Path | str | None = None,
+    left_out: dict[Path, str] | None = None,
+) -> Prepared:
     """Bring the scans of one session onto one grid.
 
     Parameters
@@ -77,6 +83,9 @@ def prepare_session(scans: list[Scan], *, voxel_mm: float, mask: np.ndarray | Pa
     mask
         The brain: an array on the reference's voxels as read, a NIfTI file in the reference's space
         on any grid, or :data:`TEMPLATE`. None: what a stripped scan shows, else the whole head.
+    left_out
+        Give a dictionary, and a scan that cannot be used or registered is left out, the reason kept
+        there by its path, as long as another scan remains.
 
     Raises
     ------
@@ -88,19 +97,33 @@ def prepare_session(scans: list[Scan], *, voxel_mm: float, mask: np.ndarray | Pa
         raise BadInput("no scan to prepare: give at least one T1w, T2w, PDw or FLAIR")
     if not 0.2 <= voxel_mm <= 20:
         raise BadInput(f"voxels of {voxel_mm:g} mm: give a size in millimetres, such as 1 or 2")
+
+    def refuse(scan: Scan, error: BadInput):
+        if left_out is None:
+            raise error
+        left_out[scan.path] = str(error)
+
     by_suffix: dict[str, Scan] = {}
     for scan in sorted(scans, key=lambda scan: CONTRASTS.index(scan.suffix)):
         if scan.suffix in by_suffix:
             both = f"{by_suffix[scan.suffix].path.name} and {scan.path.name}"
             raise BadInput(f"{scan.path.parent}: two {scan.suffix} scans in one session, {both}: give one of them")
-        _check_image(scan)
-        by_suffix[scan.suffix] = scan
-    reference = next(iter(by_suffix.values()))
+        try:
+            _check_image(scan)
+            by_suffix[scan.suffix] = scan
+        except BadInput as error:
+            refuse(scan, error)
+    if not by_suffix:
+        raise BadInput(f"{scans[0].path.parent}: none of its scans can be used: {'; '.join(left_out.values())}")
+    reference, *others = by_suffix.values()
     transforms = {reference.suffix: np.eye(4)}
     aligned = [reference]
-    for scan in list(by_suffix.values())[1:]:
-        transforms[scan.suffix] = register(scan, reference)
-        aligned.append(replace(scan, affine=transforms[scan.suffix] @ scan.affine))
+    for scan in others:
+        try:
+            transforms[scan.suffix] = register(scan, reference)
+            aligned.append(replace(scan, affine=transforms[scan.suffix] @ scan.affine))
+        except BadInput as error:
+            refuse(scan, error)
 
     grid = world_grid(reference, voxel_mm)
     stripped = [scan for scan in aligned if is_skull_stripped(scan)]

@@ -26,6 +26,7 @@ from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransf
 from .errors import BadInput
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
+from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
@@ -42,8 +43,13 @@ class Run:
 
     folder: Path
     profile: Profile
-    recipe: CohortRecipe
+    recipe: CohortRecipe | ScanRecipe
     seed: int
+
+    @property
+    def common_scale(self) -> bool:
+        """Whether training may see scans on a common scale: simulated ones only, whose gains are known."""
+        return isinstance(self.recipe, CohortRecipe)
 
     # --- the cohort ------------------------------------------------------------------------------
 
@@ -53,7 +59,10 @@ class Run:
 
     def make_cohort(self) -> Iterator[int]:
         """Write the cohort if it is not there, yielding the number of people done."""
-        yield from cohort.make_cohort(self.recipe, self.cohort_folder)
+        if isinstance(self.recipe, ScanRecipe):
+            self.require_cohort()  # real people cannot be made
+        else:
+            yield from cohort.make_cohort(self.recipe, self.cohort_folder)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""
@@ -63,10 +72,16 @@ class Run:
             )
         return self.cohort_folder
 
-    def scans(self, split: str, common_scale: bool = True) -> Slices:
+    def scans(self, split: str, common_scale: bool | None = None) -> Slices:
+        """Slices of a split, on a common scale where there is one (None) or as told."""
+        common_scale = self.common_scale if common_scale is None else common_scale
+        if common_scale and not self.common_scale:
+            raise BadInput(f"{self.cohort_folder}: real scans have no common scale: ask for common_scale=False")
         return cohort.load_scans(self.require_cohort(), split, common_scale)
 
     def truth(self, split: str) -> cohort.Truth:
+        if isinstance(self.recipe, ScanRecipe):
+            raise MissingResult(f"{self.folder} was trained on real people: nobody knows their true maps")
         return cohort.load_truth(self.require_cohort(), split)
 
     # --- the VAE ---------------------------------------------------------------------------------
@@ -106,7 +121,7 @@ class Run:
 
     def fine_latents(self, split: str, like: Latents | None = None) -> Latents:
         """Posterior means of a split's scans under the trained VAE, mirror images included."""
-        return latents(self.vae(), self.scans(split), like)
+        return latents(self.vae(), self.scans(split), like, self.common_scale)
 
     def train_coarse(self) -> Iterator[Step]:
         """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
@@ -219,7 +234,8 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
     Parameters
     ----------
     anatomies
-        A folder of label maps; empty: the MNI152 template that nilearn ships.
+        A folder of label maps; empty: the MNI152 template that nilearn ships. Without effect in a
+        folder whose cohort are real people (``phyldm train``), which opens as it was trained.
 
     Raises
     ------
@@ -227,8 +243,17 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
         Unknown profile.
     """
     settings = find_profile(profile)
+    recorded = cohort.read_recipe(Path(folder) / "cohort")
+    if recorded and "data" in recorded:
+        return scan_run(folder, settings, read_scan_recipe(recorded), seed)
     recipe = replace(settings.cohort, anatomies=str(anatomies) or None)
     return Run(Path(folder), settings, recipe, seed)
+
+
+def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int) -> Run:
+    """The run of a profile on real scans: no common scale, so every gain is solved for."""
+    loss = replace(profile.vae_loss, gain="solved", unscaled=1.0)
+    return Run(Path(folder), replace(profile, vae_loss=loss), recipe, seed)
 
 
 # --- inference ----------------------------------------------------------------------------------
@@ -271,10 +296,10 @@ def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.T
     return posterior, TissueMaps.from_stack(maps)
 
 
-def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None) -> Latents:
+def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
     """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
     mirrored = replace(slices, images=slices.images.flip(-1))
-    means = [encode(vae, s).mean for s in (slices, mirrored)]
+    means = [encode(vae, s, common_scale).mean for s in (slices, mirrored)]
     return Latents(torch.cat(means), slices.position.repeat(2), like)
 
 

@@ -87,7 +87,7 @@ class Scan:
 # --- in -----------------------------------------------------------------------------------------
 
 
-def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
+def read_scan(path: str | Path, protocol: Protocol | None = None, missing: dict | None = None) -> Scan:
     """Read a NIfTI image with its BIDS sidecar, or with a protocol given by hand.
 
     Parameters
@@ -96,6 +96,8 @@ def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
         ``.nii`` or ``.nii.gz``, any integer or float type, with or without scaling.
     protocol
         Used as it stands instead of the sidecar's: its TE is the contrast-equivalent one.
+    missing
+        Sidecar fields to take where the sidecar has none of that name.
 
     Raises
     ------
@@ -111,6 +113,7 @@ def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
         if path.exists() and not metadata:
             raise BadInput(f"{path}: no sidecar ({_stem(path)}.json): add one, or give sequence, TE, TR and TI by hand")
         image, affine, notes = _read_image(path)
+        metadata = (missing or {}) | metadata
         protocol, said = protocol_from_sidecar(metadata, suffix, path)
         notes = notes + said
     else:

@@ -21,7 +21,7 @@ LONGEST_TIME = 20.0  # s; no T1 or T2 of tissue is longer, the median of a map i
 
 @dataclass(frozen=True, eq=False)
 class MapVolumes:
-    """One person's maps: each ``(x, y, z)`` float32 as stored, 0 in air, and the affine they share (voxel to RAS mm)."""
+    """One person's maps: each ``(x, y, z)`` float32 as stored, 0 in air, and their affine (voxel to RAS mm)."""
 
     maps: TissueMaps
     affine: np.ndarray
@@ -51,7 +51,7 @@ def read_maps(folder: str | Path) -> MapVolumes:
         if not paths:
             raise BadInput(f"{folder}: no …_{suffix}.nii.gz here: maps of PD, T1 and T2 are needed")
         if len(paths) > 1:
-            raise BadInput(f"{folder}: {len(paths)} files …_{suffix} ({paths[0].name}, …): give the folder of one person")
+            raise BadInput(f"{folder}: {len(paths)} files …_{suffix} ({paths[0].name}, …): give one person's folder")
     paths = tuple(paths[0] for paths in found.values())
     volumes, affines = zip(*(_read_volume(path) for path in paths), strict=True)
     for path, volume, affine in zip(paths, volumes, affines, strict=True):
@@ -100,7 +100,8 @@ def render_maps(folder: str | Path, protocol: Protocol, out: str | Path) -> Path
     """
     volumes = read_maps(folder)
     image = render_volume(volumes.maps, protocol)
-    said = f"Rendered from {', '.join(path.name for path in volumes.paths)} by the closed form of {protocol.sequence.value}"
+    names = ", ".join(path.name for path in volumes.paths)
+    said = f"Rendered from {names} by the closed form of {protocol.sequence.value}"
     return write_image(out, image, volumes.affine, scan_sidecar(protocol, volumes.skull_stripped, Description=said))
 
 

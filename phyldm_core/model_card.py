@@ -41,7 +41,7 @@ def model_card(weights, training: dict, metrics: pandas.DataFrame) -> str:
     heads = "the MNI152 template" if not cohort["anatomies"] else f"the label maps in {cohort['anatomies']}"
     kept = "the whole head" if config["head"] else "the brain and its CSF only"
     draws = (
-        f"\n`phyldm sample -n 4 --seed 7 --weights {{this folder}} --out DIR` draws new tissue."
+        "\n`phyldm sample -n 4 --seed 7 --weights {this folder} --out DIR` draws new tissue."
         if weights.has_pipeline
         else ""
     )
@@ -59,16 +59,18 @@ phyldm_core {config["version"]}, format {config["format"]}.
 `phyldm fit SCANS --weights {{this folder}} --out DIR` infers the maps of your own scans.{draws}
 
 ## Trained on
-{cohort["n_train"]} simulated people, deformed from {heads}, {kept}: {config["n_slices"]} axial slices of {y}×{x} pixels
-of {config["voxel_mm"]:g} mm in the middle of the brain ({weights.slab_mm:g} mm), with OASIS-3's protocols, Rician noise and
-receive bias; lesions in {cohort["lesions"]:.0%} of the people. No real scan was used. All settings are in `training.json`.
+{cohort["n_train"]} simulated people, deformed from {heads}, {kept}:
+{config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
+({weights.slab_mm:g} mm), with OASIS-3's protocols, Rician noise and receive bias; lesions in {cohort["lesions"]:.0%} of
+the people. No real scan was used. All settings are in `training.json`.
 
 ## Measured on simulated, held-out people
 {_error_table(metrics)}
 ## Limits
 Simulated people are not patients: one T1 and one T2 per voxel, no motion, no flow, contrast by the same closed forms
-that are used to infer. Slices outside the middle {weights.slab_mm:g} mm are extrapolated. Sequences other than those trained
-on (MPRAGE, spin echo, FLAIR) and fields other than 3 T are foreign to the model. Research only, nothing for a clinic.
+that are used to infer. Slices outside the middle {weights.slab_mm:g} mm are extrapolated. Sequences other than those
+trained on (MPRAGE, spin echo, FLAIR) and fields other than 3 T are foreign to the model. Research only, nothing for a
+clinic.
 
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.

@@ -43,7 +43,7 @@ SEQUENCES = tuple(Sequence)
 
 
 class TissueMaps(NamedTuple):
-    """Three maps of one shape ``(..., y, x)``: PD relative to water, T1 (s), T2 (s). Tensors, or numpy arrays to render."""
+    """Three maps of one shape ``(..., y, x)``: PD relative to water, T1 (s), T2 (s). Tensors or numpy arrays."""
 
     pd: Tensor
     t1: Tensor

@@ -24,13 +24,12 @@ from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from .errors import BadInput
+from .inference import encode, infer  # noqa: F401  notebooks find infer beside open_run
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
-from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
-
-INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
+from .vae import PoEVAE
 
 
 class MissingResult(BadInput):
@@ -256,44 +255,7 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
     return Run(Path(folder), replace(profile, vae_loss=loss), recipe, seed)
 
 
-# --- inference ----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def encode(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None) -> Posterior:
-    """The posterior ``(n, c, y, x)`` of every slice; arguments as :func:`infer`."""
-    shown = slices.observed if shown is None else shown & slices.observed
-    scale = brightness(slices.images, slices.observed, slices.subject)
-    parts = []
-    for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
-        inputs, level = slices.images[rows] / scale[rows][..., None, None], scale[rows] / TYPICAL_SIGNAL
-        parts.append(
-            vae.encode(inputs, slices.settings[rows], shown[rows], level, torch.full((len(rows),), common_scale))
-        )
-    return Posterior(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-@torch.no_grad()
-def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None):
-    """Posterior and tissue maps of every slice.
-
-    Parameters
-    ----------
-    common_scale
-        Whether ``slices.images`` share the scale of PD (see :func:`cohort.load_scans`).
-    shown
-        ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
-
-    Returns
-    -------
-    Posterior
-        ``(n, c, y, x)``.
-    TissueMaps
-        ``(n, y, x)``, decoded from the posterior mean.
-    """
-    posterior = encode(vae, slices, common_scale, shown)
-    maps = torch.cat([vae.decode(part).stack() for part in posterior.mean.split(INFERENCE_BATCH)])
-    return posterior, TissueMaps.from_stack(maps)
+# --- latents --------------------------------------------------------------------------------------
 
 
 def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:

@@ -114,7 +114,7 @@ class Weights:
             These weights hold none.
         """
         if not self.has_pipeline:
-            raise BadInput(f"{self.folder}: holds a VAE but no diffusion model: train it with notebook 04_train_diffusion")
+            raise BadInput(f"{self.folder}: holds a VAE but no diffusion model: run notebook 04_train_diffusion first")
         import diffusers
 
         from .diffusion import TissuePipeline
@@ -151,7 +151,7 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     elif (folder / "vae" / "made_with.json").exists():
         weights = Weights(folder, _config_of_run(folder))
     else:
-        raise BadInput(f"{folder}: neither exported weights nor a trained run (no config.json, no vae/): run phyldm reproduce")
+        raise BadInput(f"{folder}: neither exported weights nor a trained run (no config.json, no vae/): name another")
     _check_network(folder / "vae", "PoEVAE")
     if weights.has_pipeline:
         _check_pipeline(folder / "pipeline")
@@ -305,7 +305,7 @@ def _check_config(weights: Weights):
     for name, ours in CONVENTIONS.items():
         theirs = config.get("conventions", {}).get(name)
         if theirs != ours:
-            raise BadInput(f"{where}: convention {name!r} is {theirs}, here {ours}: these weights would give wrong maps")
+            raise BadInput(f"{where}: convention {name!r} is {theirs}, here {ours}: its maps would be wrong")
 
 
 def _check_files(weights: Weights):
@@ -351,13 +351,13 @@ def _check_network(folder: Path, kind: str):
         with torch.device("meta"):  # shapes without memory
             expected = {name: list(t.shape) for name, t in network(**config).state_dict().items()}
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{folder / 'config.json'}: no {kind} can be made of it ({error}): export the weights again") from None
+        raise BadInput(f"{folder / 'config.json'}: no {kind} can be made of it ({error}): export it again") from None
     found = _tensor_shapes(folder / TENSORS)
     for name in sorted(expected.keys() | found.keys()):
         want, got = (None if s is None else "×".join(map(str, s)) for s in (expected.get(name), found.get(name)))
         if want != got:
             said = "is missing" if got is None else "is left over" if want is None else f"is {got}, not {want}"
-            raise BadInput(f"{folder / TENSORS}: tensor {name} {said} for a {kind} of this version: train or export again")
+            raise BadInput(f"{folder / TENSORS}: tensor {name} {said} for a {kind} of this version: export it again")
 
 
 def _tensor_shapes(path: Path) -> dict[str, list[int]]:

@@ -41,7 +41,8 @@ from .physics import Protocol, Sequence
 from .protocols import EFFECTIVE_TE_ABOVE, effective_te
 
 __all__ = [
-    "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions", "crop_or_pad",
+    "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions",
+    "contrast_of", "crop_or_pad",
     "head_centre", "map_sidecar", "read_scan", "read_session", "read_volume", "resample", "sidecar",
     "slices_to_volume", "volume_to_slices", "write_dataset_description", "write_image",
 ]  # fmt: skip
@@ -123,7 +124,7 @@ def read_scan(path: str | Path, protocol: Protocol | None = None, missing: dict 
             instead = effective_te(protocol.te, protocol.sequence)
             notes += (f"TE {protocol.te:g} s taken as given: if nominal (varying flip angles) give {instead:g} s",)
     if suffix not in CONTRASTS:
-        suffix = _contrast(protocol)
+        suffix = contrast_of(protocol)
     return Scan(image, affine, protocol, suffix, path, metadata, notes)
 
 
@@ -182,7 +183,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _contrast(protocol: Protocol) -> str:
+def contrast_of(protocol: Protocol) -> str:
     """The suffix of a scan whose name has none, from what its protocol weights."""
     if protocol.sequence is Sequence.SPIN_ECHO:
         return "T2w" if protocol.te > 0.05 else "T1w" if protocol.tr < 1.2 else "PDw"

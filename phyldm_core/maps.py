@@ -90,6 +90,8 @@ def render_maps(folder: str | Path, protocol: Protocol, out: str | Path) -> Path
 
     Parameters
     ----------
+    protocol
+        It has no flip angle, because none of the three closed forms has one.
     out
         Ends in ``.nii.gz``. Voxels are float32 in the unit of PD: water at rest gives 1.
 

@@ -35,10 +35,8 @@ def model_card(weights, training: dict, metrics: pandas.DataFrame) -> str:
     metrics
         From :func:`run_metrics`.
     """
-    cohort = training["vae"]["cohort"]
     config = weights.config
     y, x = config["slice_shape"]
-    heads = "the MNI152 template" if not cohort["anatomies"] else f"the label maps in {cohort['anatomies']}"
     kept = "the whole head" if config["head"] else "the brain and its CSF only"
     draws = (
         "\n`phyldm sample -n 4 --seed 7 --weights {this folder} --out DIR` draws new tissue."
@@ -59,23 +57,31 @@ phyldm_core {config["version"]}, format {config["format"]}.
 `phyldm fit SCANS --weights {{this folder}} --out DIR` infers the maps of your own scans.{draws}
 
 ## Trained on
-{cohort["n_train"]} simulated people, deformed from {heads}, {kept}:
+{_trained_on(training["vae"]["cohort"])}:
 {config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
-({weights.slab_mm:g} mm), with OASIS-3's protocols, Rician noise and receive bias; lesions in {cohort["lesions"]:.0%} of
-the people. No real scan was used. All settings are in `training.json`.
+({weights.slab_mm:g} mm), {kept}. All settings are in `training.json`.
 
-## Measured on simulated, held-out people
+## Measured on held-out, simulated people
 {_error_table(metrics)}
 ## Limits
-Simulated people are not patients: one T1 and one T2 per voxel, no motion, no flow, contrast by the same closed forms
-that are used to infer. Slices outside the middle {weights.slab_mm:g} mm are extrapolated. Sequences other than those
-trained on (MPRAGE, spin echo, FLAIR) and fields other than 3 T are foreign to the model. Research only, nothing for a
-clinic.
+One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. Slices outside the middle
+{weights.slab_mm:g} mm are extrapolated. Sequences other than those trained on (MPRAGE, spin echo, FLAIR) and fields
+other than 3 T are foreign to the model. Research only, nothing for a clinic.
 
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
 `metrics.csv` holds all numbers: means over people with 95 % bootstrap intervals.
 """
+
+
+def _trained_on(cohort: dict) -> str:
+    if "data" in cohort:  # real people, whose T1, T2 and PD nobody knows
+        return f"Real scans of the dataset {cohort['data']}, each with a gain of its own"
+    heads = f"the label maps in {cohort['anatomies']}" if cohort["anatomies"] else "the MNI152 template"
+    return (
+        f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with OASIS-3's protocols, with\n"
+        f"Rician noise and receive bias; lesions in {cohort['lesions']:.0%} of them; no real scan was used"
+    )
 
 
 def _error_table(metrics: pandas.DataFrame) -> str:

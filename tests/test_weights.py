@@ -79,6 +79,16 @@ def test_the_card_holds_the_run_s_own_numbers(smoke_run, tmp_path):
     assert "vae_map_errors,median_absolute_error,T1,WM" in (folder / "metrics.csv").read_text()
 
 
+def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path):
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline")))
+    path = run / "vae" / "made_with.json"
+    settings = json.loads(path.read_text())
+    geometry = {key: settings["cohort"][key] for key in ("voxel_mm", "slice_mm", "shape", "n_slices", "head", "seed")}
+    path.write_text(json.dumps(settings | {"cohort": geometry | {"data": "oasis3", "sessions": "ab12"}}))
+    card = (export_weights(run, tmp_path / "w").folder / "README.md").read_text()
+    assert "Real scans of the dataset oasis3" in card and "deformed from" not in card
+
+
 def test_exporting_again_changes_nothing(copy, smoke_run):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     export_weights(smoke_run, copy)

@@ -281,7 +281,11 @@ def write_prepared(prepared: Prepared, folder: Path, labels: tuple[str | None, s
     }
     description = "brain" if prepared.brain_known else "head"
     write_image(
-        part / f"{stem}_desc-{description}_mask.nii.gz", prepared.brain, prepared.affine, fields, dtype=np.uint8
+        part / f"{stem}_desc-{description}_mask.nii.gz",
+        prepared.brain.astype(np.uint8),
+        prepared.affine,
+        fields,
+        np.uint8,
     )
     write_atomically(_record_path(part, labels), to_json(record))
     if folder.exists():

@@ -107,7 +107,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 7,
 ):
-    """Train a profile's VAE and diffusion model on real scans: prepare, split by subject, train; resumes if killed."""
+    """Train a profile on real scans: prepare, split by subject, VAE, diffusion model. Resumes when killed."""
     from tqdm import tqdm
 
     from .profiles import find_profile

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK
@@ -58,18 +59,24 @@ def register(moving: Scan, reference: Scan) -> np.ndarray:
     for level, mm in enumerate(PYRAMID_MM):
         pair = [_image(scan, mm) for scan in (reference, moving)]
         found = [_descend(*pair, start, centre, level) for start in candidates]
-        candidates = [min(found, key=lambda result: result[1])[0]]
+        possible = [result for result in found if _is_possible(np.linalg.inv(result[0]), moving, reference)]
+        if possible:
+            candidates = [min(possible, key=lambda result: result[1])[0]]
+        elif mm == PYRAMID_MM[-1]:
+            raise BadInput(
+                f"{moving.path}: cannot be registered to {reference.path.name}: "
+                "check both orientations, or leave it out"
+            )
     to_reference = np.linalg.inv(candidates[0])
-
-    turned = np.degrees(np.arccos(np.clip((np.trace(to_reference[:3, :3]) - 1) / 2, -1, 1)))
-    if turned > LARGEST_TURN_DEG or overlap(moving, reference, to_reference) < SAME_HEAD:
-        raise BadInput(
-            f"{moving.path}: cannot be registered to {reference.path.name} (best turn {turned:.0f}°): "
-            "check both orientations, or leave it out"
-        )
     corners = centre + 80 * np.array(list(product((-1, 1), repeat=3))) / np.sqrt(3)  # mm: of the brain's sphere
     moved = np.linalg.norm(apply_affine(to_reference, corners) - corners, axis=1)
     return np.eye(4) if moved.max() < HEADERS_BELIEVED_MM else to_reference
+
+
+def _is_possible(transform: np.ndarray, moving: Scan, reference: Scan) -> bool:
+    """Mutual information is of the overlap alone, and may be high where next to nothing overlaps."""
+    turned = np.degrees(np.arccos(np.clip((np.trace(transform[:3, :3]) - 1) / 2, -1, 1)))
+    return turned <= LARGEST_TURN_DEG and overlap(moving, reference, transform) >= SAME_HEAD
 
 
 def overlap(moving: Scan, reference: Scan, transform: np.ndarray | None = None) -> float:
@@ -89,13 +96,26 @@ def _inside(scan: Scan, other: Scan, to_other: np.ndarray) -> float:
     return float(fits.mean()) if len(fits) else 0.0
 
 
-def _image(scan: Scan, mm: float) -> SimpleITK.Image:
+class Copy(NamedTuple):
+    """A scan for SimpleITK, and where it was scanned at all."""
+
+    image: SimpleITK.Image
+    scanned: SimpleITK.Image
+
+
+def _image(scan: Scan, mm: float) -> Copy:
     """An isotropic copy along the world's axes, so that thick slices and oblique axes are no special case."""
     grid = world_grid(scan, mm)
-    volume = resample(scan, grid)
+    to_scan = np.linalg.inv(scan.affine) @ grid.affine
+    everywhere = np.ones(scan.image.shape, np.uint8)
+    scanned = ndimage.affine_transform(everywhere, to_scan, output_shape=grid.shape, order=0)
+    return Copy(_in_simpleitk(resample(scan, grid), grid), _in_simpleitk(scanned, grid))
+
+
+def _in_simpleitk(volume: np.ndarray, grid: Grid) -> SimpleITK.Image:
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.T))  # (z, y, x)
-    to_lps = RAS_TO_LPS @ grid.affine
-    image.SetSpacing([mm] * 3)
+    to_lps, mm = RAS_TO_LPS @ grid.affine, voxel_sizes(grid.affine)
+    image.SetSpacing(mm)
     image.SetDirection((to_lps[:3, :3] / mm).ravel())
     image.SetOrigin(to_lps[:3, 3])
     return image
@@ -114,9 +134,10 @@ def world_grid(scan: Scan, mm: float) -> Grid:
 
 
 def _descend(
-    fixed, moving, start: np.ndarray, centre: np.ndarray, level: int, transform=None, within=None
+    fixed: Copy, moving: Copy, start: np.ndarray, centre: np.ndarray, level: int, transform=None, within=None
 ) -> tuple[np.ndarray, float]:
     """The reference-to-moving movement found from ``start`` (RAS), and minus its mutual information."""
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order; sessions run side by side anyway
     transform = SimpleITK.VersorRigid3DTransform() if transform is None else transform
     transform.SetCenter(RAS_TO_LPS[:3, :3] @ centre)
     in_lps = RAS_TO_LPS @ start @ RAS_TO_LPS
@@ -125,22 +146,21 @@ def _descend(
     transform.SetTranslation(in_lps[:3, 3] + in_lps[:3, :3] @ middle - middle)
 
     method = SimpleITK.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums in one order
+    method.SetMetricFixedMask(fixed.scanned if within is None else within)
+    method.SetMetricMovingMask(moving.scanned)
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetInterpolator(SimpleITK.sitkLinear)
-    if within is not None:
-        method.SetMetricFixedMask(within)
-    if (share := SAMPLES / fixed.GetNumberOfPixels()) < 1:
+    if (share := SAMPLES / fixed.image.GetNumberOfPixels()) < 1:
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(share, seed=1)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=PYRAMID_MM[level] / 2, minStep=0.005, numberOfIterations=150, relaxationFactor=0.6,
+        learningRate=PYRAMID_MM[level] / 4, minStep=0.005, numberOfIterations=150, relaxationFactor=0.6,
         estimateLearningRate=method.Never,
     )  # fmt: skip
     method.SetInitialTransform(transform, inPlace=True)
     try:
-        method.Execute(fixed, moving)
+        method.Execute(fixed.image, moving.image)
     except RuntimeError:  # every sample fell outside the moving scan
         return start, np.inf
     matrix, offset = np.array(transform.GetMatrix()).reshape(3, 3), np.array(transform.GetTranslation())
@@ -185,7 +205,7 @@ def template_brain(scan: Scan) -> tuple[Scan, np.ndarray]:
         candidates.append(start)
     for level, mm in enumerate(PYRAMID_MM):
         fixed, moving = (_image(each, mm) for each in (atlas, scan))
-        within = SimpleITK.Cast(_image(near, mm) > 0.5, SimpleITK.sitkUInt8)
+        within = SimpleITK.Cast(_image(near, mm).image > 0.5, SimpleITK.sitkUInt8)
         found = [
             _descend(fixed, moving, start, centre, level, SimpleITK.AffineTransform(3), within) for start in candidates
         ]

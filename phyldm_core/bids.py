@@ -18,7 +18,7 @@ from typing import NamedTuple
 from . import __version__
 from .errors import BadInput
 from .physics import Protocol, ProtocolError, Sequence
-from .protocols import SEQUENCE_OF, effective_te, family_ti
+from .protocols import SEQUENCE_OF, effective_te, family_ti, mislabelled
 
 CONTRASTS = tuple(SEQUENCE_OF)
 """BIDS suffixes of the weighted images that can be read: T1w, T2w, PDw, FLAIR."""
@@ -67,8 +67,15 @@ def _parts(path: Path) -> list[str]:
     return path.name.split(".", 1)[0].split("_")  # of a hidden file nothing is left, so it is never a scan
 
 
-def find_sessions(folder: str | Path) -> dict[tuple[str | None, str | None], list[Path]]:
+def find_sessions(
+    folder: str | Path, unreadable: dict[Path, str] | None = None
+) -> dict[tuple[str | None, str | None], list[Path]]:
     """Scans under a BIDS dataset, a subject, a session, or a plain folder of ``*_T1w.nii.gz`` files.
+
+    Parameters
+    ----------
+    unreadable
+        Give a dictionary, and folders that cannot be read are noted there, with the reason, and passed by.
 
     Returns
     -------
@@ -83,7 +90,10 @@ def find_sessions(folder: str | Path) -> dict[tuple[str | None, str | None], lis
     folder = Path(folder)
 
     def refuse(error: OSError):
-        raise BadInput(f"{error.filename}: cannot read this folder ({error.strerror})") from None
+        reason = f"{error.filename}: cannot read this folder ({error.strerror})"
+        if unreadable is None or Path(error.filename) == folder:
+            raise BadInput(reason) from None
+        unreadable[Path(error.filename)] = reason
 
     sessions: dict[tuple[str | None, str | None], list[Path]] = {}
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -183,6 +193,8 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
         raise BadInput(f"{where}: {error}") from None
     if (sequence is Sequence.MPRAGE or suffix == "T1w") and te > LONGEST_T1W_TE:
         raise BadInput(f"{where}: EchoTime {te:g} s is too long for a T1w: did you mean {te / 1000:g} s?")
+    if reason := mislabelled(suffix, te, tr):
+        raise BadInput(f"{where}: TE {te:g} s, TR {tr:g} s: {reason}; rename it or leave it out")
 
     notes = [f"{PULSE_SEQUENCE[sequence]} told by {told_by}", f"TR from {tr_field}"]
     equivalent = _seconds(metadata, CONTRAST_EQUIVALENT_TE, where) or effective_te(te, sequence)

@@ -75,6 +75,181 @@ def reproduce(
     reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
 
 
+@app.command()
+def prepare(
+    bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset: sub-*/[ses-*/]anat/*_T1w.nii.gz with sidecars.")],
+    out: Annotated[Path, typer.Option(help="Where prepared scans go, such as BIDS_DIR/derivatives/phyldm.")],
+    voxel_mm: Annotated[float, typer.Option(help="Size of the isotropic voxels, mm.")] = 1.0,
+    workers: Annotated[int, typer.Option(help="Sessions at a time.", min=1)] = 1,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Brain masks: a folder of sub-*/**/*_mask.nii.gz, or the word template; heads without it."),
+    ] = None,
+):
+    """Align the scans of every session on one grid; finished sessions are kept, unusable ones named in skipped.tsv."""
+    _finish(_prepare(bids_dir, out, voxel_mm, workers, mask), out)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="BIDS dataset of real people, such as OASIS-3 (data/OASIS-3.md).")],
+    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (2 mm) or paper (1 mm, a GPU).")] = "laptop",
+    out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/PROFILE-scans by default.")] = None,
+    prepared: Annotated[
+        Path | None, typer.Option(help="Where prepared scans are, or will be; OUT/prepared by default.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Sessions prepared at a time.", min=1)] = 1,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Brain masks as in prepare; a profile without heads takes the template's where none is given."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 7,
+):
+    """Train a profile on real scans: prepare, split by subject, VAE, diffusion model. Resumes when killed."""
+    from tqdm import tqdm
+
+    from .profiles import find_profile
+    from .runs import scan_run
+    from .scanned import make_cohort
+
+    settings = find_profile(profile)
+    out = out or Path("runs") / f"{profile}-scans"
+    prepared = prepared or out / "prepared"
+    mask = mask or (None if settings.cohort.head else "template")
+    outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask)
+    recipe = make_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
+    run = scan_run(out, settings, recipe, seed)
+    for name, steps, n in (
+        ("VAE", run.train_vae, settings.vae_schedule.steps),
+        ("coarse level", run.train_coarse, settings.coarse_schedule.steps),
+        ("refiner", run.train_refiner, settings.refiner_schedule.steps),
+        ("diffusion model", run.train_diffusion, settings.diffusion_schedule.steps),
+    ):
+        with tqdm(desc=name, total=n, unit="step", disable=None) as bar:
+            for step in steps():
+                bar.update(step.step + 1 - bar.n)
+    typer.echo(f"trained in {out}: split in {out / 'cohort' / 'participants.tsv'}, model in {out / 'pipeline'}")
+    _finish(outcomes, prepared)
+
+
+def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None) -> list:
+    from tqdm import tqdm
+
+    from .archive import prepare_dataset
+    from .bids import find_sessions
+
+    n = len(find_sessions(data, {}))
+    steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers)
+    return list(tqdm(steps, desc="prepare", total=n, unit="session", disable=None))
+
+
+def _finish(outcomes: list, out: Path):
+    """Say what was done and what was not, and why; exit 1 if anything was not."""
+    count = {status: sum(o.status == status for o in outcomes) for status in ("prepared", "kept", "skipped")}
+    typer.echo(f"{count['prepared']} sessions prepared, {count['kept']} kept, {count['skipped']} skipped, in {out}")
+    reasons = [(o.name or "somebody unnamed", scan, why) for o in outcomes for scan, why in o.left_out.items()]
+    if reasons:
+        for name, scan, why in sorted(reasons)[:20]:
+            typer.echo(f"  {name}{' ' + scan if scan else ''}: {why}", err=True)
+        typer.echo(
+            f"phyldm: {len(reasons)} scans or sessions were not used; all reasons: {out / 'skipped.tsv'}", err=True
+        )
+        raise typer.Exit(1)
+
+
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Folder of exported weights or of a run; runs/laptop by default.")
+]
+
+
+@app.command()
+def fit(
+    scans: Annotated[list[Path], typer.Argument(help="NIfTI files with sidecars (one session), or BIDS folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for the maps, a BIDS derivative dataset.")] = Path("fit"),
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help='Instead of a sidecar: "T2w: spin echo, te 0.1, tr 3.2" (s), by suffix or file name.'),
+    ] = None,
+    weights: WeightsOption = None,
+    samples: Annotated[int, typer.Option(help="Posterior samples for the SD.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of these samples.")] = 0,
+    grid: Annotated[str, typer.Option(help="native (voxels of the T1w) or model (voxels of the weights).")] = "native",
+    mask: Annotated[Path | None, typer.Option(help="Brain mask in the space of the T1w; else one is found.")] = None,
+):
+    """PD, T1 and T2 maps with their SD from any subset of T1w, T2w, PDw and FLAIR; every session of a dataset."""
+    from .fit_files import FitOptions, find_scans, fit_all, parse_protocol
+    from .weights import load_weights
+
+    sessions, given = find_scans(scans), dict(parse_protocol(text) for text in protocol or [])
+    if mask is not None and len(sessions) > 1:
+        raise BadInput(f"--mask {mask}: is of one head, but {len(sessions)} sessions were given: fit them one by one")
+    trained = load_weights(weights)
+    typer.echo(
+        f"phyldm: these weights know the {trained.slab_mm:g} mm about the middle of the brain; maps beyond are "
+        "extrapolated (sidecars say where)",
+        err=True,
+    )
+    skipped = 0
+    for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask)):
+        skipped += done.state == "skipped"
+        typer.echo(f"{done.session.name}: {done.state}: {done.said}", err=done.state == "skipped")
+    if skipped:
+        raise BadInput(f"{skipped} of {len(sessions)} sessions skipped, for the reasons above; the others are in {out}")
+
+
+@app.command()
+def render(
+    maps: Annotated[Path, typer.Option(help="Folder with one person's PDmap, T1map and T2map.")],
+    sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo or FLAIR.")],
+    te: Annotated[float, typer.Option(help="Echo time, s.")],
+    tr: Annotated[float, typer.Option(help="Repetition time, s; MPRAGE and FLAIR: inversion to inversion.")],
+    out: Annotated[Path, typer.Option(help="The image to write, .nii.gz; its sidecar goes beside it.")],
+    ti: Annotated[float | None, typer.Option(help="Inversion time, s.")] = None,
+):
+    """The contrast that tissue maps give under any TE, TR and TI."""
+    from .maps import render_maps
+    from .physics import SEQUENCES, Protocol
+
+    known = {str(name).lower(): name for name in SEQUENCES}
+    typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti), out))
+
+
+@app.command()
+def sample(
+    n: Annotated[int, typer.Option("-n", help="How many people to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder for them, a BIDS derivative dataset.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal people.")] = 0,
+    weights: WeightsOption = None,
+    bids: Annotated[bool, typer.Option("--bids", help="Also contrasts, tissue labels and participants.tsv.")] = False,
+    protocols: Annotated[
+        Path | None, typer.Option(help="CSV or JSON of the contrasts: name, sequence, te, tr, ti (s); with --bids.")
+    ] = None,
+):
+    """New brains as PD, T1 and T2 maps, drawn by the diffusion model; --bids makes a synthetic cohort of them."""
+    from .sampling import read_protocols, sample_cohort
+    from .weights import load_weights
+
+    if protocols is not None and not bids:
+        raise BadInput(f"--protocols {protocols}: contrasts are only written with --bids: add it")
+    contrasts = read_protocols(protocols) if bids else {}
+    people = sample_cohort(load_weights(weights), n, seed, out, contrasts=contrasts, labels=bids)
+    typer.echo(f"{people} people in {out}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the weights; an older export there is replaced.")],
+    run: Annotated[Path, typer.Option(help="The run whose weights to export.")] = Path("runs/laptop"),
+):
+    """Weights as files to give away: safetensors, settings, numbers and a model card, all with checksums."""
+    from .weights import export_weights
+
+    exported = export_weights(run, out)
+    typer.echo(f"{exported.folder}: profile {exported.config['profile']}, weights {exported.identity[:12]}")
+
+
 SYNTHSEG = "https://raw.githubusercontent.com/BBillot/SynthSeg/66342c1f05e520f3729a6d7ca1042eb7f01b6266/data/training_label_maps/"
 SYNTHSEG_SHA256 = {
     "training_seg_01.nii.gz": "edbf1229a0552f8ce37438d02f59e810583b71b0a1b4d31dc38e5e2b2517acb1",

@@ -103,7 +103,8 @@ class Slices:
     observed
         ``(n, m)`` bool: which scans exist.
     subject
-        ``(n,)`` index of the person each slice belongs to; people of one split count from 0.
+        ``(n,)`` index of the person each slice belongs to, of the session where a real person has
+        several; those of one split count from 0.
     position
         ``(n,)`` height of the slice in the stack, −1 (lowest) to 1.
     """
@@ -391,18 +392,19 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
     """
     folder = Path(folder)
     people = participants(folder)
+    sessions = []
+    for name in people.participant_id[people.split == split]:
+        for labels in scans.bids_sessions(folder / name):
+            sessions.append((name, {scan.suffix: scan for scan in scans.read_session(folder / name, *labels)}))
     rows = []
-    for index, name in enumerate(people.participant_id[people.split == split]):
-        gains = json.loads((folder / "derivatives" / "truth" / name / "anat" / f"{name}_gains.json").read_text())
-        found = {}
-        for modality in MODALITIES:
-            path = folder / name / "anat" / f"{name}_{modality}.nii.gz"
-            if path.exists():
-                found[modality] = scans.read_scan(path)
+    for index, (name, found) in enumerate(sessions):
+        gains = None
+        if common_scale:
+            gains = json.loads((folder / "derivatives" / "truth" / name / "anat" / f"{name}_gains.json").read_text())
         n_z = next(iter(found.values())).image.shape[2]
         for z in range(n_z):
             position = 2 * z / max(n_z - 1, 1) - 1
-            rows.append((found, gains if common_scale else None, z, index, position))
+            rows.append((found, gains, z, index, position))
     shape = next(iter(rows[0][0].values())).image.shape[1::-1]
     n, m = len(rows), len(MODALITIES)
     out = Slices(

@@ -223,7 +223,9 @@ class TissuePipeline(DiffusionPipeline):
         )  # fmt: skip
 
     @torch.no_grad()
-    def sample_latents(self, n: int, seed: int, num_inference_steps: int = 20, position=None, on_step=None) -> Tensor:
+    def sample_latents(
+        self, n: int, seed: int, num_inference_steps: int = 20, position=None, on_step=None, one_noise: bool = False
+    ) -> Tensor:
         """``(n, c, y, x)`` normalised latents, as the denoiser makes them.
 
         Parameters
@@ -232,12 +234,16 @@ class TissuePipeline(DiffusionPipeline):
             Height of the slices, −1 to 1, a number or ``(n,)``; None: evenly spread over the stack.
         on_step
             Called after each denoising step as ``on_step(i, latents)``.
+        one_noise
+            Start all ``n`` from one and the same noise: slices of one brain at several heights, as far as height and
+            noise decide a brain. Each alone is a sample like any other.
         """
         if n < 1:
             raise BadInput(f"asked for {n} samples: at least 1 is needed")
         generator = torch.Generator().manual_seed(seed)  # CPU, so that a seed means the same on any device
         channels = len(self.config.latent_mean)
-        x = torch.randn(n, channels, *self.config.latent_size, generator=generator).to(self.device)
+        x = torch.randn(1 if one_noise else n, channels, *self.config.latent_size, generator=generator)
+        x = x.expand(n, -1, -1, -1).to(self.device)
         spread = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
         position = spread if position is None else torch.as_tensor(position, dtype=torch.float32).expand(n)
         self.scheduler.set_timesteps(num_inference_steps)

@@ -1,7 +1,9 @@
 r"""From tissue to signal: PD, T1, T2 and a protocol give the image a scanner would show.
 
 Three closed forms (paper, section 2.2), in the symbols of the code below them. All times are
-seconds, all signals are signed until :func:`render` takes the magnitude, once.
+seconds, all signals are signed until :func:`render` takes the magnitude, once. The closed forms take
+tensors or numpy arrays alike; torch is imported only where a tensor is made, because it costs the
+commands that need none a second.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHORTEST_TIME = 1e-4
 """s. T1 and T2 are floored here: no signal survives so short a time, and 0/0 gradients stay finite."""
@@ -39,7 +43,7 @@ SEQUENCES = tuple(Sequence)
 
 
 class TissueMaps(NamedTuple):
-    """Three maps of one shape ``(..., y, x)``: PD relative to water, T1 (s), T2 (s)."""
+    """Three maps of one shape ``(..., y, x)``: PD relative to water, T1 (s), T2 (s). Tensors or numpy arrays."""
 
     pd: Tensor
     t1: Tensor
@@ -52,6 +56,8 @@ class TissueMaps(NamedTuple):
 
     def stack(self) -> Tensor:
         """Join into ``(..., 3, y, x)``, channels PD, T1, T2."""
+        import torch
+
         return torch.stack(tuple(self), dim=-3)
 
 
@@ -118,6 +124,8 @@ class Protocol:
 
     def settings(self) -> Tensor:
         """``(4,)``: sequence index, TE, TR, TI, the form that batches of scans carry (TI 0 where none)."""
+        import torch
+
         return torch.tensor([SEQUENCES.index(self.sequence), self.te, self.tr, self.ti or 0.0], dtype=torch.float32)
 
     @classmethod
@@ -160,7 +168,8 @@ UNSEEN = (
 
 def decay(time, relaxation: Tensor) -> Tensor:
     """What is left after ``time`` (s): exp(−time/relaxation), with finite gradients for any T ≥ 0."""
-    return torch.exp(-time / relaxation.clamp_min(SHORTEST_TIME))
+    rate = -time / relaxation.clip(min=SHORTEST_TIME)
+    return np.exp(rate) if isinstance(rate, np.ndarray) else rate.exp()
 
 
 def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
@@ -212,6 +221,8 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
         ``(n, m, y, x)``, signed. Entries of scans that do not exist are whatever their settings
         give; the caller masks them.
     """
+    import torch
+
     pd, t1, t2 = (t[:, None] for t in maps)
     index, te, tr, ti = settings[..., None, None].unbind(dim=2)
     e_ti, e_tr, e_te = decay(ti, t1), decay(tr, t1), decay(te, t2)
@@ -232,7 +243,7 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
         signal = spin_echo(pd, t1, t2, protocol.te, protocol.tr)
     else:
         signal = flair(pd, t1, t2, protocol.te, protocol.tr, protocol.ti)
-    return signal.abs()
+    return abs(signal)
 
 
 def null_ti(t1: float, tr: float, sequence: Sequence | str) -> float:

@@ -129,9 +129,16 @@ def oasis3_excluded() -> list[ExcludedRow]:
     return [ExcludedRow(*row, reason) for row in _rows() if (reason := _why_excluded(*row))]
 
 
-def _why_excluded(contrast: str, te: float, tr: float, ti: float | None, count: int) -> str | None:
+def mislabelled(contrast: str, te: float, tr: float) -> str | None:
+    """Why a scan cannot be what its name says; None where it can (times in seconds)."""
     if contrast == "T2w" and (te < 0.03 or tr < 1):
         return "mislabelled: no T2w has TE < 0.03 s or TR < 1 s"
+    return None
+
+
+def _why_excluded(contrast: str, te: float, tr: float, ti: float | None, count: int) -> str | None:
+    if reason := mislabelled(contrast, te, tr):
+        return reason
     if SEQUENCE_OF[contrast].inverts and ti is None and family_ti(contrast, tr) is None:
         return f"no TI, and no other {contrast} with TR {tr:g} s tells it"
     return None

@@ -24,13 +24,13 @@ from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from .errors import BadInput
+from .inference import encode, infer  # noqa: F401  notebooks find infer beside open_run
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
 from .refiner import Refiner, RefinerObjective
+from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
-from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
-
-INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
+from .vae import PoEVAE
 
 
 class MissingResult(BadInput):
@@ -43,9 +43,14 @@ class Run:
 
     folder: Path
     profile: Profile
-    recipe: CohortRecipe
+    recipe: CohortRecipe | ScanRecipe
     seed: int
     _encoded: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
+
+    @property
+    def common_scale(self) -> bool:
+        """Whether training may see scans on a common scale: simulated ones only, whose gains are known."""
+        return isinstance(self.recipe, CohortRecipe)
 
     # --- the cohort ------------------------------------------------------------------------------
 
@@ -55,7 +60,10 @@ class Run:
 
     def make_cohort(self) -> Iterator[int]:
         """Write the cohort if it is not there, yielding the number of people done."""
-        yield from cohort.make_cohort(self.recipe, self.cohort_folder)
+        if isinstance(self.recipe, ScanRecipe):
+            self.require_cohort()  # real people cannot be made
+        else:
+            yield from cohort.make_cohort(self.recipe, self.cohort_folder)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""
@@ -65,10 +73,16 @@ class Run:
             )
         return self.cohort_folder
 
-    def scans(self, split: str, common_scale: bool = True) -> Slices:
+    def scans(self, split: str, common_scale: bool | None = None) -> Slices:
+        """Slices of a split, on a common scale where there is one (None) or as told."""
+        common_scale = self.common_scale if common_scale is None else common_scale
+        if common_scale and not self.common_scale:
+            raise BadInput(f"{self.cohort_folder}: real scans have no common scale: ask for common_scale=False")
         return cohort.load_scans(self.require_cohort(), split, common_scale)
 
     def truth(self, split: str) -> cohort.Truth:
+        if isinstance(self.recipe, ScanRecipe):
+            raise MissingResult(f"{self.folder} was trained on real people: nobody knows their true maps")
         return cohort.load_truth(self.require_cohort(), split)
 
     # --- the VAE ---------------------------------------------------------------------------------
@@ -113,7 +127,7 @@ class Run:
         """
         if split not in self._encoded:
             like = None if split == "train" else self.fine_latents("train")
-            self._encoded[split] = latents(self.vae(), self.scans(split), like)
+            self._encoded[split] = latents(self.vae(), self.scans(split), like, self.common_scale)
         return self._encoded[split]
 
     def coarse_latents(self, split: str) -> Latents:
@@ -258,7 +272,8 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
     Parameters
     ----------
     anatomies
-        A folder of label maps; empty: the MNI152 template that nilearn ships.
+        A folder of label maps; empty: the MNI152 template that nilearn ships. Without effect in a
+        folder whose cohort are real people (``phyldm train``), which opens as it was trained.
 
     Raises
     ------
@@ -266,54 +281,26 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
         Unknown profile.
     """
     settings = find_profile(profile)
+    recorded = cohort.read_recipe(Path(folder) / "cohort")
+    if recorded and "data" in recorded:
+        return scan_run(folder, settings, read_scan_recipe(recorded), seed)
     recipe = replace(settings.cohort, anatomies=str(anatomies) or None)
     return Run(Path(folder), settings, recipe, seed)
 
 
-# --- inference ----------------------------------------------------------------------------------
+def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int) -> Run:
+    """The run of a profile on real scans: no common scale, so every gain is solved for."""
+    loss = replace(profile.vae_loss, gain="solved", unscaled=1.0)
+    return Run(Path(folder), replace(profile, vae_loss=loss), recipe, seed)
 
 
-@torch.no_grad()
-def encode(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None) -> Posterior:
-    """The posterior ``(n, c, y, x)`` of every slice; arguments as :func:`infer`."""
-    shown = slices.observed if shown is None else shown & slices.observed
-    scale = brightness(slices.images, slices.observed, slices.subject)
-    parts = []
-    for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
-        inputs, level = slices.images[rows] / scale[rows][..., None, None], scale[rows] / TYPICAL_SIGNAL
-        parts.append(
-            vae.encode(inputs, slices.settings[rows], shown[rows], level, torch.full((len(rows),), common_scale))
-        )
-    return Posterior(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+# --- latents --------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None):
-    """Posterior and tissue maps of every slice.
-
-    Parameters
-    ----------
-    common_scale
-        Whether ``slices.images`` share the scale of PD (see :func:`cohort.load_scans`).
-    shown
-        ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
-
-    Returns
-    -------
-    Posterior
-        ``(n, c, y, x)``.
-    TissueMaps
-        ``(n, y, x)``, decoded from the posterior mean.
-    """
-    posterior = encode(vae, slices, common_scale, shown)
-    maps = torch.cat([vae.decode(part).stack() for part in posterior.mean.split(INFERENCE_BATCH)])
-    return posterior, TissueMaps.from_stack(maps)
-
-
-def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None) -> Latents:
+def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
     """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
     mirrored = replace(slices, images=slices.images.flip(-1))
-    means = [encode(vae, s).mean for s in (slices, mirrored)]
+    means = [encode(vae, s, common_scale).mean for s in (slices, mirrored)]
     return Latents(torch.cat(means), slices.position.repeat(2), like)
 
 

@@ -41,9 +41,10 @@ from .physics import Protocol, Sequence
 from .protocols import EFFECTIVE_TE_ABOVE, effective_te
 
 __all__ = [
-    "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions", "crop_or_pad",
-    "head_centre", "map_sidecar", "read_scan", "read_session", "sidecar", "slices_to_volume", "volume_to_slices",
-    "write_dataset_description", "write_image",
+    "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions",
+    "contrast_of", "crop_or_pad",
+    "head_centre", "map_sidecar", "read_scan", "read_session", "read_volume", "resample", "sidecar",
+    "slices_to_volume", "volume_to_slices", "write_dataset_description", "write_image",
 ]  # fmt: skip
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI code: not said (so mm), metre, mm, micrometre
@@ -87,7 +88,7 @@ class Scan:
 # --- in -----------------------------------------------------------------------------------------
 
 
-def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
+def read_scan(path: str | Path, protocol: Protocol | None = None, missing: dict | None = None) -> Scan:
     """Read a NIfTI image with its BIDS sidecar, or with a protocol given by hand.
 
     Parameters
@@ -96,6 +97,8 @@ def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
         ``.nii`` or ``.nii.gz``, any integer or float type, with or without scaling.
     protocol
         Used as it stands instead of the sidecar's: its TE is the contrast-equivalent one.
+    missing
+        Sidecar fields to take where the sidecar has none of that name.
 
     Raises
     ------
@@ -111,6 +114,7 @@ def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
         if path.exists() and not metadata:
             raise BadInput(f"{path}: no sidecar ({_stem(path)}.json): add one, or give sequence, TE, TR and TI by hand")
         image, affine, notes = _read_image(path)
+        metadata = (missing or {}) | metadata
         protocol, said = protocol_from_sidecar(metadata, suffix, path)
         notes = notes + said
     else:
@@ -120,8 +124,19 @@ def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
             instead = effective_te(protocol.te, protocol.sequence)
             notes += (f"TE {protocol.te:g} s taken as given: if nominal (varying flip angles) give {instead:g} s",)
     if suffix not in CONTRASTS:
-        suffix = _contrast(protocol)
+        suffix = contrast_of(protocol)
     return Scan(image, affine, protocol, suffix, path, metadata, notes)
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``(x, y, z)`` float32 in RAS+ and its affine, of a file without a protocol, such as a brain mask.
+
+    Raises
+    ------
+    BadInput
+        As :func:`read_scan`, but for the sidecar.
+    """
+    return _read_image(Path(path))[:2]
 
 
 def read_session(folder: str | Path, subject: str | None = None, session: str | None = None) -> list[Scan]:
@@ -168,7 +183,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _contrast(protocol: Protocol) -> str:
+def contrast_of(protocol: Protocol) -> str:
     """The suffix of a scan whose name has none, from what its protocol weights."""
     if protocol.sequence is Sequence.SPIN_ECHO:
         return "T2w" if protocol.te > 0.05 else "T1w" if protocol.tr < 1.2 else "PDw"
@@ -375,10 +390,22 @@ def axial_grid(
 
 
 def axial_slices(scan: Scan, grid: Grid) -> np.ndarray:
-    """``(n, y, x)`` float32: a scan on a grid of :func:`axial_grid`, 0 outside what was scanned.
+    """``(n, y, x)`` float32: a scan on a grid of :func:`axial_grid`, as :func:`resample` brings it there.
+
+    Raises
+    ------
+    BadInput
+        The scan and the grid do not overlap.
+    """
+    return volume_to_slices(resample(scan, grid))
+
+
+def resample(scan: Scan, grid: Grid) -> np.ndarray:
+    """``(x, y, z)`` float32: a scan on another grid, 0 outside what was scanned.
 
     Where the grid is coarser than the scan, a Gaussian first averages what a coarse voxel would have
     (its FWHM makes up the difference of the two voxel sizes in quadrature); then cubic splines.
+    Where every voxel of the grid is a voxel of the scan, nothing is interpolated.
 
     Raises
     ------
@@ -389,7 +416,10 @@ def axial_slices(scan: Scan, grid: Grid) -> np.ndarray:
     fwhm = np.sqrt(np.maximum(wanted**2 - mine**2, 0)) / mine
     image = ndimage.gaussian_filter(scan.image, fwhm / np.sqrt(8 * np.log(2))) if fwhm.any() else scan.image
     matrix = np.linalg.inv(scan.affine) @ grid.affine
-    volume = ndimage.affine_transform(image, matrix, output_shape=grid.shape, order=3, output=np.float32)
+    nearest = np.round(matrix)
+    order = 0 if np.allclose(matrix, nearest, atol=1e-4) else 3
+    matrix = matrix if order else nearest
+    volume = ndimage.affine_transform(image, matrix, output_shape=grid.shape, order=order, output=np.float32)
     if not volume.any():
         raise BadInput(f"{scan.path}: does not overlap the session's other scans: nothing of it lies in these slices")
-    return volume_to_slices(volume)
+    return volume

@@ -35,6 +35,39 @@ def smoke_run(tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def simulated_session():
+    """A noisy simulated brain at 2 mm, 118 mm of it, in three contrasts that are aligned: ``{suffix: scans.Scan}``."""
+    import numpy as np
+    import torch
+
+    from phyldm_core.anatomy import load_anatomy
+    from phyldm_core.physics import Protocol, TissueMaps, render
+    from phyldm_core.scans import Scan
+    from phyldm_core.tissue import in_vivo_3t
+
+    protocols = {
+        "T1w": Protocol("MPRAGE", te=0.003, tr=2.4, ti=1.0),
+        "T2w": Protocol("spin echo", te=0.1, tr=3.2),
+        "FLAIR": Protocol("FLAIR", te=0.091, tr=9.0, ti=2.5),
+    }
+    fractions = load_anatomy("mni152", None, slab_mm=70, head=False, blur_mm=0.8).fractions[:, ::2, ::2, ::2]
+    median = torch.from_numpy(in_vivo_3t().median).float()
+    water = torch.einsum("kzyx,k->zyx", fractions, median[:, 0])
+    share = fractions * median[:, 0, None, None, None] / water.clamp_min(1e-6)
+    t1, t2 = (torch.einsum("kzyx,k->zyx", share, median[:, i].log()).exp() for i in (1, 2))
+    noise = np.random.default_rng(0)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -94, -132, -46
+    made = {}
+    for suffix, protocol in protocols.items():
+        clean = render(TissueMaps(water, t1, t2), protocol).numpy().T
+        sd = 0.02 * np.percentile(clean[clean > 0], 95)
+        image = 1000 * np.hypot(clean + noise.normal(0, sd, clean.shape), noise.normal(0, sd, clean.shape))
+        made[suffix] = Scan(image.astype(np.float32), affine, protocol, suffix, Path(f"sub-01_{suffix}.nii.gz"), {})
+    return made
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Notebooks last: they take minutes, and mostly fail for a reason that a unit test names better."""
     items.sort(key=lambda item: item.path.name == "test_notebooks.py")

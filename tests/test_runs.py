@@ -10,7 +10,7 @@ import pandas
 import pytest
 import torch
 
-from phyldm_core import runs
+from phyldm_core import inference, runs
 from phyldm_core.errors import BadInput
 from phyldm_core.physics import TissueMaps
 from phyldm_core.profiles import SMOKE, find_profile
@@ -211,7 +211,7 @@ def test_a_person_s_maps_come_from_the_scans_that_are_shown(smoke_run):
 def test_the_batch_size_does_not_matter(smoke_run, monkeypatch):
     vae, slices = smoke_run.vae(), smoke_run.scans("test")
     whole = infer(vae, slices)[1]
-    monkeypatch.setattr(runs, "INFERENCE_BATCH", 3)
+    monkeypatch.setattr(inference, "INFERENCE_BATCH", 3)
     for a, b in zip(whole, infer(vae, slices)[1], strict=True):
         torch.testing.assert_close(a, b)
 

@@ -112,6 +112,7 @@ meaning = {
     "l1": "absolute difference of rendered and acquired scans", "l2": "squared difference, the paper's alternative",
     "structure": "1 − SSIM of the scans (paper: LPIPS, a download)", "kl": "latent near the unit normal",
     "map_prior": "log maps near their prior medians, inside the head", "water": "PD near the water content T1 implies",
+    "fluid": "T2 near what T1 implies between grey matter and CSF",
     "air": "no PD where every scan is dark", "adversarial": "patch adversary on the scans",
     "adversarial_after": "steps before it is heard", "keep_scan": "chance that a scan is shown to the encoder",
     "unscaled": "fraction of rows without a common scale", "gain": "of such rows: solved, or fixed at 1",
@@ -264,7 +265,7 @@ both
 # With known gains, averaging enough voxels pins everything down except one thing: T2 of CSF. In T2w and FLAIR alike
 # it appears only as a factor $e^{-TE/T_2}$ near 1, beside PD, so that one product is seen and two factors are wanted.
 # What separates them here is knowledge, not measurement: no tissue holds more water than water (built into the
-# decoder), and water and T1 rise together (a weak prior). With unknown gains only T1 of CSF survives, by its null
+# decoder), water and T1 rise together, and what has CSF's T1 has CSF's T2 (two weak priors). With unknown gains only T1 of CSF survives, by its null
 # point in FLAIR, which no gain can move. All else keeps an error of tens of per cent that no averaging removes: in
 # those directions a change of tissue *is* a change of gain.
 #

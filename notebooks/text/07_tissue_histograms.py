@@ -197,7 +197,7 @@ publish(fig, "fig35_csf_t2", caption, "Signal curves, flat beyond a second, and 
 # %% [markdown]
 # **Figure 35.** From about a second on the curves hardly leave what the receive field alone does to a voxel, and the
 # gain of the scan and the PD of CSF do the same: to these scans one second and three are nearly one. What the model
-# answers there comes from its prior and from the smoothness of its decoder. The paper's T2 maps run to 5.6 s in CSF,
+# answers there comes from its priors, above all the one that expects CSF's T2 where T1 is CSF's (`fluid_prior`). The paper's T2 maps run to 5.6 s in CSF,
 # which no scan it used could have told. So: do not read the T2 of CSF from such a model, nor from any other that saw
 # the same three scans. Contrasts with long echoes (notebook [06](06_unseen_contrasts.ipynb)) suffer for it.
 #

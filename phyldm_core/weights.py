@@ -1,0 +1,372 @@
+"""Weights as files a user can trust: what they are, what they were trained on, and that they are unchanged.
+
+A folder of weights holds ``config.json`` (what follows from it is in :class:`Weights`), ``vae/`` and, where
+a diffusion model was trained, ``pipeline/`` in diffusers' form, ``training.json`` (the cohort's recipe, losses
+and schedules), ``metrics.csv`` and a model card ``README.md``. Everything that could run code on loading is
+refused: weights are safetensors, and only this package's classes are made from them. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+from .bids import to_json, write_atomically
+from .errors import BadInput
+from .physics import SEQUENCES
+
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses one that it does not know."""
+
+DEFAULT = Path("runs/laptop")
+"""Where the commands look for weights when they are not told: what ``phyldm reproduce`` makes."""
+
+CONVENTIONS = {
+    "maps": ["PD relative to water = 1", "T1 in s", "T2 in s"],
+    "slice": "(y, x) of an axial slice in RAS+: y to anterior, x to the patient's right",
+    "sequences": [sequence.value for sequence in SEQUENCES],
+    "settings": "sequence, TE, TR, TI in s; TE contrast-equivalent",
+}
+"""What the numbers that go in and come out mean; weights with others would give wrong maps without a word."""
+
+CLASSES = {
+    "PoEVAE": "phyldm_core.vae",
+    "CoarseVAE": "phyldm_core.coarse",
+    "Refiner": "phyldm_core.refiner",
+    "TissueTransformer": "phyldm_core.diffusion",
+    "UNet2DModel": "diffusers",
+    "DPMSolverMultistepScheduler": "diffusers",
+    "DDIMScheduler": "diffusers",
+}
+"""What a pipeline may be made of; any other name in its files is refused before it is imported."""
+
+TENSORS = "diffusion_pytorch_model.safetensors"
+EXAMINED = {".json", ".safetensors", ".csv", ".md"}  # the only kinds of file a folder of weights holds
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Trained weights, checked; get them from :func:`load_weights`.
+
+    Parameters
+    ----------
+    folder
+        That holds ``vae/`` and maybe ``pipeline/``.
+    config
+        What ``config.json`` says: ``profile``, ``voxel_mm``, ``slice_mm``, ``slice_shape`` (y, x), ``n_slices`` and
+        ``head`` of the training data, ``files`` with their SHA-256.
+    """
+
+    folder: Path
+    config: dict
+
+    @property
+    def voxel_mm(self) -> float:
+        """Of the slices the networks were trained on, in the plane."""
+        return float(self.config["voxel_mm"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(y, x) of those slices."""
+        return tuple(self.config["slice_shape"])
+
+    @property
+    def slab_mm(self) -> float:
+        """Thickness of the stack they came from, about the middle of the brain: outside it a map is extrapolated."""
+        return float(self.config["n_slices"] * self.config["slice_mm"])
+
+    @property
+    def head(self) -> bool:
+        """Whether the training scans kept skull and scalp."""
+        return bool(self.config["head"])
+
+    @property
+    def has_pipeline(self) -> bool:
+        return "pipeline/model_index.json" in self.config["files"]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the hashes of all tensors: equal weights, equal name, exported or not."""
+        networks = {k: v for k, v in self.config["files"].items() if k.startswith(("vae/", "pipeline/"))}
+        tensors = sorted((name, sha) for name, sha in networks.items() if name.endswith(".safetensors"))
+        return hashlib.sha256(json.dumps(tensors).encode()).hexdigest()
+
+    def vae(self):
+        """The :class:`vae.PoEVAE`, ready for inference."""
+        from .vae import PoEVAE
+
+        return PoEVAE.from_pretrained(self.folder / "vae", local_files_only=True, use_safetensors=True).eval()
+
+    def pipeline(self):
+        """The :class:`diffusion.TissuePipeline`: ``pipe(n, seed=…)`` gives tissue maps.
+
+        Raises
+        ------
+        BadInput
+            These weights hold none.
+        """
+        if not self.has_pipeline:
+            raise BadInput(f"{self.folder}: holds a VAE but no diffusion model: run notebook 04_train_diffusion first")
+        import diffusers
+
+        from .diffusion import TissuePipeline
+
+        diffusers.utils.logging.disable_progress_bar()
+        pipe = TissuePipeline.from_pretrained(self.folder / "pipeline", local_files_only=True, use_safetensors=True)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def load_weights(folder: str | Path | None = None) -> Weights:
+    """Weights from a folder that :func:`export_weights` wrote, or straight from a run's folder, checked.
+
+    Parameters
+    ----------
+    folder
+        None: :data:`DEFAULT`, relative to the working directory.
+
+    Raises
+    ------
+    BadInput
+        In one sentence: nothing there; a format or conventions this version does not know; a file missing,
+        changed, or of a kind that could run code; a tensor missing, left over or of another shape.
+    """
+    if folder is None and not DEFAULT.is_dir():
+        raise BadInput(f"{DEFAULT}: no weights here: make them with phyldm reproduce, or name a folder with --weights")
+    folder = Path(DEFAULT if folder is None else folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder of weights: give one that phyldm export or phyldm reproduce made")
+    if (folder / "config.json").exists():
+        weights = Weights(folder, _read_json(folder / "config.json"))
+        _check_config(weights)
+        _check_files(weights)
+    elif (folder / "vae" / "made_with.json").exists():
+        weights = Weights(folder, _config_of_run(folder))
+    else:
+        raise BadInput(f"{folder}: neither exported weights nor a trained run (no config.json, no vae/): name another")
+    _check_network(folder / "vae", "PoEVAE")
+    if weights.has_pipeline:
+        _check_pipeline(folder / "pipeline")
+    return weights
+
+
+def export_weights(run: str | Path, folder: str | Path) -> Weights:
+    """Copy what a run trained into a folder that can be given away, with its recipe, numbers and a model card.
+
+    Parameters
+    ----------
+    run
+        A run's folder (``runs/laptop``), or a :class:`runs.Run`.
+    folder
+        Replaced as a whole where it holds an older export, left alone where it holds this very one.
+
+    Raises
+    ------
+    BadInput
+        The run holds no trained VAE, its diffusion model belongs to another VAE, or ``folder`` holds something else.
+    """
+    from .model_card import model_card, run_metrics
+
+    run, folder = Path(getattr(run, "folder", run)), Path(folder)
+    if not (run / "vae" / "made_with.json").exists():
+        raise BadInput(f"{run}: holds no trained VAE: run phyldm reproduce, or notebook 03_train_vae, first")
+    trained = load_weights(run)
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    config = dict(trained.config)
+    if (folder / "config.json").exists():
+        there = _read_json(folder / "config.json")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: holds something that is no export of weights: choose an empty or a new folder")
+    else:
+        there = {}
+    try:
+        for name in config["files"]:
+            write_atomically(part / name, _without_origin(run / name))
+        metrics = run_metrics(run)
+        write_atomically(part / "metrics.csv", metrics.to_csv(index=False, float_format="%.6g").encode())
+        write_atomically(part / "training.json", to_json(_settings(run)))
+        card = model_card(trained, _settings(run), metrics)
+        write_atomically(part / "README.md", card.encode())
+        config["files"] = _hashes(part)
+        if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:
+            return load_weights(folder)
+        write_atomically(part / "config.json", to_json(config))
+        _put_in_place(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return load_weights(folder)
+
+
+def _without_origin(path: Path) -> bytes:
+    """A file's bytes; of a network's configuration, without the folder it was once loaded from."""
+    if path.name != "config.json":
+        return path.read_bytes()
+    return to_json({key: value for key, value in _read_json(path).items() if key != "_name_or_path"})
+
+
+def _put_in_place(part: Path, folder: Path):
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another folder") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def _settings(run: Path) -> dict:
+    """What a run's parts were made with: ``{"vae": …}`` and, if there is a pipeline, ``{"pipeline": …}``."""
+    settings = {"vae": _read_json(run / "vae" / "made_with.json")}
+    if (run / "pipeline" / "made_with.json").exists():
+        settings["pipeline"] = _read_json(run / "pipeline" / "made_with.json")
+        if settings["pipeline"].get("refiner", {}).get("coarse", {}).get("vae") != settings["vae"]:
+            raise BadInput(f"{run}: its diffusion model belongs to another VAE: run notebook 04_train_diffusion first")
+    cohort = settings["vae"]["cohort"]
+    if cohort.get("anatomies"):  # which folder it was is nobody's business, that it was one is
+        text = json.dumps(settings).replace(json.dumps(cohort["anatomies"]), json.dumps(Path(cohort["anatomies"]).name))
+        settings = json.loads(text)
+    return settings
+
+
+def _config_of_run(run: Path) -> dict:
+    from .profiles import PROFILES
+
+    settings = _settings(run)
+    cohort, network = settings["vae"]["cohort"], settings["vae"]["network"]
+    names = [name for name, p in PROFILES.items() if json.loads(json.dumps(p.vae)) == network]
+    parts = [part for part in ("vae", "pipeline") if part in settings]
+    files = {name: sha for name, sha in _hashes(run, parts).items() if not name.endswith(("made_with.json", "log.csv"))}
+    return {
+        "format": FORMAT,
+        "package": "phyldm_core",
+        "version": __version__,
+        "profile": names[0] if names else "own",
+        "voxel_mm": cohort["voxel_mm"],
+        "slice_mm": cohort["slice_mm"],
+        "slice_shape": cohort["shape"],
+        "n_slices": cohort["n_slices"],
+        "head": cohort["head"],
+        "conventions": CONVENTIONS,
+        "files": files,
+    }
+
+
+def _hashes(folder: Path, parts: list[str] | tuple[str, ...] = (".",), skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """SHA-256 of every file under ``parts`` of a folder, by its path in the folder."""
+    files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: sha256(path) for name, path in named.items() if name not in skip}
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not a readable JSON file ({error}): export the weights again") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: must be a JSON object, not a {type(content).__name__}: export the weights again")
+    return content
+
+
+def _check_config(weights: Weights):
+    where, config = weights.folder / "config.json", weights.config
+    if (version := config.get("format")) != FORMAT:
+        raise BadInput(
+            f"{where}: weights of format {version}, but phyldm_core {__version__} reads format {FORMAT}: "
+            f"export them again with this version, or install phyldm_core {config.get('version', '')}".rstrip()
+        )
+    for name, kind in (("slice_shape", list), ("voxel_mm", (int, float)), ("slice_mm", (int, float)), ("n_slices", int),
+                       ("head", bool), ("files", dict)):  # fmt: skip
+        if not isinstance(config.get(name), kind):
+            raise BadInput(f"{where}: {name} is missing or of the wrong kind: export the weights again")
+    for name, ours in CONVENTIONS.items():
+        theirs = config.get("conventions", {}).get(name)
+        if theirs != ours:
+            raise BadInput(f"{where}: convention {name!r} is {theirs}, here {ours}: its maps would be wrong")
+
+
+def _check_files(weights: Weights):
+    """Every file is there, unchanged, and of a kind that cannot run code."""
+    folder, listed = weights.folder, weights.config["files"]
+    for name, expected in listed.items():
+        path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise BadInput(f"{folder / 'config.json'}: lists {name}, which lies outside the folder: do not trust it")
+        if not path.is_file():
+            raise BadInput(f"{path}: missing, though config.json lists it: copy the weights again")
+        if sha256(path) != expected:
+            raise BadInput(f"{path}: changed since it was exported (SHA-256 differs): copy the weights again")
+    present = {p.relative_to(folder).as_posix() for part in ("vae", "pipeline") for p in (folder / part).rglob("*")
+               if p.is_file()}  # fmt: skip
+    if extra := sorted(present - set(listed)):
+        raise BadInput(f"{folder / extra[0]}: not listed in config.json: take it out, weights are loaded as exported")
+
+
+def _check_pipeline(folder: Path):
+    index = _read_json(folder / "model_index.json")
+    for name, value in index.items():
+        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)):
+            continue  # a setting of the pipeline, or a component that is absent
+        library, kind = value
+        if CLASSES.get(kind) != library:
+            raise BadInput(f"{folder / 'model_index.json'}: {name} is a {library}.{kind}, which no pipeline here uses")
+        if not kind.endswith("Scheduler"):
+            _check_network(folder / name, kind)
+
+
+def _check_network(folder: Path, kind: str):
+    """The tensors on disk are those the network asks for, told from their names and shapes alone."""
+    import torch
+
+    if unfit := sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in EXAMINED):
+        raise BadInput(f"{folder / unfit[0]}: weights are safetensors only, nothing is unpickled: take it out")
+    if not (folder / TENSORS).is_file() or not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: lacks config.json or {TENSORS}: train or copy the weights again")
+    network = getattr(import_module(CLASSES[kind]), kind)
+    config = {k: v for k, v in _read_json(folder / "config.json").items() if not k.startswith("_")}
+    try:
+        with torch.device("meta"):  # shapes without memory
+            expected = {name: list(t.shape) for name, t in network(**config).state_dict().items()}
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{folder / 'config.json'}: no {kind} can be made of it ({error}): export it again") from None
+    found = _tensor_shapes(folder / TENSORS)
+    for name in sorted(expected.keys() | found.keys()):
+        want, got = (None if s is None else "×".join(map(str, s)) for s in (expected.get(name), found.get(name)))
+        if want != got:
+            said = "is missing" if got is None else "is left over" if want is None else f"is {got}, not {want}"
+            raise BadInput(f"{folder / TENSORS}: tensor {name} {said} for a {kind} of this version: export it again")
+
+
+def _tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Names and shapes from a safetensors header (8 bytes of length, then JSON), without reading any tensor."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{path}: not a safetensors file, or cut short: copy or train the weights again") from None

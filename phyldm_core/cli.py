@@ -124,7 +124,6 @@ def train(
     for name, steps, n in (
         ("VAE", run.train_vae, settings.vae_schedule.steps),
         ("coarse level", run.train_coarse, settings.coarse_schedule.steps),
-        ("refiner", run.train_refiner, settings.refiner_schedule.steps),
         ("diffusion model", run.train_diffusion, settings.diffusion_schedule.steps),
     ):
         with tqdm(desc=name, total=n, unit="step", disable=None) as bar:

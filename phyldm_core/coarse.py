@@ -2,8 +2,8 @@
 
 Cortex needs a latent at a quarter of the image's resolution. A diffusion model trained for minutes
 learns no brain on so fine a grid, only outlines filled with blobs. So a second autoencoder
-squeezes the fine latent into a few tokens; those are generated, and :mod:`phyldm_core.refiner` draws
-the folds that its decoder cannot know. Inference never passes through it.
+squeezes the fine latent into a few tokens; those are generated, and its decoder adds what it knows
+of cortex. Inference never passes through it.
 """
 
 from __future__ import annotations

@@ -188,9 +188,8 @@ class TissuePipeline(DiffusionPipeline):
     ----------
     denoiser, scheduler, vae
         A trained network, its sampler, and the :class:`vae.PoEVAE` that decodes tissue.
-    coarse, refiner
-        The :class:`coarse.CoarseVAE` whose latents the denoiser makes and the :class:`refiner.Refiner` that makes
-        fine latents of them; None where the denoiser makes the VAE's own.
+    coarse
+        The :class:`coarse.CoarseVAE` whose latents the denoiser makes; None where it makes the VAE's own.
     latent_mean, latent_scale, fine_mean, fine_scale
         Per channel, what the generated and the VAE's latents were normalised with.
     latent_size
@@ -199,7 +198,7 @@ class TissuePipeline(DiffusionPipeline):
         Of the maps, for whoever draws or stores them.
     """
 
-    _optional_components = ["coarse", "refiner"]
+    _optional_components = ["coarse"]
 
     def __init__(
         self,
@@ -207,7 +206,6 @@ class TissuePipeline(DiffusionPipeline):
         scheduler,
         vae,
         coarse=None,
-        refiner=None,
         latent_mean=(),
         latent_scale=(),
         fine_mean=(),
@@ -216,7 +214,7 @@ class TissuePipeline(DiffusionPipeline):
         voxel_mm: float = 1.0,
     ):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse, refiner=refiner)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse)
         self.register_to_config(
             latent_mean=list(latent_mean), latent_scale=list(latent_scale), fine_mean=list(fine_mean),
             fine_scale=list(fine_scale), latent_size=list(latent_size), voxel_mm=voxel_mm,
@@ -256,26 +254,12 @@ class TissuePipeline(DiffusionPipeline):
         return x
 
     @torch.no_grad()
-    def decode(self, x: Tensor, seed: int = 0, same_noise: bool = False, batch_size: int = 32):
-        """Normalised latents → :class:`physics.TissueMaps`, through the coarse level and refiner if there are any.
-
-        Parameters
-        ----------
-        seed
-            Of the refiner's noise.
-        same_noise
-            One noise for all ``x``: along a walk through latents, only the latents change.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        noise = None
+    def decode(self, x: Tensor, batch_size: int = 32):
+        """Normalised latents → :class:`physics.TissueMaps`, through the coarse level if there is one."""
         parts = []
         for part in x.split(batch_size):
             if self.coarse is not None:
                 part = self.coarse.decode(self._unscale(part, self.config.latent_mean, self.config.latent_scale))
-            if self.refiner is not None:
-                if noise is None or not same_noise:
-                    noise = torch.randn(1 if same_noise else len(part), *part.shape[1:], generator=generator)
-                part = self.refiner.draw(part, noise.to(part).expand_as(part))
             parts.append(self.vae.decode(self._unscale(part, self.config.fine_mean, self.config.fine_scale)))
         return type(parts[0])(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
@@ -285,4 +269,4 @@ class TissuePipeline(DiffusionPipeline):
 
     def __call__(self, n: int, seed: int = 0, num_inference_steps: int = 20, position=None):
         """``n`` new brains as :class:`physics.TissueMaps`, each map ``(n, y, x)``: PD (water = 1), T1 (s), T2 (s)."""
-        return self.decode(self.sample_latents(n, seed, num_inference_steps, position), seed)
+        return self.decode(self.sample_latents(n, seed, num_inference_steps, position))

@@ -21,8 +21,6 @@ class Profile:
     coarse: dict | None  # arguments of coarse.CoarseVAE; None: diffusion in the VAE's own latent, as in the paper
     coarse_kl: float
     coarse_schedule: Schedule
-    refiner: dict | None  # arguments of refiner.Refiner, which adds to a coarse latent what it left out
-    refiner_schedule: Schedule
     process: str  # "flow" or "ddpm"
     denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
     diffusion_schedule: Schedule
@@ -44,8 +42,6 @@ SMOKE = Profile(
     coarse={"coarse_channels": 4, "widths": (16, 16, 16), "blocks": 1},
     coarse_kl=2e-3,
     coarse_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
-    refiner={"patch": 1, "widths": (16, 16), "layers": 1},
-    refiner_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
     denoiser={"width": 32, "layers": 2, "heads": 2},
     diffusion_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
@@ -74,8 +70,6 @@ LAPTOP = Profile(
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
     coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
     coarse_schedule=Schedule(steps=1600, batch_size=12, learning_rate=1e-3, ema_decay=0.998),
-    refiner={},
-    refiner_schedule=Schedule(steps=1500, batch_size=12, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 256, "layers": 8, "heads": 4},
     diffusion_schedule=Schedule(steps=1700, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
@@ -99,8 +93,6 @@ PAPER = Profile(
     coarse=None,
     coarse_kl=0.0,
     coarse_schedule=Schedule(steps=0),
-    refiner=None,
-    refiner_schedule=Schedule(steps=0),
     process="ddpm",
     denoiser=None,
     diffusion_schedule=Schedule(steps=100_000, batch_size=16, learning_rate=2.5e-5, warmup=500, ema_decay=0.9999,

@@ -27,7 +27,6 @@ from .errors import BadInput
 from .inference import encode, infer  # noqa: F401  notebooks find infer beside open_run
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
-from .refiner import Refiner, RefinerObjective
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
 from .vae import PoEVAE
@@ -157,42 +156,12 @@ class Run:
             raise MissingResult(f"{self.folder} holds no coarse level: run notebook 04_train_diffusion first")
         return CoarseVAE.from_pretrained(self.folder / "coarse", local_files_only=True).eval()
 
-    # --- the refiner -----------------------------------------------------------------------------
-
-    def _refiner_settings(self) -> dict:
-        profile = self.profile
-        return _as_json(coarse=self._coarse_settings(), network=profile.refiner,
-                        schedule=asdict(profile.refiner_schedule))  # fmt: skip
-
-    def train_refiner(self) -> Iterator[Step]:
-        """Train the refiner on the training scans' latents; nothing happens in a profile without one."""
-        folder, settings = self.folder / "refiner", self._refiner_settings()
-        if self.profile.refiner is None or _made_with(folder) == settings:
-            return
-        work = _workspace(folder, settings)
-        train, held_out = self.fine_latents("train"), self.fine_latents("val")
-        scale = self.coarse_latents("train").scale
-        torch.manual_seed(self.seed)
-        refiner = Refiner(train.values.shape[1], **self.profile.refiner)
-        objective = RefinerObjective(refiner, self.coarse(), scale)
-        yield from training_loop(objective, train, self._schedule(self.profile.refiner_schedule), work, held_out)
-        refiner.save_pretrained(work)
-        _finish(work, folder, settings)
-
-    def refiner(self) -> Refiner | None:
-        """The trained refiner; None in a profile without one."""
-        if self.profile.refiner is None:
-            return None
-        if _made_with(self.folder / "refiner") != self._refiner_settings():
-            raise MissingResult(f"{self.folder} holds no refiner: run notebook 04_train_diffusion first")
-        return Refiner.from_pretrained(self.folder / "refiner", local_files_only=True).eval()
-
     # --- the diffusion model ---------------------------------------------------------------------
 
     def _diffusion_settings(self) -> dict:
         profile = self.profile
         return _as_json(
-            refiner=self._refiner_settings(), process=profile.process, denoiser=profile.denoiser,
+            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser,
             schedule=asdict(profile.diffusion_schedule),
         )  # fmt: skip
 
@@ -201,7 +170,7 @@ class Run:
         folder, settings = self.folder / "pipeline", self._diffusion_settings()
         if _made_with(folder) == settings:
             return
-        coarse, refiner = self.coarse(), self.refiner()
+        coarse = self.coarse()
         work = _workspace(folder, settings)
         encoded = self.fine_latents if coarse is None else self.coarse_latents
         fine, train, held_out = self.fine_latents("train"), encoded("train"), encoded("val")
@@ -214,7 +183,7 @@ class Run:
         objective = DiffusionObjective(denoiser, self.profile.process)
         yield from training_loop(objective, train, self._schedule(self.profile.diffusion_schedule), work, held_out)
         pipeline = TissuePipeline(
-            denoiser, make_scheduler(self.profile.process), self.vae(), coarse, refiner,
+            denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
         )  # fmt: skip
         pipeline.save_pretrained(work)

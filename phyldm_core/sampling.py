@@ -85,7 +85,7 @@ def draw_person(pipe, weights: Weights, seed: int, index: int) -> TissueMaps:
 
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     n, steps = weights.config["n_slices"], 20 if pipe.scheduler.config.get("use_flow_sigmas") else 50
-    maps = pipe.decode(pipe.sample_latents(n, own, steps, one_noise=True), own, same_noise=True)
+    maps = pipe.decode(pipe.sample_latents(n, own, steps, one_noise=True))
     inside = maps.pd > AIR if weights.head else brain_of(maps)
     return TissueMaps(*(torch.where(inside, values, 0.0) for values in maps))
 

@@ -41,7 +41,6 @@ CONVENTIONS = {
 CLASSES = {
     "PoEVAE": "phyldm_core.vae",
     "CoarseVAE": "phyldm_core.coarse",
-    "Refiner": "phyldm_core.refiner",
     "TissueTransformer": "phyldm_core.diffusion",
     "UNet2DModel": "diffusers",
     "DPMSolverMultistepScheduler": "diffusers",
@@ -234,7 +233,7 @@ def _settings(run: Path) -> dict:
     settings = {"vae": _read_json(run / "vae" / "made_with.json")}
     if (run / "pipeline" / "made_with.json").exists():
         settings["pipeline"] = _read_json(run / "pipeline" / "made_with.json")
-        if settings["pipeline"].get("refiner", {}).get("coarse", {}).get("vae") != settings["vae"]:
+        if settings["pipeline"].get("coarse", {}).get("vae") != settings["vae"]:
             raise BadInput(f"{run}: its diffusion model belongs to another VAE: run notebook 04_train_diffusion first")
     cohort = settings["vae"]["cohort"]
     if cohort.get("anatomies"):  # which folder it was is nobody's business, that it was one is

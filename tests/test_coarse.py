@@ -60,7 +60,7 @@ def test_a_pipeline_with_a_coarse_level_survives_saving(coarse, fine, tmp_path):
     torch.nn.init.normal_(vae.decoder.head[0].weight, std=0.1)
     denoiser = TissueTransformer(COARSE + 1, COARSE, (2, 2), width=16, layers=1, heads=2)
     numbers = (t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale))
-    parts = denoiser.eval(), make_scheduler("flow"), vae.eval(), coarse.eval(), None
+    parts = denoiser.eval(), make_scheduler("flow"), vae.eval(), coarse.eval()
     pipe = TissuePipeline(*parts, *numbers, (2, 2), 6.0)
     pipe.save_pretrained(tmp_path)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -39,7 +39,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
     assert isinstance(maps, TissueMaps)
     assert maps.pd.shape == (SMOKE.n_samples, *SMOKE.cohort.shape)
     assert all((m > 0).all() and torch.isfinite(m).all() for m in maps)
-    parts = ["coarse", "cohort", "pipeline", "refiner", "samples", "vae"]
+    parts = ["coarse", "cohort", "pipeline", "samples", "vae"]
     assert sorted(p.name for p in copy.folder.iterdir()) == parts
     assert not [f for f in copy.folder.rglob("*") if f.suffix in (".pt", ".bin", ".pkl", ".part")]
 
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
 def test_the_second_time_nothing_is_made(copy):
     copy.make_samples()
     before = files(copy.folder)
-    for part in (copy.make_cohort, copy.train_vae, copy.train_coarse, copy.train_refiner, copy.train_diffusion):
+    for part in (copy.make_cohort, copy.train_vae, copy.train_coarse, copy.train_diffusion):
         assert list(part()) == []
     copy.make_samples()
     assert files(copy.folder) == before
@@ -67,7 +67,7 @@ def test_the_pipeline_decodes_with_the_run_s_vae(smoke_run):
 def test_training_is_kept_as_a_table(smoke_run):
     schedules = {
         "vae": SMOKE.vae_schedule, "coarse": SMOKE.coarse_schedule,
-        "refiner": SMOKE.refiner_schedule, "pipeline": SMOKE.diffusion_schedule,
+        "pipeline": SMOKE.diffusion_schedule,
     }  # fmt: skip
     for part, schedule in schedules.items():
         log = smoke_run.training_log(part)
@@ -95,7 +95,6 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
     with pytest.raises(MissingResult, match="04_train_diffusion"):
         changed.pipeline()  # the old one speaks the old VAE's latents
     assert len(list(changed.train_coarse())) == SMOKE.coarse_schedule.steps
-    assert len(list(changed.train_refiner())) == SMOKE.refiner_schedule.steps
     assert len(list(changed.train_diffusion())) == SMOKE.diffusion_schedule.steps
     changed.pipeline()
     with pytest.raises(MissingResult):
@@ -104,7 +103,7 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
 
 def test_another_sampler_needs_no_training(copy):
     changed = replace(copy, profile=replace(SMOKE, sampling_steps=2))
-    assert [*changed.train_vae(), *changed.train_coarse(), *changed.train_refiner(), *changed.train_diffusion()] == []
+    assert [*changed.train_vae(), *changed.train_coarse(), *changed.train_diffusion()] == []
     assert (changed.make_samples().pd - copy.make_samples().pd).abs().max() > 0
 
 

@@ -137,11 +137,9 @@ figures.save_figure(fig, figures_dir, "fig21_latent", caption=caption, alt=alt);
 #
 # ## Two levels
 # Cortex needs a fine latent; a diffusion model that trains for minutes needs a coarse one. In our trials on the fine
-# latent it learnt outlines filled with blobs. So the laptop profile has two more networks. A second autoencoder, the
-# *coarse level*, squeezes the fine latent into a few tokens, which are what is generated. Its decoder is right on
-# average, and an average of folds is a blur; so a *refiner*, a small diffusion model of its own, draws one of the
-# fine latents that agree with the tokens. Inference passes through neither. The paper's profile has none of this and
-# generates in the VAE's own latent.
+# latent it learnt outlines filled with blobs. So the laptop profile has a second autoencoder, the *coarse level*: it
+# squeezes the fine latent into a few tokens, which are what is generated, and its decoder adds what it knows of
+# cortex. Inference never passes through it. The paper's profile has none and generates in the VAE's own latent.
 
 # %%
 def train(steps, total, name):
@@ -160,10 +158,8 @@ coarse = run.coarse()
 if coarse is None:
     print("this profile has no coarse level")
 else:
-    train(run.train_refiner(), run.profile.refiner_schedule.steps, "refiner")
-    for name, network in (("coarse level", coarse), ("refiner", run.refiner())):
-        minutes = run.training_log(name.split()[0]).seconds.max() / 60
-        print(f"{name}: {network.num_parameters() / 1e6:.1f} M parameters, {minutes:.1f} minutes of training")
+    minutes = run.training_log("coarse").seconds.max() / 60
+    print(f"coarse level: {coarse.num_parameters() / 1e6:.1f} M parameters, {minutes:.1f} minutes of training")
 
 # %% [markdown]
 # ## A road from data to noise
@@ -182,10 +178,10 @@ print(f"{type(pipe.denoiser).__name__}, {size:.2f} M parameters, process {run.pr
 print(f"{schedule.steps} steps of {schedule.batch_size} latents, {log.seconds.max() / 60:.1f} minutes of training")
 
 # %% [markdown]
-# First what no training of the diffusion model can bring back: held-out people, decoded from their fine latent, from
-# the coarse level's answer to the latent that is generated, and from what the refiner makes of that.
+# First what no training of the diffusion model can bring back: held-out people, decoded from their fine latent and
+# from the latent that is generated.
 #
-# **Predict:** what is lost on the way through the tokens, ventricles or folds? And can the refiner bring it back?
+# **Predict:** what is lost on the way through the tokens, ventricles or folds?
 
 # %%
 scales = ("fine_mean", "fine_scale", "latent_mean", "latent_scale")
@@ -203,18 +199,15 @@ def to_generate(fine):
 chosen = torch.linspace(0, len(val) - 1, 6).long()
 through = {"inferred": val_maps}
 if pipe.coarse is not None:
-    refiner, pipe.refiner = pipe.refiner, None
     through["squeezed"] = pipe.decode(to_generate(means))
-    pipe.refiner = refiner
-    through["refined"] = pipe.decode(to_generate(means), seed)
 t1w = {name: render(maps, REFERENCE["T1w"]) for name, maps in through.items()}
 rows = [[figures.Panel(image) for image in images[chosen]] for images in t1w.values()]
 rows = [[replace(row[0], side=name), *row[1:]] for name, row in zip(through, rows, strict=True)]
 fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
 numbers = [int(np.prod(z.shape[1:])) for z in (means, to_generate(means[:1]))]
 caption = f"""Six slices of held-out people as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): decoded from the fine latent
-({numbers[0]} numbers a slice), from the latent that is generated ({numbers[1]} numbers), and refined."""
-alt = "Three rows of T1-weighted slices: with all folds, with soft ones, and with sharp folds in other places."
+({numbers[0]} numbers a slice) and from the latent that is generated ({numbers[1]} numbers)."""
+alt = "Two rows of T1-weighted slices; in the second the folds of the cortex are softer."
 figures.save_figure(fig, figures_dir, "fig22_coarse", caption=caption, alt=alt)
 brain = run.truth("val").brain
 
@@ -229,10 +222,9 @@ for name, images in t1w.items():
     print(f"{name}, T1w in the brain: {f'PSNR {off:.1f} dB, ' * (name != 'inferred')}fine detail {sharp:.0f} %")
 
 # %% [markdown]
-# **Figure 22.** What the second row has lost of a person cannot be known from the tokens: where the large folds run is
-# kept, the small ones are gone. The refiner puts folds back, as sharp as inferred ones but not this person's: its
-# images are *further* from the truth in PSNR than the blur is, and look more like a brain. Both are what they should
-# be: the best guess of an image and a likely image are different things.
+# **Figure 22.** Ventricles and large folds are kept, small ones are gone: an answer that is right on average is a blur.
+# What the second row has lost, no sample will have. (We tried to draw the lost detail with a second, conditional
+# diffusion model on the fine latent, eight minutes of training: it made mottle, not folds, and was left out.)
 #
 # **Predict:** at which noise levels can a network do well, and at which can nobody?
 #
@@ -312,7 +304,7 @@ shown = np.unique(np.linspace(0, n_steps - 1, 7).round().astype(int))
 clocks, middle = pipe.scheduler.timesteps, torch.zeros(1)
 guesses = [guess(frames[i], clocks[i].float(), middle) for i in shown]
 states = torch.cat([*(frames[i] for i in shown), frames[-1], *guesses, frames[-1]])
-seen = render(pipe.decode(states, seed, same_noise=True), REFERENCE["T1w"])
+seen = render(pipe.decode(states), REFERENCE["T1w"])
 window, titles = figures.percentile_window(seen[-1]), [*(f"step {i + 1}" for i in shown), "result"]
 above_each = titles + [""] * len(titles)
 panels = [figures.Panel(image, window=window, title=t) for image, t in zip(seen, above_each, strict=True)]

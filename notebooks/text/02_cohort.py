@@ -308,7 +308,7 @@ share = {}
 for (name, quantity), values in pure.items():
     low, high = tissue.OUTER_BAND[name, quantity]
     share.setdefault(quantity, {})[name] = 100 * float(((values >= low) & (values <= high)).float().mean())
-pandas.DataFrame(share).rename_axis("% inside the wider band").round(0).astype(int)
+pandas.DataFrame(share).rename_axis("% inside the wider band").round(0).astype("Int64")  # <NA> where a small cohort has no pure voxel
 
 # %% [markdown]
 # ## What the scanner adds

@@ -308,7 +308,8 @@ share = {}
 for (name, quantity), values in pure.items():
     low, high = tissue.OUTER_BAND[name, quantity]
     share.setdefault(quantity, {})[name] = 100 * float(((values >= low) & (values <= high)).float().mean())
-pandas.DataFrame(share).rename_axis("% inside the wider band").round(0).astype("Int64")  # <NA> where a small cohort has no pure voxel
+table = pandas.DataFrame(share).rename_axis("% inside the wider band")
+table.round(0).astype("Int64")  # <NA> where a small cohort has no pure voxel
 
 # %% [markdown]
 # ## What the scanner adds

@@ -23,7 +23,7 @@ from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, PoEVAE, Posterior, plain_bl
 
 
 class CoarseVAE(ModelMixin, ConfigMixin):
-    """Fine latents ``(n, c, y, x)``, normalised per channel, to and from a grid eight times coarser.
+    """Fine latents ``(n, c, y, x)``, normalised per channel, to and from a grid coarser by 2 for each further width.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from .cohort import Slices
 from .errors import BadInput
-from .inference import INFERENCE_BATCH, encode, posterior_sd
+from .inference import infer, posterior_sd
 from .physics import TissueMaps
 from .preprocess import TEMPLATE, Prepared, prepare_session
 from .scans import MM_PER_UNIT, Grid, Scan, head_centre
@@ -182,8 +182,7 @@ def fit_session(prepared: Prepared, weights: Weights, *, n_samples: int = 8, see
         raise BadInput(f"an SD of {n_samples} samples has no meaning: ask for at least 2")
     vae = weights.vae()
     slices, window = session_slices(prepared, weights, vae.downsampling)
-    posterior = encode(vae, slices, common_scale=False)
-    mean = TissueMaps.from_stack(torch.cat([vae.decode(z).stack() for z in posterior.mean.split(INFERENCE_BATCH)]))
+    posterior, mean = infer(vae, slices, common_scale=False)
     sd = posterior_sd(vae, posterior, n_samples, torch.Generator().manual_seed(seed))
     brain = np.zeros_like(prepared.brain)
     brain[:, :, list(window.k)] = prepared.brain[:, :, list(window.k)]

@@ -24,7 +24,7 @@ from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from .errors import BadInput
-from .inference import encode, infer  # noqa: F401  notebooks find infer beside open_run
+from .inference import encode
 from .physics import TissueMaps
 from .profiles import Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
@@ -129,11 +129,6 @@ class Run:
             self._encoded[split] = latents(self.vae(), self.scans(split), like, self.common_scale)
         return self._encoded[split]
 
-    def coarse_latents(self, split: str) -> Latents:
-        """The same, squeezed through the coarse level, which the profile must have."""
-        like = None if split == "train" else self.coarse_latents("train")
-        return squeeze(self.coarse(), self.fine_latents(split), like)
-
     def train_coarse(self) -> Iterator[Step]:
         """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
         folder, settings = self.folder / "coarse", self._coarse_settings()
@@ -172,8 +167,11 @@ class Run:
             return
         coarse = self.coarse()
         work = _workspace(folder, settings)
-        encoded = self.fine_latents if coarse is None else self.coarse_latents
-        fine, train, held_out = self.fine_latents("train"), encoded("train"), encoded("val")
+        fine = train = self.fine_latents("train")
+        held_out = self.fine_latents("val")
+        if coarse is not None:
+            train = squeeze(coarse, fine)
+            held_out = squeeze(coarse, held_out, train)
         torch.manual_seed(self.seed)
         channels, size = train.values.shape[1], tuple(train.values.shape[2:])
         if self.profile.denoiser is None:

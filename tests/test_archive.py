@@ -21,8 +21,9 @@ from phyldm_core import archive, scanned
 from phyldm_core.archive import prepare_dataset, read_prepared
 from phyldm_core.cli import app
 from phyldm_core.errors import BadInput
+from phyldm_core.inference import infer
 from phyldm_core.preprocess import head_mask
-from phyldm_core.runs import MissingResult, infer, open_run
+from phyldm_core.runs import MissingResult, open_run
 from phyldm_core.scans import Grid, resample
 
 FIELDS = {

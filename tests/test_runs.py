@@ -12,9 +12,10 @@ import torch
 
 from phyldm_core import inference, runs
 from phyldm_core.errors import BadInput
+from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
 from phyldm_core.profiles import SMOKE, find_profile
-from phyldm_core.runs import MissingResult, Run, infer, latents, open_run
+from phyldm_core.runs import MissingResult, Run, latents, open_run
 from phyldm_core.vae import PoEVAE
 
 

@@ -45,9 +45,10 @@ from tqdm import tqdm
 
 from phyldm_core import cohort, evaluation, figures, metrics, tissue
 from phyldm_core.cohort import MODALITIES
+from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, TissueMaps, signed_signal
 from phyldm_core.protocols import effective_protocol
-from phyldm_core.runs import infer, open_run
+from phyldm_core.runs import open_run
 from phyldm_core.vae import PoEVAE, product_of_experts
 
 figures.use_house_style()

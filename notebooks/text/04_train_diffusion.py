@@ -50,8 +50,9 @@ from tqdm import tqdm
 
 from phyldm_core import evaluation, figures, metrics
 from phyldm_core.diffusion import with_position
+from phyldm_core.inference import encode, infer
 from phyldm_core.physics import REFERENCE, TissueMaps, render
-from phyldm_core.runs import encode, infer, open_run
+from phyldm_core.runs import open_run
 
 figures.use_house_style()
 torch.set_grad_enabled(False)  # nothing here is differentiated; training switches it on for itself

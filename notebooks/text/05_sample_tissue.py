@@ -44,8 +44,9 @@ from scipy.stats import wasserstein_distance
 
 from phyldm_core import evaluation, figures, metrics, protocols
 from phyldm_core.figures import Panel
+from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, TissueMaps, render
-from phyldm_core.runs import infer, open_run
+from phyldm_core.runs import open_run
 from phyldm_core.widgets import CLINIC
 
 figures.use_house_style()

@@ -41,8 +41,9 @@ import torch
 
 from phyldm_core import evaluation, figures, metrics, protocols, tissue
 from phyldm_core.figures import Panel
+from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
-from phyldm_core.runs import infer, open_run
+from phyldm_core.runs import open_run
 from phyldm_core.widgets import ContrastExplorer
 
 figures.use_house_style()

@@ -40,8 +40,9 @@ import torch
 
 from phyldm_core import evaluation, figures, histograms, metrics, physics, tissue
 from phyldm_core.histograms import Choice, HistogramExplorer
+from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
-from phyldm_core.runs import infer, open_run
+from phyldm_core.runs import open_run
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)

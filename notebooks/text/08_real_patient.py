@@ -50,8 +50,9 @@ import torch
 from phyldm_core import evaluation, figures, metrics, protocols, scans, tissue
 from phyldm_core.cohort import MODALITIES, Slices
 from phyldm_core.figures import Panel
+from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol, Sequence, render
-from phyldm_core.runs import infer, open_run
+from phyldm_core.runs import open_run
 from phyldm_core.widgets import CLINIC
 
 figures.use_house_style()

@@ -25,6 +25,9 @@ from .bids import (
     find_sessions,
     parse_name,
     read_sidecar,
+    replace_folder,
+    session_folder,
+    session_name,
     sidecar,
     to_json,
     write_atomically,
@@ -51,7 +54,7 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        return _name(self.subject, self.session)
+        return session_name(self.subject, self.session)
 
 
 def prepare_dataset(
@@ -139,7 +142,7 @@ def prepare_one(
         folder = session_folder(out, subject, session)
         mask_file = mask if mask in (None, TEMPLATE) else _mask_of(Path(mask), subject, session)
         made_from = _made_from(root, paths, voxel_mm, mask_file)
-        record = _read_record(folder, labels)
+        record = read_record(folder, labels)
         if record and record["made_from"] == made_from:
             return Outcome(subject, session, "kept", record["left_out"])
         scans = choose_scans(paths, left_out)
@@ -210,15 +213,6 @@ def _mask_of(folder: Path, subject: str, session: str | None) -> Path:
 # --- on disk --------------------------------------------------------------------------------------
 
 
-def _name(subject: str | None, session: str | None) -> str:
-    return "_".join(filter(None, (f"sub-{subject}" if subject else "", f"ses-{session}" if session else "")))
-
-
-def session_folder(out: Path, subject: str, session: str | None) -> Path:
-    """Where a session's images lie in a dataset: ``sub-…/[ses-…/]anat``."""
-    return out / f"sub-{subject}" / (f"ses-{session}" if session else "") / "anat"
-
-
 def _made_from(root: Path, paths: list[Path], voxel_mm: float, mask: Path | str | None) -> dict:
     """What decides the result: the method, its settings, every file by size and time, every sidecar by content."""
     files = {}
@@ -239,10 +233,11 @@ def _made_from(root: Path, paths: list[Path], voxel_mm: float, mask: Path | str 
 
 
 def _record_path(folder: Path, labels: tuple[str | None, str | None]) -> Path:
-    return folder / f"{_name(*labels)}_prepared.json"
+    return folder / f"{session_name(*labels)}_prepared.json"
 
 
-def _read_record(folder: Path, labels: tuple[str | None, str | None]) -> dict | None:
+def read_record(folder: Path, labels: tuple[str | None, str | None]) -> dict | None:
+    """What a prepared session was made from and what was left out; None where it is not complete."""
     try:
         return json.loads(_record_path(folder, labels).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -251,15 +246,14 @@ def _read_record(folder: Path, labels: tuple[str | None, str | None]) -> dict | 
 
 def write_prepared(prepared: Prepared, folder: Path, labels: tuple[str | None, str | None], root: Path, record: dict):
     """Write one session into ``folder``, all of it or nothing, with ``record`` beside it; ``labels`` name the files."""
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    for stale in (part, old):
-        shutil.rmtree(stale, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"{part.parent}: cannot write ({error.strerror}): choose another folder") from None
     reference = prepared.scans[0]
-    stem = f"{_name(*labels)}_space-{reference.suffix}"
+    stem = f"{session_name(*labels)}_space-{reference.suffix}"
     for scan in prepared.scans:
         nominal = scan.sidecar.get("EchoTime", scan.protocol.te)
         fields = {
@@ -288,10 +282,7 @@ def write_prepared(prepared: Prepared, folder: Path, labels: tuple[str | None, s
         np.uint8,
     )
     write_atomically(_record_path(part, labels), to_json(record))
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(part, folder)
 
 
 def read_prepared(out: str | Path, subject: str, session: str | None = None) -> Prepared:

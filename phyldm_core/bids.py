@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def parse_name(path: Path) -> tuple[dict[str, str], str]:
 
 def _parts(path: Path) -> list[str]:
     return path.name.split(".", 1)[0].split("_")  # of a hidden file nothing is left, so it is never a scan
+
+
+def session_name(subject: str | None, session: str | None) -> str:
+    """``sub-01_ses-1``; what is None is left out."""
+    return "_".join(filter(None, (f"sub-{subject}" if subject else "", f"ses-{session}" if session else "")))
+
+
+def session_folder(root: Path, subject: str, session: str | None) -> Path:
+    """Where a session's images lie in a dataset: ``sub-…/[ses-…/]anat``."""
+    return root / f"sub-{subject}" / (f"ses-{session}" if session else "") / "anat"
 
 
 def find_sessions(
@@ -145,14 +156,25 @@ def read_sidecar(path: str | Path) -> dict:
             if parts[-1] == own[-1] and set(parts) <= set(own):
                 candidates.append((len(parts), sidecar_path))
         for _, sidecar_path in sorted(candidates):
-            try:
-                content = json.loads(sidecar_path.read_text(encoding="utf-8"))
-            except (ValueError, OSError) as error:
-                raise BadInput(f"{sidecar_path}: not a readable JSON file ({error})") from None
-            if not isinstance(content, dict):
-                raise BadInput(f"{sidecar_path}: must be a JSON object of fields, not a {type(content).__name__}")
-            metadata |= content
+            metadata |= read_json(sidecar_path)
     return metadata
+
+
+def read_json(path: Path, advice: str = "") -> dict:
+    """The object in a JSON file.
+
+    Raises
+    ------
+    BadInput
+        It cannot be read or holds something else; the sentence ends in ``advice``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: not a readable JSON file ({error}){advice}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: must be a JSON object of fields, not a {type(content).__name__}{advice}")
+    return content
 
 
 def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> SidecarReading:
@@ -341,6 +363,15 @@ def write_dataset_description(
     return path
 
 
+def makers(folder: Path) -> list[dict]:
+    """Who made the dataset in a folder, as its description's GeneratedBy has it; empty where nobody can be told."""
+    try:
+        listed = json.loads((folder / "dataset_description.json").read_text())["GeneratedBy"]
+        return [maker for maker in listed if isinstance(maker, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def to_json(content: dict) -> bytes:
     """UTF-8, indented; NaN is refused (ValueError), because JSON has none."""
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -365,3 +396,24 @@ def write_atomically(path: str | Path, content: bytes):
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, folder: Path):
+    """Put a complete folder in the place of an older one, which stays until the new one is there.
+
+    Raises
+    ------
+    BadInput
+        The place cannot be written; what was there before stays.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a call that was killed after its last step but one
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another folder") from error
+    shutil.rmtree(old, ignore_errors=True)

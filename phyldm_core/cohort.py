@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import scans
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
-from .bids import to_json, write_atomically
+from .bids import replace_folder, to_json, write_atomically
 from .errors import BadInput
 from .physics import Protocol, TissueMaps, signed_signal
 from .protocols import SESSION_CONTRASTS, effective_protocol, oasis3_protocols
@@ -293,9 +293,7 @@ def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None 
             pool.shutdown(cancel_futures=True)
     _write_dataset_files(building, people, recipe)
     (building / "recipe.part.json").unlink()
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(building, folder)
+    replace_folder(building, folder)
 
 
 def as_json(recipe: CohortRecipe) -> dict:

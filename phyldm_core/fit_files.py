@@ -19,13 +19,22 @@ from typing import NamedTuple
 import numpy as np
 
 from . import __version__
-from .bids import find_sessions, parse_name, to_json, write_dataset_description
+from .bids import (
+    find_sessions,
+    makers,
+    parse_name,
+    session_folder,
+    session_name,
+    to_json,
+    write_dataset_description,
+)
 from .errors import BadInput
 from .maps import write_maps
 from .physics import SEQUENCES, Protocol, ProtocolError
 from .scans import Scan, read_scan, write_image
 from .weights import Weights, sha256
 
+MAKER = "phyldm_core fit"
 GRIDS = ("native", "model")
 PARTIAL = ".phyldm-fit.part"
 
@@ -59,7 +68,7 @@ class Session(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
+        return session_name(self.subject, self.session)
 
 
 class Outcome(NamedTuple):
@@ -176,16 +185,11 @@ def fit_all(
 
 def _own_dataset(out: Path, weights: Weights):
     """Make ``out`` a derivative dataset of ours, or see that it is one."""
-    path = out / "dataset_description.json"
-    if path.exists():
-        try:
-            makers = [maker.get("Name") for maker in json.loads(path.read_text()).get("GeneratedBy", [])]
-        except (ValueError, AttributeError):
-            makers = []
-        if "phyldm_core fit" not in makers:
+    if (out / "dataset_description.json").exists():
+        if not any(maker.get("Name") == MAKER for maker in makers(out)):
             raise BadInput(f"{out}: is another dataset: choose a folder of its own for the maps")
         return
-    maker = {"Name": "phyldm_core fit", "Version": __version__, "Description": f"weights {weights.identity[:12]}"}
+    maker = {"Name": MAKER, "Version": __version__, "Description": f"weights {weights.identity[:12]}"}
     write_dataset_description(out, "PD, T1 and T2 inferred from weighted scans", derivative=True, generated_by=[maker])
 
 
@@ -194,7 +198,7 @@ def _fit_one(
 ) -> Outcome:
     scans = read_scans(session, protocols)
     provenance = _provenance(scans, weights, options)
-    anat = out / f"sub-{session.subject}" / (f"ses-{session.session}" if session.session else "") / "anat"
+    anat = session_folder(out, session.subject, session.session)
     grid = "" if options.grid == "native" else f"_res-{weights.voxel_mm:g}mm".replace(".", "p")
     files = [f"{session.name}{grid}{desc}_{suffix}" for desc, suffix in
              (("", "PDmap"), ("", "T1map"), ("", "T2map"), ("_desc-sd", "PDmap"), ("_desc-sd", "T1map"),

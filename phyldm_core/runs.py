@@ -7,7 +7,6 @@ settings it was made with are those asked for; a changed setting makes it anew.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import cohort, metrics
-from .bids import to_json, write_atomically
+from .bids import replace_folder, to_json, write_atomically
 from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
@@ -293,6 +292,4 @@ def _workspace(folder: Path, settings: dict) -> Path:
 
 
 def _finish(work: Path, folder: Path, settings: dict):
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(work, folder)
+    replace_folder(work, folder)

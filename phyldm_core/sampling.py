@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from .bids import CONTRASTS, to_json, write_atomically, write_dataset_description
+from .bids import CONTRASTS, makers, to_json, write_atomically, write_dataset_description
 from .errors import BadInput
 from .maps import render_volume, scan_sidecar, write_maps
 from .physics import REFERENCE, Protocol, TissueMaps
@@ -137,13 +137,8 @@ def sample_cohort(
 
 
 def _own_dataset(out: Path, weights: Weights, seed: int, made: str):
-    path = out / "dataset_description.json"
-    if path.exists():
-        try:
-            makers = json.loads(path.read_text())["GeneratedBy"]
-            same = [m.get("Description", "").endswith(made) for m in makers if m.get("Name") == MAKER]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            same = []
+    if (out / "dataset_description.json").exists():
+        same = [str(m.get("Description")).endswith(made) for m in makers(out) if m.get("Name") == MAKER]
         if same != [True]:
             raise BadInput(f"{out}: holds people of other weights, seed or contrasts, or no people: choose another")
         return

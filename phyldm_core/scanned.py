@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,15 @@ import numpy as np
 import pandas
 
 from . import scans
-from .archive import Outcome, read_prepared
-from .bids import read_sidecar, to_json, write_atomically, write_dataset_description
+from .archive import Outcome, read_prepared, read_record
+from .bids import (
+    read_sidecar,
+    replace_folder,
+    session_folder,
+    to_json,
+    write_atomically,
+    write_dataset_description,
+)
 from .cohort import MODALITIES, SPLITS, CohortRecipe, as_json, read_recipe
 from .errors import BadInput
 from .vae import TYPICAL_SIGNAL
@@ -116,9 +122,7 @@ def make_cohort(
     write_atomically(building / "participants.json", to_json(columns))
     write_atomically(building / ".bidsignore", b"recipe.json\n")
     write_atomically(building / "recipe.json", to_json(as_json(recipe)))  # last: its presence says complete
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(building, folder)
+    replace_folder(building, folder)
     return recipe
 
 
@@ -128,15 +132,11 @@ def _scans(prepared: Path, subject: str, session: str | None) -> list[scans.Scan
 
 
 def _record(prepared: Path, subject: str, session: str | None) -> str:
-    from .archive import _read_record, session_folder
-
     labels = (subject, session)
-    return json.dumps(_read_record(session_folder(prepared, *labels), labels), sort_keys=True)
+    return json.dumps(read_record(session_folder(prepared, *labels), labels), sort_keys=True)
 
 
 def _write_session(prepared: Path, labels: tuple[str, str | None], recipe: ScanRecipe, folder: Path):
-    from .archive import session_folder
-
     session = read_prepared(prepared, *labels)
     if not recipe.head and not session.brain_known:
         raise BadInput(f"{prepared}: sub-{labels[0]} has no brain mask, which this profile needs: prepare with --mask")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import uuid
@@ -20,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from . import __version__
-from .bids import to_json, write_atomically
+from .bids import read_json, replace_folder, to_json, write_atomically
 from .errors import BadInput
 from .physics import SEQUENCES
 
@@ -199,7 +198,7 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
         if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:
             return load_weights(folder)
         write_atomically(part / "config.json", to_json(config))
-        _put_in_place(part, folder)
+        replace_folder(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return load_weights(folder)
@@ -210,19 +209,6 @@ def _without_origin(path: Path) -> bytes:
     if path.name != "config.json":
         return path.read_bytes()
     return to_json({key: value for key, value in _read_json(path).items() if key != "_name_or_path"})
-
-
-def _put_in_place(part: Path, folder: Path):
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-    try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another folder") from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -282,13 +268,7 @@ def sha256(path: str | Path) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not a readable JSON file ({error}): export the weights again") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: must be a JSON object, not a {type(content).__name__}: export the weights again")
-    return content
+    return read_json(path, ": export the weights again")
 
 
 def _check_config(weights: Weights):

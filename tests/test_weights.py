@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_older_export(copy, smoke_run, monkeypatch):
     def full(*_):
         raise BadInput("README.md: cannot write (No space left on device)")
 
-    monkeypatch.setattr(weights, "_put_in_place", full)
+    monkeypatch.setattr(weights, "replace_folder", full)
     with pytest.raises(BadInput, match="No space left"):
         export_weights(smoke_run, copy)
     assert load_weights(copy).config["version"] == "0.0.1"

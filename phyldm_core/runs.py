@@ -103,7 +103,7 @@ class Run:
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
         yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
         objective.vae.save_pretrained(work)
-        _finish(work, folder, settings)
+        replace_folder(work, folder)
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
@@ -115,7 +115,7 @@ class Run:
 
     def _coarse_settings(self) -> dict:
         profile = self.profile
-        return _as_json(vae=self._vae_settings(), network=profile.coarse, kl=profile.coarse_kl,
+        return _as_json(vae=self._vae_settings(), network=profile.coarse, loss=asdict(profile.coarse_loss),
                         schedule=asdict(profile.coarse_schedule))  # fmt: skip
 
     def fine_latents(self, split: str) -> Latents:
@@ -137,10 +137,10 @@ class Run:
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
         coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
-        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
+        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_loss)
         yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
         coarse.save_pretrained(work)
-        _finish(work, folder, settings)
+        replace_folder(work, folder)
 
     def coarse(self) -> CoarseVAE | None:
         """The trained coarse level; None in a profile without one."""
@@ -184,7 +184,7 @@ class Run:
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
         )  # fmt: skip
         pipeline.save_pretrained(work)
-        _finish(work, folder, settings)
+        replace_folder(work, folder)
 
     def pipeline(self) -> TissuePipeline:
         """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""
@@ -205,7 +205,7 @@ class Run:
             maps = self.pipeline()(profile.n_samples, seed=self.seed, num_inference_steps=profile.sampling_steps)
             work = _workspace(folder, settings)
             save_file({name: value.contiguous() for name, value in maps._asdict().items()}, work / "maps.safetensors")
-            _finish(work, folder, settings)
+            replace_folder(work, folder)
         return self.samples()
 
     def samples(self) -> TissueMaps:
@@ -250,7 +250,7 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
     recorded = cohort.read_recipe(Path(folder) / "cohort")
     if recorded and "data" in recorded:
         return scan_run(folder, settings, read_scan_recipe(recorded), seed)
-    recipe = replace(settings.cohort, anatomies=str(anatomies) or None)
+    recipe = replace(settings.cohort, anatomies=str(Path(anatomies).resolve()) if anatomies else None)
     return Run(Path(folder), settings, recipe, seed)
 
 
@@ -289,7 +289,3 @@ def _workspace(folder: Path, settings: dict) -> Path:
         shutil.rmtree(work)
     write_atomically(work / "made_with.json", to_json(settings))
     return work
-
-
-def _finish(work: Path, folder: Path, settings: dict):
-    replace_folder(work, folder)

@@ -1,6 +1,6 @@
 """Two levels: what inference needs is fine, what a short training can generate is coarse.
 
-Cortex needs a latent at a quarter of the image's resolution. A diffusion model trained for minutes
+Cortex needs a latent at half of the image's resolution. A diffusion model trained for minutes
 learns no brain on so fine a grid, only outlines filled with blobs. So a second autoencoder
 squeezes the fine latent into a few tokens; those are generated, and its decoder adds what it knows
 of cortex. Inference never passes through it.
@@ -29,8 +29,11 @@ class CoarseVAE(ModelMixin, ConfigMixin):
     ----------
     fine_channels, coarse_channels
         Of the two latents.
+    stem
+        Factor of a space-to-depth before the first level and of a depth-to-space after the last: most of the cost is
+        at full resolution.
     widths
-        Channels at the resolution of the fine latent and at each half of the one before; both halves are alike.
+        Channels of each level, each at half the resolution of the one before; encoder and decoder are alike.
     blocks
         Residual blocks a level.
     """
@@ -40,11 +43,12 @@ class CoarseVAE(ModelMixin, ConfigMixin):
         self,
         fine_channels: int = 6,
         coarse_channels: int = 24,
-        widths: tuple[int, ...] = (48, 96, 160, 256),
+        stem: int = 2,
+        widths: tuple[int, ...] = (96, 160, 256),
         blocks: int = 2,
     ):
         super().__init__()
-        down = [nn.Conv2d(fine_channels, widths[0], 3, padding=1)]
+        down = [nn.PixelUnshuffle(stem), nn.Conv2d(fine_channels * stem**2, widths[0], 3, padding=1)]
         for i, width in enumerate(widths):
             down += [plain_block(width, width) for _ in range(1 if i == 0 else blocks)]
             if i + 1 < len(widths):
@@ -55,7 +59,7 @@ class CoarseVAE(ModelMixin, ConfigMixin):
             up += [plain_block(widths[i], widths[i]) for _ in range(blocks)]
             if i:
                 up.append(Upsample2D(widths[i], use_conv=True, out_channels=widths[i - 1]))
-        up.append(nn.Conv2d(widths[0], fine_channels, 3, padding=1))
+        up += [nn.Conv2d(widths[0], fine_channels * stem**2, 3, padding=1), nn.PixelShuffle(stem)]
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
 
     def encode(self, fine: Tensor) -> Posterior:

@@ -131,6 +131,15 @@ def ms_ssim(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None
     return float(multiscale_structural_similarity_index_measure(e, t, data_range=peak, betas=betas, normalize="relu"))
 
 
+def fine_detail(images: ArrayLike, mask: ArrayLike) -> float:
+    """Mean power inside the mask of what a blur of one pixel takes away from ``(n, y, x)`` images: how sharp they are.
+
+    In the images' units squared; a ratio of two sets compares their sharpness, whatever they show.
+    """
+    images = np.asarray(images, dtype=float)
+    return mse(images, ndimage.gaussian_filter(images, (0, 1, 1)), mask)
+
+
 def histogram_distance(sample: ArrayLike, truth: ArrayLike) -> float:
     """Wasserstein-1 distance of two sets of values over the median of the truth: 0.1 = mass moved by 10 % of it."""
     sample, truth = (np.asarray(values, dtype=float).ravel() for values in (sample, truth))

@@ -39,7 +39,7 @@ SMOKE = Profile(
     },
     vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
     vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
-    coarse={"coarse_channels": 4, "widths": (16, 16, 16), "blocks": 1},
+    coarse={"coarse_channels": 4, "widths": (16, 16), "blocks": 1},
     coarse_kl=2e-3,
     coarse_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
@@ -69,9 +69,9 @@ LAPTOP = Profile(
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
     coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
-    coarse_schedule=Schedule(steps=1600, batch_size=12, learning_rate=1e-3, ema_decay=0.998),
+    coarse_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
-    denoiser={"width": 256, "layers": 8, "heads": 4},
+    denoiser={"width": 192, "layers": 8, "heads": 4},
     diffusion_schedule=Schedule(steps=1700, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,

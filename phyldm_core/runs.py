@@ -115,7 +115,7 @@ class Run:
 
     def _coarse_settings(self) -> dict:
         profile = self.profile
-        return _as_json(vae=self._vae_settings(), network=profile.coarse, loss=asdict(profile.coarse_loss),
+        return _as_json(vae=self._vae_settings(), network=profile.coarse, kl=profile.coarse_kl,
                         schedule=asdict(profile.coarse_schedule))  # fmt: skip
 
     def fine_latents(self, split: str) -> Latents:
@@ -137,7 +137,7 @@ class Run:
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
         coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
-        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_loss)
+        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
         yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
         coarse.save_pretrained(work)
         replace_folder(work, folder)

@@ -14,7 +14,7 @@ FINE, COARSE = 4, 6
 @pytest.fixture
 def coarse():
     torch.manual_seed(0)
-    return CoarseVAE(FINE, COARSE, widths=(16, 16, 16), blocks=1)
+    return CoarseVAE(FINE, COARSE, widths=(16, 16), blocks=1)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def fine():
     return Latents(3 * torch.randn(12, FINE, 8, 8, generator=torch.Generator().manual_seed(1)) + 1, torch.zeros(12))
 
 
-def test_three_widths_are_four_times_coarser_and_comes_back(coarse, fine):
+def test_a_stem_of_two_and_two_widths_are_four_times_coarser_and_come_back(coarse, fine):
     posterior = coarse.encode(fine.values)
     assert posterior.mean.shape == (12, COARSE, 2, 2)
     assert coarse.decode(posterior.mean).shape == fine.values.shape

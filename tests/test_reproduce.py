@@ -36,9 +36,7 @@ run_dir = "../runs/laptop"
 figures_dir = "../figures"
 anatomies = ""
 seed = 7"""
-ONE_PIXEL = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="  # PNG, white
-)
+ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="  # PNG, white
 MAKES_A_FIGURE = f"""
 import base64, json
 from pathlib import Path

@@ -45,7 +45,6 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from IPython.display import clear_output
 from matplotlib.ticker import LogLocator
-from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from phyldm_core import evaluation, figures, metrics
@@ -211,21 +210,16 @@ caption = f"""Six slices of held-out people as T1w (MPRAGE, TE 3 ms, TR 2.4 s, T
 alt = "Two rows of T1-weighted slices; in the second the folds of the cortex are softer."
 figures.save_figure(fig, figures_dir, "fig22_coarse", caption=caption, alt=alt)
 brain = run.truth("val").brain
-
-
-def detail(images):
-    """Power in the brain of what a blur of one voxel takes away: how sharp a set of images is."""
-    return float((images - torch.from_numpy(gaussian_filter(images.numpy(), (0, 1, 1))))[brain].square().mean())
-
-
+detail = {name: metrics.fine_detail(images, brain) for name, images in t1w.items()}
 for name, images in t1w.items():
-    off, sharp = metrics.psnr(images, t1w["inferred"], brain), 100 * detail(images) / detail(t1w["inferred"])
+    off, sharp = metrics.psnr(images, t1w["inferred"], brain), 100 * detail[name] / detail["inferred"]
     print(f"{name}, T1w in the brain: {f'PSNR {off:.1f} dB, ' * (name != 'inferred')}fine detail {sharp:.0f} %")
 
 # %% [markdown]
 # **Figure 22.** Ventricles and large folds are kept, small ones are gone: an answer that is right on average is a blur.
-# What the second row has lost, no sample will have. (We tried to draw the lost detail with a second, conditional
-# diffusion model on the fine latent, eight minutes of training: it made mottle, not folds, and was left out.)
+# What the second row has lost, no sample will have. (Two attempts to draw the lost detail were left out. A second,
+# conditional diffusion model on the fine latent, eight minutes of training, made mottle, not folds. A patch adversary
+# on the scans of the coarse level, eight minutes of training, made rows of dots as wide as the decoder's pixels.)
 #
 # **Predict:** at which noise levels can a network do well, and at which can nobody?
 #

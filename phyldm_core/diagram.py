@@ -116,7 +116,8 @@ def architecture(
             text(centre, middle - height / 2 - 0.07, str(channels), size=5.5)
         text((x0 + x1) / 2, caption, name + size_of(key), va="top", linespacing=1.25)
         nearest = np.abs(centres - (x0 + x1) / 2).argmin()
-        return centres[0] - widths[0] / 2, centres[-1] + widths[-1] / 2, (centres[nearest], middle + heights[nearest] / 2)
+        top = centres[nearest], middle + heights[nearest] / 2
+        return centres[0] - widths[0] / 2, centres[-1] + widths[-1] / 2, top
 
     # Upper lane: from scans to tissue and back to scans.
     inputs = pictured(0.36, scans, "in ")

@@ -94,7 +94,7 @@ nuclei = ("thalamus", "caudate", "putamen", "pallidum", "hippocampus")
 groups = {"WM": ("WM", "cerebellar WM", "brain stem"), "GM": ("GM", "cerebellar GM"), "CSF": ("CSF",)}
 groups |= {"deep nuclei": nuclei} | ({"lesion": ("lesion",)} if recipe.anatomies else {})
 groups |= {"outside the brain": tissue.HEAD} if recipe.head else {}
-colours = figures.TISSUE_COLOURS | {"deep nuclei": "#cc78bc", "lesion": "#ca3542", "outside the brain": "#888888"}
+colours = figures.TISSUE_COLOURS | {"deep nuclei": "#6b2c91", "lesion": "#f0e442", "outside the brain": "#c4c4c4"}
 
 
 def coloured(fractions):

@@ -34,7 +34,6 @@ STAGES = 7  # pictures from noise to tissue, at most
 STEPS = (1, 2, 4, 8, 20, 50)
 WAYS = ("noise, on the sphere", "noise, straight", "latents, straight")
 SD_SAMPLES = 16  # an SD from 16 is known to 18 %
-SPREAD = "residual"  # colours and window of a magnitude in per cent, 0 to 20
 
 _LARGE = "<style>.phyldm-large, .phyldm-large * {font-size: 16px; line-height: 1.35}</style>"
 
@@ -315,25 +314,28 @@ class ExpertSwitchboard(Slow):
         posterior, mean = infer(self.vae, person, self.common_scale, shown.expand(len(rows), -1))
         check()
         self.progress.value = 1
-        generator, spread = torch.Generator().manual_seed(0), []
-        for k in range(len(rows)):
-            part = Posterior(*(t[k : k + 1] for t in posterior))
-            spread.append(posterior_sd(self.vae, part, SD_SAMPLES, generator).stack())
+        spread = torch.full_like(mean.stack(), torch.nan)  # black until known
+        truth = None if self.truth is None else Truth(self.truth.maps[rows], self.truth.fractions[rows])
+        for k in sorted(range(len(rows)), key=lambda k: abs(k - self.slice.value)):  # the slice in view first
+            part, generator = Posterior(*(t[k : k + 1] for t in posterior)), torch.Generator().manual_seed(k)
+            spread[k] = posterior_sd(self.vae, part, SD_SAMPLES, generator).stack()[0]
             check()
             self.progress.value += 1
-        self.mean, self.sd = mean, TissueMaps.from_stack(torch.cat(spread))
-        self._seen = rows, shown
+            if k == self.slice.value:
+                self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
+                self._repaint()
         self._repaint()
         self._say(f"{' × '.join(self._ticked())}: posterior mean, and SD over {SD_SAMPLES} samples")
 
     def _repaint(self):
         if not self._listening or self.mean is None:
             return
-        (rows, shown), k = self._seen, self.slice.value
+        (person, _, shown), k = self._seen, self.slice.value
         inside = self.mean.pd[k].numpy() > BACKGROUND_PD
         size = HEIGHT // 2 - 16
         upper, lower = [], []
-        kind, title = (SPREAD, "SD % of mean") if self.below.value == "SD" else ("error", "error % of truth")
+        kind = self.below.value
+        title = {"SD": "SD % of mean", "error": "error % of truth"}[kind]
         for name, mean, second in zip(MAPS, self.mean, self._second_row(), strict=True):
             where = None if name == "PD" else inside
             shown_mean = picture(mean[k].numpy(), name, None, size, self.voxel_mm, where, bar=True)
@@ -341,31 +343,30 @@ class ExpertSwitchboard(Slow):
             upper.append(titled(shown_mean, f"{name}, mean"))
             lower.append(titled(shown_second, f"{name}, {title}"))
         self.maps.value = to_png(np.asarray(under([beside(upper), beside(lower)])))
-        images = self.slices.images[rows[k]].numpy()
+        images = person.images[k].numpy()
         columns = []
         for name, image, on in zip(MODALITIES, images, shown.tolist(), strict=True):
             frame = picture(image if on else np.zeros_like(image), "", None, HEIGHT // 3 - 30, self.voxel_mm)
             columns.append(titled(frame, name if on else f"no {name}"))
         self.scans.value = to_png(np.asarray(under(columns)))
-        table = self.summary().map("{:.1f} %".format).to_string()
+        table = self.summary().map("{:.2f} %".format).to_string()
         self.numbers.value = f"<pre>median over the brain<br>{table.replace(chr(10), '<br>')}</pre>"
 
     def _second_row(self):
         """SD in % of the mean, or signed error in % of the truth, each ``(n, y, x)``."""
         if self.below.value == "SD":
             return [100 * sd / mean.clamp_min(1e-6) for sd, mean in zip(self.sd, self.mean, strict=True)]
-        truth = self.truth.maps[self._seen[0]].unbind(1)
-        return [100 * (mean / true.clamp_min(1e-6) - 1) for mean, true in zip(self.mean, truth, strict=True)]
+        true = self._seen[1].maps.unbind(1)
+        return [100 * (mean / t.clamp_min(1e-6) - 1) for mean, t in zip(self.mean, true, strict=True)]
 
     def summary(self) -> pandas.DataFrame:
         """Medians over the brain of this slice in %, a row a quantity: "SD", and absolute "error" where it is known."""
-        (rows, _), k = self._seen, self.slice.value
-        brain = self.mean.pd[k] > BACKGROUND_PD if self.truth is None else self.truth.brain[rows[k]]
+        (_, truth, _), k = self._seen, self.slice.value
+        brain = self.mean.pd[k] > BACKGROUND_PD if truth is None else truth.brain[k]
         table = pandas.DataFrame(index=MAPS)
         table["SD"] = [100 * float((sd[k] / m[k])[brain].median()) for m, sd in zip(self.mean, self.sd, strict=True)]
-        if self.truth is not None:
-            true = self.truth.maps[rows[k]]
-            pairs = zip(self.mean, true, strict=True)
+        if truth is not None:
+            pairs = zip(self.mean, truth.maps[k], strict=True)
             table["error"] = [100 * metrics.median_absolute_error(m[k], t, brain) for m, t in pairs]
         return table
 

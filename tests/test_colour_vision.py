@@ -11,9 +11,8 @@ from PIL import Image
 from phyldm_core.colour_vision import VISIONS, closest, contact_sheet, edges_lost, lightness, seen
 from phyldm_core.curves import LINES
 from phyldm_core.display import QUANTITIES, TISSUE_COLOURS
-from phyldm_core.latent_explorer import SPREAD
 
-RISING = ("PD", "T1", "T2", SPREAD)
+RISING = ("PD", "T1", "T2", "SD", "residual")
 
 
 def window(quantity: str) -> np.ndarray:

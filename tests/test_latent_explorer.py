@@ -252,7 +252,7 @@ def test_the_error_is_that_of_the_truth(board):
     true, brain = board.truth.maps[rows][k, 1], board.truth.brain[rows][k]
     error = 100 * np.median(np.abs(board.mean.t1[k] / true - 1)[brain])
     assert board.summary().loc["T1", "error"] == pytest.approx(error, rel=1e-3)
-    assert f"{error:.1f} %" in board.numbers.value
+    assert f"{error:.2f} %" in board.numbers.value
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def architecture(
         centres += (x0 + x1 - centres[0] + widths[0] / 2 - centres[-1] - widths[-1] / 2) / 2
         for (channels, (y, x)), height, width, centre in zip(stages, heights, widths, centres, strict=True):
             box(centre, middle, width, height, 0.025, fc=NETWORK, ec=INK, lw=0.6)
-            text(centre, middle, f"{y}×{x}", rotation=90, size=5.5)
-            text(centre, middle - height / 2 - 0.07, str(channels), size=5.5)
+            text(centre, middle, f"{y}×{x}", rotation=90, size=6)
+            text(centre, middle - height / 2 - 0.07, str(channels), size=6)
         text((x0 + x1) / 2, caption, name + size_of(key), va="top", linespacing=1.25)
         nearest = np.abs(centres - (x0 + x1) / 2).argmin()
         top = centres[nearest], middle + heights[nearest] / 2

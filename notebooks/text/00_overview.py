@@ -79,7 +79,8 @@ look = ({}, {"inside": head}, {"inside": head})
 panels = [figures.Panel(m, q, title=q, **k) for m, q, k in zip(maps, figures.MAPS, look, strict=True)]
 panels += [figures.Panel(images[name], note=str(k)) for k, name in enumerate(order, start=1)]
 fig = figures.map_grid([panels[:6], panels[6:]], voxel_mm=recipe.voxel_mm)
-caption = "One simulated person (middle slice): three maps of tissue, and nine images that follow from them."
+caption = """One simulated person (n = 1, middle slice): three maps of tissue, and nine images that follow from them:
+""" + "; ".join(f"({k}) {contrasts[name]}" for k, name in enumerate(order, start=1)) + "."
 alt = "Three maps of a brain slice, and nine images of the same slice, each with another contrast."
 figures.save_figure(fig, figures_dir, "fig00_idea", caption=caption, alt=alt);
 
@@ -107,7 +108,8 @@ scanned = {name: image for name, image in scanned.items() if image.any()}  # wha
 pictures = scanned | dict(zip(figures.MAPS, maps, strict=True)) | {n: images[n] for n in REFERENCE}
 fig = figures.architecture(**drawn, pictures=pictures)
 caption = f"""Architecture, drawn from the configuration of profile {profile!r}: slabs are levels of the networks
-(channels below, size within). A scan that this person (n = 1) does not have is grey."""
+(channels below, size within). A scan that this person (n = 1) does not have is grey. Protocols as drawn from
+OASIS-3."""
 alt = "Scans enter an encoder; Gaussians multiply into a latent; a decoder gives PD, T1, T2; equations give scans."
 figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt=alt);
 

@@ -240,10 +240,16 @@ class TissuePipeline(DiffusionPipeline):
             raise BadInput(f"asked for {n} samples: at least 1 is needed")
         generator = torch.Generator().manual_seed(seed)  # CPU, so that a seed means the same on any device
         channels = len(self.config.latent_mean)
-        x = torch.randn(1 if one_noise else n, channels, *self.config.latent_size, generator=generator)
-        x = x.expand(n, -1, -1, -1).to(self.device)
+        noise = torch.randn(1 if one_noise else n, channels, *self.config.latent_size, generator=generator)
         spread = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
-        position = spread if position is None else torch.as_tensor(position, dtype=torch.float32).expand(n)
+        position = spread if position is None else position
+        return self.denoise(noise.expand(n, -1, -1, -1), num_inference_steps, position, on_step)
+
+    @torch.no_grad()
+    def denoise(self, noise: Tensor, num_inference_steps: int = 20, position=0.0, on_step=None) -> Tensor:
+        """Latents from unit Gaussian noise ``(n, c, y, x)``; other arguments as :meth:`sample_latents`."""
+        x = noise.to(self.device)
+        position = torch.as_tensor(position, dtype=torch.float32).expand(len(x))
         self.scheduler.set_timesteps(num_inference_steps)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = with_position(self.denoiser, x, position.to(self.device))

@@ -18,7 +18,7 @@ import seaborn as sns
 from cmcrameri import cm
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Colormap, FuncNorm, Normalize
+from matplotlib.colors import Colormap, FuncNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
@@ -99,11 +99,12 @@ class Quantity:
     ticks: tuple[float, ...]
     extend: str = "neither"  # an arrow where real values lie beyond the window
     per_unit: float = 1.0  # tick label = tick × this
-    relaxation: bool = False
+    curve: str = "linear"  # "relaxation": log-linear, for relaxation times; "log": what varies by factors
 
     def norm(self) -> Normalize:
-        """A fresh norm over the window; the log-linear curve for relaxation times."""
-        return relaxation_norm(self.low, self.high) if self.relaxation else Normalize(self.low, self.high)
+        """A fresh norm over the window."""
+        make = {"linear": Normalize, "relaxation": relaxation_norm, "log": LogNorm}[self.curve]
+        return make(self.low, self.high)
 
 
 def _colours(name: str) -> Colormap:
@@ -112,12 +113,13 @@ def _colours(name: str) -> Colormap:
 
 QUANTITIES = {
     "PD": Quantity("PD (water = 1)", _colours("gray"), 0, 1.1, (0, 0.5, 1)),
-    "T1": Quantity("$T_1$ (s)", _colours("lipari"), 0, 4, (0, 1, 2, 3, 4), "max", relaxation=True),
-    "T2": Quantity("$T_2$ (ms)", _colours("navia"), 0, 0.5, (0, 0.1, 0.2, 0.5), "max", 1000, relaxation=True),
+    "T1": Quantity("$T_1$ (s)", _colours("lipari"), 0, 4, (0, 1, 2, 3, 4), "max", curve="relaxation"),
+    "T2": Quantity("$T_2$ (ms)", _colours("navia"), 0, 0.5, (0, 0.1, 0.2, 0.5), "max", 1000, "relaxation"),
     "error": Quantity("error (% of truth)", _colours("vik"), -30, 30, (-30, -15, 0, 15, 30), "both"),
+    "SD": Quantity("SD (% of mean)", _colours("lajolla"), 0.03, 10, (0.1, 1, 10), "both", curve="log"),
     "residual": Quantity("|residual| (% of peak)", _colours("lajolla"), 0, 20, (0, 5, 10, 15, 20), "max"),
 }
-"""PD of water = 1, T1 and T2 in seconds, error (signed) and residual (magnitude) in per cent; T2 of CSF saturates."""
+"""PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent; T2 of CSF saturates."""
 
 MAPS = ("PD", "T1", "T2")
 BACKGROUND_PD = 0.05  # of water; below it there is no tissue whose T1 or T2 could be shown

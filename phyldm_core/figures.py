@@ -64,7 +64,7 @@ class Panel:
     quantity
         Key of :data:`QUANTITIES`; None is a weighted image in ``window`` (default: its percentiles).
     title, span
-        Text above, centred over this panel and the next ``span − 1``.
+        Text above, centred over this panel and the next ``span − 1``; "T1" and "T2" as symbols.
     side
         Text at the left edge, read upwards.
     note, faint
@@ -157,7 +157,7 @@ def map_grid(
             first = False
             if panel.title:
                 middle = (x[c] + x[min(c + panel.span, n_columns) - 1] + w) / 2
-                write(middle, top - 0.04, panel.title, ha="center", va="bottom")
+                write(middle, top - 0.04, symbol(panel.title), ha="center", va="bottom")
             if panel.side:
                 write(x[c] - 0.05, top + h / 2, panel.side, ha="right", va="center", rotation=90)
         top += h
@@ -206,7 +206,7 @@ def _map_panels(maps: Sequence[ArrayLike], head: ArrayLike | None = None, *, tit
     pd, t1, t2 = (as_array(values) for values in maps)
     head = pd > BACKGROUND_PD if head is None else as_array(head).astype(bool)
     return [
-        Panel(values, name, title=symbol(name) if titles else "", side=side if name == "PD" else "", inside=where)
+        Panel(values, name, title=name if titles else "", side=side if name == "PD" else "", inside=where)
         for name, values, where in (("PD", pd, None), ("T1", t1, head), ("T2", t2, head))
     ]
 

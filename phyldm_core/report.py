@@ -1,5 +1,6 @@
 """One page, complete in itself: every figure, table and notebook of a run, to read or to send.
 
+It opens as the paper's section of figures does, Figures 1 to 5 and Table 1 under the paper's numbers, then ours.
 A figure or table ``NAME.png`` or ``NAME.csv`` may have a sidecar ``NAME.json`` beside it, with ``caption``
 and, for a figure, ``alt``: what it shows to someone who cannot see it. Both are plain text.
 """
@@ -18,9 +19,13 @@ from pathlib import Path
 import nbformat
 import pandas
 
+from .cohort import MODALITIES
 from .errors import BadInput
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
+PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
+RECONSTRUCTION = "vae_reconstruction.csv"
+METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
 
 STYLE = """
@@ -35,6 +40,7 @@ figure img { display: block; box-sizing: border-box; max-width: 100%; height: au
              border: 1px solid var(--rule); border-radius: 6px; margin-bottom: .6rem; }
 .table { overflow-x: auto; margin-bottom: 2.5rem; } caption { padding-bottom: .5rem; }
 table { border-collapse: collapse; font: .875rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+nav ol { columns: 2; padding-left: 1.2rem; font-size: .95rem; } nav li { break-inside: avoid; list-style: none; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid var(--rule); }
 """
 
@@ -64,9 +70,19 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     records = [notebook.metadata.papermill for notebook in notebooks.values()]
     began = min((datetime.fromisoformat(r.start_time).timestamp() for r in records), default=0.0)
 
-    figures = [figure(path, began) for path in sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))]
-    tables = [table(path) for path in sorted((run_dir / "metrics").glob("*.csv"))]
+    makers = {path: "\n".join(cell.source for cell in notebook.cells) for path, notebook in notebooks.items()}
+    paths = sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))
+    shown = {path: figure(path, began, makers) for path in paths}
+    theirs = [path for path in paths if path.stem[:5] in PAPER]
+    missing = [f"Figure {int(n[3:])}" for n in PAPER if n not in {path.stem[:5] for path in theirs}]
+    csvs = sorted((run_dir / "metrics").glob("*.csv"))
+    table1 = [reconstruction_table(path) for path in csvs if path.name == RECONSTRUCTION]
+    missing += [] if table1 else ["Table 1"]
+    tables = [table(path) for path in csvs if path.name != RECONSTRUCTION]
     rows = [chapter(path, notebook) for path, notebook in notebooks.items()]
+    contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {topic(path)}' for path in theirs]
+    contents += ['<li><a href="#table1">Table 1</a> how well scans are explained'] if table1 else []
+    contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {topic(p)}' for p in paths if p not in theirs]
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -76,8 +92,12 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
 <main>
 <h1>Physics-informed latent diffusion: a run</h1>
 <p class="quiet">{escape(settings(records))}</p>
-<h2 id="figures">Figures</h2>
-{"".join(figures) or "<p>No figure was made.</p>"}
+<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
+<h2 id="paper">Figures and table of the paper</h2>
+{f'<p class="quiet">Not made in this run: {", ".join(missing)}.</p>' if missing else ""}
+{"".join(shown[path] for path in theirs)}{"".join(table1)}
+<h2 id="figures">Further figures</h2>
+{"".join(shown[path] for path in paths if path not in theirs) or "<p>No other figure was made.</p>"}
 <h2 id="numbers">Numbers</h2>
 {"".join(tables) or "<p>No table was written.</p>"}
 <h2 id="notebooks">Notebooks</h2>
@@ -95,16 +115,57 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     return report
 
 
-def figure(path: Path, began: float) -> str:
-    """A PNG, embedded, with its caption; ``began`` (s since the epoch) tells whether this run made it."""
-    number, topic = path.stem[3:5].lstrip("0"), path.stem[6:].replace("_", " ")
+def number(path: Path) -> int:
+    """3 for fig03_samples.png."""
+    return int(path.stem[3:5])
+
+
+def topic(path: Path) -> str:
+    return escape(path.stem[6:].replace("_", " "))
+
+
+def figure(path: Path, began: float, makers: dict[Path, str]) -> str:
+    """A PNG, embedded, with its caption and the notebook that made it.
+
+    ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
+    """
     text = sidecar(path)
-    caption = text.get("caption", topic)
+    caption, alt = (escape(text[key]) if key in text else topic(path) for key in ("caption", "alt"))
     note = "" if path.stat().st_mtime >= began else " <em>(from an earlier run)</em>"
+    by = [notebook for notebook, source in makers.items() if f'"{path.stem}"' in source]
+    links = ", ".join(f'<a href="notebooks/{notebook.name}">{notebook.stem[:2]}</a>' for notebook in by)
+    made_by = f" Notebook {links}." if links else ""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure id="{path.stem}"><img src="data:image/png;base64,{data}" alt="{escape(text.get("alt", topic))}">'
-        f"<figcaption><strong>Figure {number}.</strong> {escape(caption)}{note}</figcaption></figure>\n"
+        f'<figure id="{path.stem}"><img src="data:image/png;base64,{data}" alt="{alt}">'
+        f'<figcaption><a href="#{path.stem}"><strong>Figure {number(path)}.</strong></a> {caption}{note}{made_by}'
+        "</figcaption></figure>\n"
+    )
+
+
+def reconstruction_table(path: Path) -> str:
+    """Table 1: a row a contrast, a column a metric, 95 % interval over people in brackets."""
+    frame = read(path, pandas.read_csv)
+    lacking = {"metric", "quantity", "inputs", "value", "low", "high", "n"} - set(frame)
+    if lacking:
+        raise BadInput(f"{os.path.relpath(path)} has no column {min(lacking)}: remove it and run notebook 03 again")
+    scale, digits = {"mse": 1000, "mae": 100}, {"mse": 2, "mae": 2, "psnr": 1, "ms_ssim": 3}
+
+    def cell(row) -> str:
+        numbers = (scale.get(row.metric, 1) * x for x in (row.value, row.low, row.high))
+        value, low, high = (f"{x:.{digits[row.metric]}f}" for x in numbers)
+        return f"{value} ({low}–{high})"
+
+    frame = frame[frame.metric.isin(METRICS)]
+    frame = frame.assign(cell=[cell(row) for row in frame.itertuples()], metric=frame.metric.map(METRICS))
+    frame = frame.rename(columns={"inputs": "scans", "quantity": "contrast"})
+    wide = frame.pivot(index=["scans", "contrast"], columns="metric", values="cell").reindex(columns=METRICS.values())
+    wide = wide.reindex(MODALITIES, level="contrast").reset_index().rename_axis(columns=None)
+    caption = f"""<strong>Table 1.</strong> How well the scans are explained by the tissue inferred from them: each scan
+divided by its own 99.5th percentile, inside the brain; mean and 95 % interval over n = {frame.n.max()} people."""
+    html = wide.to_html(index=False, border=0, na_rep="–").replace("<th>", '<th scope="col">')
+    return (
+        f'<div class="table" id="table1">{html.replace("<thead>", f"<caption>{caption}</caption><thead>", 1)}</div>\n'
     )
 
 
@@ -115,8 +176,13 @@ def table(path: Path) -> str:
     if len(frame) > LONGEST_TABLE:
         caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
     html = frame.head(LONGEST_TABLE).to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format)
-    html = html.replace("<th>", '<th scope="col">')
-    return f'<div class="table">{html.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)}</div>\n'
+    return framed(html, escape(caption))
+
+
+def framed(html: str, caption: str) -> str:
+    """A table with a caption, which scrolls where it is wider than the page."""
+    html = html.replace("<th>", '<th scope="col">').replace("<thead>", f"<caption>{caption}</caption><thead>", 1)
+    return f'<div class="table">{html}</div>\n'
 
 
 def chapter(path: Path, notebook: nbformat.NotebookNode) -> str:

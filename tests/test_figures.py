@@ -20,8 +20,9 @@ from matplotlib.text import Text
 from PIL import Image
 from skimage.color import rgb2lab
 
-from phyldm_core import figures, metrics, physics, tissue
+from phyldm_core import figures, metrics, networks, physics, tissue
 from phyldm_core.errors import BadInput
+from phyldm_core.profiles import PROFILES
 
 SHAPE = (112, 80)
 RADIUS = np.hypot(*np.mgrid[-1.1 : 1.1 : SHAPE[0] * 1j, -1.1 : 1.1 : SHAPE[1] * 1j])
@@ -261,6 +262,11 @@ FIGURES = {
         **NETWORK, pictures={**s, **dict(zip(figures.MAPS, m, strict=True))}
     ),
     "architecture without pictures": lambda m, s: figures.architecture(**NETWORK),
+    "architecture with a coarse level": lambda m, s: figures.architecture(**NETWORK, coarse=(24, 7, 5)),
+    **{
+        f"architecture of profile {name}": lambda m, s, profile=profile: figures.architecture(**networks.drawn(profile))
+        for name, profile in PROFILES.items()
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from pathlib import Path
@@ -39,10 +40,15 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 @each_notebook
-def test_runs(path, run_dir):
+def test_runs_and_so_do_the_solutions_of_its_exercises(path, run_dir):
+    """Solutions are run at the end of their chapter, where a reader would paste them."""
     (run_dir / "figures").mkdir(exist_ok=True)
     given = AGREED | {"profile": "smoke", "run_dir": str(run_dir), "figures_dir": str(run_dir / "figures")}
-    run_notebook(path, given, run_dir / "notebooks")
+    solved = notebook(path)
+    solved.cells += [nbformat.v4.new_code_cell(code) for code in solutions(solved)]
+    (run_dir / "solved").mkdir(exist_ok=True)
+    nbformat.write(solved, run_dir / "solved" / path.name)
+    run_notebook(run_dir / "solved" / path.name, given, run_dir / "notebooks")
 
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
@@ -50,8 +56,28 @@ def test_the_report_holds_every_figure_of_the_run(run_dir):
     page = write_report(run_dir, run_dir / "figures").read_text(encoding="utf-8")
     figures = [p.stem for p in (run_dir / "figures").glob("*.png")]
     assert figures
-    assert re.findall(r'<figure id="(\w+)">', page) == sorted(figures)
+    assert sorted(re.findall(r'<figure id="(\w+)">', page)) == sorted(figures)
     assert "earlier run" not in page
+
+
+@pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
+def test_every_figure_of_the_run_says_n_and_protocol_and_has_an_alternative(run_dir):
+    """Of a scan or a contrast the caption has the protocol: its times, or how it was drawn, or where it is written."""
+    shown = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (run_dir / "figures").glob("*.json")}
+    assert shown
+    of_scans, times = r"T1w|T2w|FLAIR|MPRAGE|spin echo|scan|image", r"\bTE\b|[Pp]rotocol|settings"
+    for name, text in shown.items():
+        caption, alt = text["caption"], text["alt"]
+        assert len(alt) > 25 and alt != caption, name
+        assert re.search(r"n =\s\d", caption), f"{name}: {caption}"
+        assert not re.search(of_scans, caption + alt) or re.search(times, caption), f"{name}: {caption}"
+
+
+@each_notebook
+def test_a_question_comes_first_and_exercises_last(path):
+    text = "\n".join(cell.source for cell in notebook(path).cells if cell.cell_type == "markdown")
+    assert "**Question.**" in text and "**Predict" in text.partition("## Exercises")[0]
+    assert 2 <= text.count("<details><summary>Solution") <= 3 and text.count("</details>") == text.count("<details>")
 
 
 @each_notebook
@@ -85,6 +111,13 @@ def test_text_twin_agrees(path):
 
 def notebook(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
+
+
+def solutions(book: nbformat.NotebookNode) -> list[str]:
+    """The code in the hidden solutions, in order."""
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    hidden = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    return [code for block in hidden for code in re.findall(r"```python\n(.*?)```", block, re.DOTALL)]
 
 
 def cells(path: Path) -> list[tuple[str, str]]:

@@ -148,3 +148,13 @@ def test_nothing_kept_names_a_machine_or_a_registry():
 def test_citation_gives_the_version_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == phyldm_core.__version__ == metadata.version("phyldm_core")
+
+
+def test_the_syllabus_covers_every_chapter_and_its_links_lead_somewhere():
+    notebooks = ROOT / "notebooks"
+    text = (notebooks / "SYLLABUS.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text))
+    assert linked == {path.name for path in notebooks.glob("[0-9][0-9]_*.ipynb")}
+    for chapter, numbers in re.findall(r"\b(\d\d): ((?:\d, )*\d)\b", text):  # exercises, as in "01: 1, 2"
+        (path,) = notebooks.glob(f"{chapter}_*.ipynb")
+        assert max(map(int, numbers.split(", "))) <= path.read_text(encoding="utf-8").count("<summary>Solution")

@@ -155,7 +155,7 @@ def test_the_report_is_one_page_with_every_figure_and_number(finished):
     root, _, _ = finished
     page = (root / "runs/smoke/report.html").read_text(encoding="utf-8")
     assert f'src="data:image/png;base64,{ONE_PIXEL}" alt="three &quot;maps&quot;"' in page
-    assert "<strong>Figure 1.</strong> T₁ &lt; 2 s" in page
+    assert "<strong>Figure 1.</strong></a> T₁ &lt; 2 s" in page
     assert "<caption>map error</caption>" in page
     assert "<td>7.123</td>" in page
     assert "00 · On tissue" in page
@@ -365,9 +365,37 @@ def test_a_figure_from_an_earlier_run_is_marked(run):
         (run / "figures" / f"{name}.png").write_bytes(base64.b64decode(ONE_PIXEL))
     os.utime(run / "figures" / "fig02_old.png", (0, 0))
     page = page_of(run)
-    assert "<strong>Figure 2.</strong> old <em>(from an earlier run)</em>" in page
-    assert "<strong>Figure 10.</strong> new</figcaption>" in page
+    assert "<strong>Figure 2.</strong></a> old <em>(from an earlier run)</em>" in page
+    assert "<strong>Figure 10.</strong></a> new</figcaption>" in page
     assert "anatomies from heads" in page
+
+
+def test_the_paper_s_figures_and_table_come_first_under_its_numbers(run):
+    for name in ("fig00_idea", "fig01_inference", "fig03_samples", "fig10_new"):
+        (run / "figures" / f"{name}.png").write_bytes(base64.b64decode(ONE_PIXEL))
+    row = "psnr,{},brain,common scale,{},27.04,31.96,25\n"
+    numbers = "".join(row.format(*pair) for pair in (("FLAIR", 28.25), ("T1w", 30.0), ("T2w", 29.0)))
+    header = "metric,quantity,tissue,inputs,value,low,high,n\n"
+    (run / "metrics" / "vae_reconstruction.csv").write_text(header + numbers)
+    notebook = nbformat.read(run / "notebooks" / "02_cohort.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell('save(fig, "fig03_samples")'))
+    nbformat.write(notebook, run / "notebooks" / "02_cohort.ipynb")
+    page = page_of(run)
+    order = ["Figure 1.", "Figure 3.", "Table 1.", "Figure 0.", "Figure 10."]
+    places = [page.index(f"<strong>{name}</strong>") for name in order]
+    assert places == sorted(places)
+    assert "Not made in this run: Figure 2, Figure 4, Figure 5." in page
+    assert "28.2 (27.0–32.0)" in page and "n = 25 people" in page
+    assert page.index("<td>T1w</td>") < page.index("<td>T2w</td>") < page.index("<td>FLAIR</td>")
+    for name in ("fig01_inference", "fig10_new", "table1"):  # every link has its place
+        assert f'href="#{name}"' in page and f'id="{name}"' in page
+    assert 'Notebook <a href="notebooks/02_cohort.ipynb">02</a>.' in page
+
+
+def test_a_table_of_another_kind_in_the_place_of_table_1(run):
+    (run / "metrics" / "vae_reconstruction.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadInput, match="vae_reconstruction.csv has no column"):
+        page_of(run)
 
 
 def test_a_long_table_says_where_the_rest_is(run):

@@ -34,16 +34,12 @@ seed = 7
 
 # %%
 import pandas
-import torch
 from IPython.display import clear_output
 
-from phyldm_core import cohort, figures
-from phyldm_core.coarse import CoarseVAE
-from phyldm_core.diffusion import TissueTransformer, paper_unet
+from phyldm_core import cohort, figures, networks
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, render
 from phyldm_core.protocols import effective_protocol
 from phyldm_core.runs import MissingResult, open_run
-from phyldm_core.vae import PoEVAE
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -83,7 +79,8 @@ look = ({}, {"inside": head}, {"inside": head})
 panels = [figures.Panel(m, q, title=q, **k) for m, q, k in zip(maps, figures.MAPS, look, strict=True)]
 panels += [figures.Panel(images[name], note=str(k)) for k, name in enumerate(order, start=1)]
 fig = figures.map_grid([panels[:6], panels[6:]], voxel_mm=recipe.voxel_mm)
-caption = "One simulated person (middle slice): three maps of tissue, and nine images that follow from them."
+caption = """One simulated person (n = 1, middle slice): three maps of tissue, and nine images that follow from them:
+""" + "; ".join(f"({k}) {contrasts[name]}" for k, name in enumerate(order, start=1)) + "."
 alt = "Three maps of a brain slice, and nine images of the same slice, each with another contrast."
 figures.save_figure(fig, figures_dir, "fig00_idea", caption=caption, alt=alt);
 
@@ -99,50 +96,27 @@ pandas.DataFrame(
 # latent, a decoder turns it into tissue, and the signal equations render scans from the tissue. Training compares scans
 # only: no map is ever shown. Then a diffusion model learns the latents, and new brains come from noise. (In profile
 # `laptop` it learns a coarser version of them: [04](04_train_diffusion.ipynb) says why.) The figure is drawn from the
-# configuration of the profile itself.
+# networks of the profile itself.
+#
+# **Predict:** which of the networks has the most parameters: the one that reads scans, the one that writes tissue, or
+# one of those that make new brains?
 
 # %%
-with torch.device("meta"):  # sizes only, no memory
-    vae = PoEVAE(**run.profile.vae)
-    latent = (recipe.shape[0] // vae.downsampling, recipe.shape[1] // vae.downsampling)
-    channels = vae.config.latent_channels
-    generated = channels, *latent  # shape of what the diffusion model draws
-    if run.profile.coarse is not None:
-        coarse = CoarseVAE(channels, **run.profile.coarse)
-        generated = coarse.encode(torch.empty(1, *generated)).mean.shape[1:]
-    if run.profile.denoiser is None:
-        denoiser, kind = paper_unet(generated[0], generated[1:]), "U-Net 256/512/768"
-    else:
-        denoiser = TissueTransformer(generated[0] + 1, generated[0], generated[1:], **run.profile.denoiser)
-        kind = f"transformer, {denoiser.config.layers} × {denoiser.config.width}"
-if run.profile.coarse is not None:
-    kind += "\non a coarse {}×{}×{}".format(*generated)
-config = vae.config
-encoder = [(c, tuple(n // (config.stem * 2**i) for n in recipe.shape)) for i, c in enumerate(config.encoder_channels)]
-decoder = [(c, tuple(n * 2**i for n in latent)) for i, c in enumerate(config.decoder_channels)]
-count = {"encoder": [vae.encoder, vae.embed], "decoder": [vae.decoder], "denoiser": [denoiser]}
-count = {name: sum(p.numel() for part in parts for p in part.parameters()) for name, parts in count.items()}
-
-# %%
+drawn = networks.drawn(run.profile)
 scanned = {f"in {m}": someone.images[recipe.n_slices // 2, i] for i, m in enumerate(cohort.MODALITIES)}
 scanned = {name: image for name, image in scanned.items() if image.any()}  # what this session lacks stays grey
-fig = figures.architecture(
-    scans=cohort.MODALITIES,
-    encoder=encoder,
-    latent=(channels, *latent),
-    decoder=decoder,
-    denoiser=kind,
-    n_steps=run.profile.sampling_steps,
-    parameters=count,
-    contrasts=["T1w", "T2w", "FLAIR"],
-    pictures=scanned | dict(zip(figures.MAPS, maps, strict=True)) | {n: images[n] for n in REFERENCE},
-)
+pictures = scanned | dict(zip(figures.MAPS, maps, strict=True)) | {n: images[n] for n in REFERENCE}
+fig = figures.architecture(**drawn, pictures=pictures)
 caption = f"""Architecture, drawn from the configuration of profile {profile!r}: slabs are levels of the networks
-(channels above, size within). A scan that this person does not have is grey."""
+(channels below, size within). A scan that this person (n = 1) does not have is grey. Protocols as drawn from
+OASIS-3."""
 alt = "Scans enter an encoder; Gaussians multiply into a latent; a decoder gives PD, T1, T2; equations give scans."
 figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt=alt);
 
 # %% [markdown]
+# Those that make new brains hold by far the most parameters. Reading scans takes few: what physics knows need not be
+# learnt.
+#
 # ## Which notebook makes which figure
 #
 # | paper | what it shows | notebook |
@@ -257,9 +231,10 @@ pandas.Series(state, name=f"profile {profile!r}").to_frame()
 # <details><summary>Solution 2</summary>
 #
 # ```python
-# 3 * recipe.shape[0] * recipe.shape[1] / (channels * latent[0] * latent[1])  # this profile, to infer
-# 3 * recipe.shape[0] * recipe.shape[1] / (generated[0] * generated[1] * generated[2])  # and to generate
-# 3 * 224 * 160 / (6 * 28 * 20)                                               # the paper: 32
+# from math import prod
+# 3 * prod(recipe.shape) / prod(drawn["latent"])                     # this profile, to infer
+# 3 * prod(recipe.shape) / prod(drawn["coarse"] or drawn["latent"])  # and to generate
+# 3 * 224 * 160 / (6 * 28 * 20)                                      # the paper: 32
 # ```
 # </details>
 #

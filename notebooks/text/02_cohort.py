@@ -94,7 +94,7 @@ nuclei = ("thalamus", "caudate", "putamen", "pallidum", "hippocampus")
 groups = {"WM": ("WM", "cerebellar WM", "brain stem"), "GM": ("GM", "cerebellar GM"), "CSF": ("CSF",)}
 groups |= {"deep nuclei": nuclei} | ({"lesion": ("lesion",)} if recipe.anatomies else {})
 groups |= {"outside the brain": tissue.HEAD} if recipe.head else {}
-colours = figures.TISSUE_COLOURS | {"deep nuclei": "#cc78bc", "lesion": "#ca3542", "outside the brain": "#888888"}
+colours = figures.TISSUE_COLOURS | {"deep nuclei": "#6b2c91", "lesion": "#f0e442", "outside the brain": "#c4c4c4"}
 
 
 def coloured(fractions):
@@ -119,8 +119,8 @@ axes[0, 0].plot([2, 2 + 50 / recipe.voxel_mm], [recipe.shape[0] - 3] * 2, color=
 write_on(axes[0, 0], 0.03, 0.05, "50 mm", ha="left", va="bottom", size=6)
 handles = [Patch(color=colours[name], label=name) for name in groups]
 fig.legend(handles=handles, loc="outside lower center", ncols=len(groups))
-caption = f"""One axial slice of {len(drawn)} head(s) and of people deformed from them; colours mix as tissues do.
-Last: the mean of {len(people)} people."""
+caption = f"""One axial slice of {len(drawn)} head(s) and of n = {11 - len(drawn)} people deformed from them; colours
+mix as tissues do. Last: the mean of n = {len(people)} people. Anatomy alone, no protocol."""
 alt = "Brains in tissue colours: ventricles and folds differ from person to person; their mean is blurred."
 figures.save_figure(fig, figures_dir, "fig11_anatomies", caption=caption, alt=alt);
 
@@ -270,8 +270,8 @@ for k, i in enumerate(chosen):
         row.append(figures.Panel(image, title=modality if k == 0 else ""))
     rows.append(row)
 fig = figures.map_grid(rows, groups=[("True tissue", 3), ("Scans", 3)], voxel_mm=recipe.voxel_mm)
-caption = f"""Truth and scans of {len(chosen)} people of the validation set, the middle slice of each. Protocols as
-drawn from OASIS-3; a scan that the session lacks is grey."""
+caption = f"""Truth and scans of n = {len(chosen)} people of the validation set, the middle slice of each. Protocols
+as drawn from OASIS-3; a scan that the session lacks is grey."""
 alt = "Rows of PD, T1 and T2 maps with the T1w, T2w and FLAIR scans made from them; some scans are missing."
 figures.save_figure(fig, figures_dir, "fig13_people", caption=caption, alt=alt);
 
@@ -348,8 +348,9 @@ axes[3].plot(values, 2 * stats.norm.pdf(values, scale=sd), color="0.3", ls=":", 
 axes[3].set(xlabel="signal of air (% of water)", ylabel="density")
 axes[3].set_title("d", loc="left", weight="bold")
 axes[3].legend()
-caption = f"""What the scanner adds to one T1w (n = 1 person). (a) Clean. (b) Receive field. (c) With field and Rician
-noise. (d) Signal where there is nothing: Rayleigh, SD per channel {sd:.2f} % of water."""
+caption = f"""What the scanner adds to one T1w (n = 1 person, protocol as drawn for it). (a) Clean. (b) Receive
+field. (c) With field and Rician noise. (d) Signal where there is nothing: Rayleigh, SD per channel {sd:.2f} % of
+water."""
 alt = "A clean slice, a smooth shading of a few per cent, the noisy slice, and a histogram of noise in air."
 figures.save_figure(fig, figures_dir, "fig15_scanner", caption=caption, alt=alt)
 print(f"air is never dark: mean {noise.mean():.2f} % of water, where the truth is 0")

@@ -46,7 +46,7 @@ from tqdm import tqdm
 from phyldm_core import cohort, evaluation, figures, metrics, tissue
 from phyldm_core.cohort import MODALITIES
 from phyldm_core.inference import infer
-from phyldm_core.physics import REFERENCE, TissueMaps, signed_signal
+from phyldm_core.physics import REFERENCE, Protocol, TissueMaps, signed_signal
 from phyldm_core.protocols import effective_protocol
 from phyldm_core.runs import open_run
 from phyldm_core.vae import PoEVAE, product_of_experts
@@ -147,8 +147,9 @@ pixel = "l1" if weights["l1"] else "l2"
 first = f"scans ({pixel.upper()})"
 panels = {first: [pixel], "1 − SSIM": ["structure"], "KL (nats a value)": ["kl"], "map prior": ["map_prior"]}
 fig = figures.training_curves(wide, panels, validation=validation, log=[first, "1 − SSIM"])
-caption = f"""Training of the VAE: losses before weighting, every step (faint), its running median, on {recipe.n_train}
-people; circles: averaged weights on {recipe.n_val} validation people, the same random choices each time."""
+caption = f"""Training of the VAE: losses before weighting, every step (faint), its running median, on n =
+{recipe.n_train} people with protocols as drawn from OASIS-3; circles: averaged weights on n = {recipe.n_val}
+validation people, the same random choices each time."""
 alt = "Four curves over training steps; the errors of the scans fall and level off, validation close to training."
 figures.save_figure(fig, figures_dir, "fig16_vae_training", caption=caption, alt=alt);
 
@@ -174,8 +175,10 @@ fig = figures.inference(
     voxel_mm=recipe.voxel_mm,
 )
 n_people = len(test.subject.unique())
-caption = f"""From scans to tissue, one person of the test set (of n = {n_people}). (a) The acquired scans, the
-same predicted from the inferred maps, and what is left. (b) Inferred PD, T1 and T2, the truth, and the signed error."""
+given = "; ".join(str(Protocol.from_settings(test.settings[i, m])) for m in range(len(MODALITIES)))
+caption = f"""From scans to tissue, one person of the test set (of n = {n_people}). (a) The acquired scans, the same
+predicted from the inferred maps, and what is left: {given}. (b) Inferred PD, T1 and T2, the truth, and the signed
+error, positive where the estimate is too high."""
 alt = "Three scans of a brain, the maps of PD, T1 and T2 inferred from them, the true maps and the errors below."
 figures.save_figure(fig, figures_dir, "fig01_inference", caption=caption, alt=alt);
 
@@ -321,8 +324,9 @@ for face, label in (("0.3", "common scale"), ("white", "own gain per scan")):
     axes[2, 2].plot([], [], "o", mfc=face, mec="0.3", label=label)
 axes[2, 2].plot([], [], color="0.4", lw=0.8, label="inferred = true")
 axes[2, 2].legend(loc="center")
-caption = f"""Does the estimate follow the person? Medians over pure voxels of each of {n_people} test people, and their
-correlation r (above: common scale, below: own gain per scan). A flat cloud is a guess at what people are like."""
+caption = f"""Does the estimate follow the person? Medians over pure voxels of each of n = {n_people} test people
+(protocols as drawn from OASIS-3), and their correlation r (above: common scale, below: own gain per scan). A flat
+cloud is a guess at what people are like."""
 alt = "Inferred against true medians per person for T1, T2 and PD; some clouds follow the diagonal, some are flat."
 figures.save_figure(fig, figures_dir, "fig17_follows_the_person", caption=caption, alt=alt)
 run.write_metrics("vae_follows_the_person", metrics.long_form(follows));
@@ -412,8 +416,9 @@ for ax, quantity in zip(axes, ("T1", "T2", "PD"), strict=True):
     ax.set_xticklabels(short, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_title(quantity if quantity != "PD" else "PD relative to CSF", size=8)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-caption = f"""Which scans help. Filled: median absolute error, 95 % interval over {n_people} test people, on a common
-scale. Open: posterior SD of the maps. Were errors Gaussian and the posterior honest, open would be 1.5 times filled."""
+caption = f"""Which scans help. Filled: median absolute error, 95 % interval over n = {n_people} test people (protocols
+as drawn from OASIS-3), on a common scale. Open: posterior SD of the maps. Were errors Gaussian and the posterior
+honest, open would be 1.5 times filled."""
 alt = "Errors and posterior widths of T1, T2 and PD for seven subsets of scans; the widths shrink as scans are added."
 figures.save_figure(fig, figures_dir, "fig18_subsets", caption=caption, alt=alt);
 
@@ -428,17 +433,15 @@ chosen, person = ("T1w", "T1w+T2w", evaluation.ALL_SCANS), 0
 head = few_truth.maps[person, 0] > figures.BACKGROUND_PD
 fig, axes = plt.subplots(1, 6, figsize=(7, 2.1), layout="constrained")
 pairs = [(label, q) for q in ("T1", "T2") for label in chosen]
-top = 100 * np.percentile(doubts["T1w"][person, 1:, head], 98)
 for k, (ax, (label, quantity)) in enumerate(zip(axes, pairs, strict=True)):
     sd = 100 * doubts[label][person, figures.MAPS.index(quantity)].numpy()
     look = {"marks": "RLA" if k == 0 else "", "scale_bar_mm": 50 if k == 0 else None}
-    image = figures.show_map(ax, sd, "residual", inside=head, voxel_mm=recipe.voxel_mm, **look)
-    image.set_clim(0, top)
+    image = figures.show_map(ax, sd, "SD", inside=head, voxel_mm=recipe.voxel_mm, **look)
     ax.set_title(label.replace(evaluation.ALL_SCANS, "all three"), size=7)
     ax.set_xlabel(f"${quantity[0]}_{quantity[1]}$")
-fig.colorbar(image, ax=axes, shrink=0.7, extend="max", label="posterior SD (%)")
+fig.colorbar(image, ax=axes, shrink=0.7, extend="both", format="%g", label=figures.QUANTITIES["SD"].label)
 caption = f"""Where the network is unsure: SD of T1 (left three) and T2 (right three) over {n_draws} samples of the
-posterior, one test person, for one, two and three scans shown."""
+posterior, n = 1 test person (protocols as drawn from OASIS-3), for one, two and three scans shown."""
 alt = "Six slices in heat colours: uncertainty is highest at the brain's border and in CSF, and falls with more scans."
 figures.save_figure(fig, figures_dir, "fig19_posterior_sd", caption=caption, alt=alt);
 

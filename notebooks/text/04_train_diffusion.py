@@ -124,7 +124,7 @@ for ax, change, quantity in zip(axes[1:], reach, figures.MAPS, strict=True):
     figures.show_map(ax, change, "error", inside=inside, voxel_mm=recipe.voxel_mm, marks="")
     ax.set_xlabel(f"{quantity}, ±30 %", size=7)
 axes[2].set_title("one value raised by four spreads", size=8)
-caption = f"""What a latent holds (validation set, one slice). Above: its channels, in units of their spread. Below:
+caption = f"""What a latent holds (validation set, n = 1 slice). Above: its channels, in units of their spread. Below:
 mean change of PD, T1 and T2 when a channel is raised, and change when one value of channel {strongest} is."""
 alt = "Coarse pictures of latent channels, their effect on PD, T1 and T2, and the small patch that one value changes."
 figures.save_figure(fig, figures_dir, "fig21_latent", caption=caption, alt=alt);
@@ -205,7 +205,7 @@ rows = [[figures.Panel(image) for image in images[chosen]] for images in t1w.val
 rows = [[replace(row[0], side=name), *row[1:]] for name, row in zip(through, rows, strict=True)]
 fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
 numbers = [int(np.prod(z.shape[1:])) for z in (means, to_generate(means[:1]))]
-caption = f"""Six slices of held-out people as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): decoded from the fine latent
+caption = f"""Slices of held-out people (n = 6) as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): decoded from the fine latent
 ({numbers[0]} numbers a slice) and from the latent that is generated ({numbers[1]} numbers)."""
 alt = "Two rows of T1-weighted slices; in the second the folds of the cortex are softer."
 figures.save_figure(fig, figures_dir, "fig22_coarse", caption=caption, alt=alt)
@@ -276,7 +276,7 @@ right.legend()
 for letter, ax in zip("ab", (left, right), strict=True):
     ax.set_title(letter, loc="left", weight="bold")
 caption = f"""Training of the diffusion model. (a) Loss of every step (faint), its running median, and on the latents of
-{recipe.n_val} held-out people. (b) How much of a latent's variance the guess explains, by noise level."""
+n = {recipe.n_val} held-out people. (b) How much of a latent's variance the guess explains, by noise level."""
 alt = "The loss falls and levels off; the variance explained falls from near 100 per cent to near zero as noise grows."
 figures.save_figure(fig, figures_dir, "fig23_diffusion_training", caption=caption, alt=alt);
 
@@ -307,8 +307,8 @@ rows = [panels[: len(titles)], panels[len(titles) :]]
 for row, side in zip(rows, ("state", "guess"), strict=True):
     row[0] = replace(row[0], side=side)
 fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
-caption = f"""From noise to tissue in {n_steps} steps (seed {seed}, middle of the stack), as T1w (MPRAGE, TE 3 ms,
-TR 2.4 s, TI 1 s). Above: the state of the sampler before a step. Below: the network's guess of the clean latent."""
+caption = f"""From noise to tissue in {n_steps} steps (n = 1, seed {seed}, middle of the stack), as T1w (MPRAGE, TE 3
+ms, TR 2.4 s, TI 1 s). Above: the state of the sampler before a step. Below: the network's guess of the clean latent."""
 alt = "Two rows of T1w images: noise turning into a brain, and the guesses, at first a blurred average, then a brain."
 figures.save_figure(fig, figures_dir, "fig24_noise_to_tissue", caption=caption, alt=alt);
 

@@ -233,8 +233,8 @@ for i in np.argsort(nearest["generated"])[:4].tolist():  # the most suspicious
     row.append(Panel(twin.flip(-1) if mirrored else twin, title="mirrored" if mirrored else "training"))
     headings.append((f"distance {nearest['generated'][i]:.2f}", 2))
 fig = figures.map_grid([row], groups=headings, voxel_mm=voxel_mm)
-caption = f"""The four samples closest to the training set (of {n_samples}; Euclidean distance of T1w images averaged
-over 4 × 4 voxels), each beside its nearest of {len(train_c)} training slices and their mirror images.
+caption = f"""The four samples closest to the training set (of n = {n_samples}; Euclidean distance of T1w images
+averaged over 4 × 4 voxels), each beside its nearest of {len(train_c)} training slices and their mirror images.
 {settings["T1w"]}."""
 publish(fig, "fig27_nearest_training", caption, "Four pairs of T1-weighted slices: sample and nearest training slice.")
 del train_maps, train_c
@@ -268,8 +268,8 @@ stacks["true"] = [take(true_maps, i) for i in ((levels + 1) / 2 * (n_z - 1)).rou
 titles = [f"height {round(float(z), 2) + 0.0:+.2f}".replace("-", "−") for z in levels]
 grid = [t1_row(stack, name, titles * (k == 0)) for k, (name, stack) in enumerate(stacks.items())]
 fig = figures.map_grid(grid, voxel_mm=voxel_mm)
-caption = f"""The height of the slice as a condition: T1 of two samples, each from one noise at seven heights ({steps}
-steps), and of one true test person. The stack of slices is {(n_z - 1) * run.recipe.slice_mm:g} mm high."""
+caption = f"""The height of the slice as a condition: T1 of n = 2 samples, each from one noise at seven heights
+({steps} steps), and of one true test person. The stack of slices is {(n_z - 1) * run.recipe.slice_mm:g} mm high."""
 publish(fig, "fig28_height", caption, "Three rows of seven T1 maps, low to high: two generated, one true.")
 
 # %% [markdown]
@@ -292,7 +292,7 @@ for n in counts:
 titles = [f"{n} step{'s' * (n > 1)}" for n in counts]
 grid = [t1_row([take(drawn[n], k) for n in counts], f"brain {k + 1}", titles * (k == 1)) for k in (1, 4)]
 fig = figures.map_grid(grid, voxel_mm=voxel_mm)
-caption = f"T1 of two samples (seed {seed}), each drawn from the same noise in 1 to 50 steps of the default solver."
+caption = f"T1 of n = 2 samples (seed {seed}), each drawn from the same noise in 1 to 50 steps of the default solver."
 alt = "Two rows of T1 maps: a brain that grows sharper as more denoising steps are taken, and stops changing."
 publish(fig, "fig29_steps", caption, alt)
 
@@ -360,7 +360,7 @@ axes[1].spines["left"].set_visible(False)
 axes[1].legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.14))
 caption = f"""Anatomy in numbers. Left: area of each tissue in a slice against its height: true test people (median and
 5th to 95th percentile, n = {n_people}) and samples (dots, n = {n_samples}). Right: left–right symmetry of the T1w
-image."""
+image ({REFERENCE["T1w"]})."""
 publish(fig, "fig30_anatomy", caption, "Tissue areas against height, dots over bands, and two histograms of symmetry.")
 
 # %%

@@ -117,8 +117,8 @@ for nominal in long_te:
     titles.append((f"{nominal.sequence.value}, TR {nominal.tr:g} s{ti}", 2))
 fig = figures.map_grid([row], groups=titles, voxel_mm=voxel_mm)
 caption = f"""Nominal and effective echo time. The four settings of Figure 4 whose TE can only be a nominal one: each
-at that TE (left) and at {protocols.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4, each
-in its own window."""
+at that TE (left) and at {protocols.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4 (n =
+1), each in its own window."""
 publish(fig, "fig31_nominal_te", caption, "Four pairs: fluid alone at the long echo time, all tissue at the short one.")
 
 # %% [markdown]
@@ -173,8 +173,8 @@ psnrs = [metrics.psnr(render(one, p), render(true_one, p), truth.brain[i]) for p
 fig = figures.unseen(UNSEEN, [render(one, p) for p in UNSEEN], [render(true_one, p) for p in UNSEEN],
                      notes=[f"{v:.1f} dB" for v in psnrs], voxel_mm=voxel_mm)  # fmt: skip
 caption = """The nine unseen contrasts of one held-out person (n = 1 slice), from maps inferred from the person's T1w,
-T2w and FLAIR (left of each pair) and from the true maps (right), in one window; PSNR inside the brain. † No scanner
-can run this."""
+T2w and FLAIR (left of each pair) and from the true maps (right), in one window; protocol above each pair, PSNR
+inside the brain. † No scanner can run this."""
 publish(fig, "fig32_unseen_truth", caption, "Nine pairs of brain slices under nine protocols, predicted beside true.")
 
 # %% [markdown]
@@ -224,8 +224,8 @@ low = [Panel(render(true_one, p), side="true" if k == 0 else "", window=figures.
 top = [Panel(t.values, title=t.title, side=t.side, window=b.window) for t, b in zip(top, low, strict=True)]
 fig = figures.map_grid([top, low], voxel_mm=voxel_mm)
 caption = f"""FLAIR (TE {1000 * flair.te:g} ms, TR {flair.tr:g} s) at eight inversion times, of which the scans the
-model saw have none but 2.5 s or so: from inferred and from true maps of one held-out person, the window of each pair
-that of the true image."""
+model saw have none but 2.5 s or so: from inferred and from true maps of n = 1 held-out person, the window of each
+pair that of the true image."""
 publish(fig, "fig33_flair_sweep", caption, "Two rows of eight FLAIR images from TI 0.1 s to 6 s, predicted above true.")
 
 # %%
@@ -243,7 +243,7 @@ for t1_of_tissue in t1.tolist():
 ax.set(xlabel="TI (s)", ylabel="mean signal (water = 1)", xlim=(0, 6), ylim=(0, None))
 ax.legend(ncols=3)
 caption = f"""Mean FLAIR signal of pure white matter, grey matter and CSF against TI (TE {1000 * flair.te:g} ms, TR
-{flair.tr:g} s) in one held-out person ({n_z} slices): from inferred maps (solid) and from true ones (dashed). Ticks:
+{flair.tr:g} s) in n = 1 held-out person ({n_z} slices): from inferred maps (solid) and from true ones (dashed). Ticks:
 null points of median tissue."""
 publish(fig, "fig34_flair_nulls", caption, "Three pairs of curves that fall to a null and rise again, CSF last.")
 

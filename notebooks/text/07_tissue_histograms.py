@@ -98,10 +98,10 @@ far = distances[distances.metric == "wasserstein"].set_index(["tissue", "quantit
 # %%
 fig = figures.tissue_histograms(values, distances=far)
 n_people = int(test.subject.max()) + 1
-caption = f"""Histograms of T1, T2 and PD per tissue: true (held-out people, n = {n_people}, {len(truth.maps)} slices),
-inferred from their scans, and generated (n = {len(samples.pd)} slices, seed {seed}), segmented on the rendered T1w.
-W1: Wasserstein-1 distance of generated from true over the true median. Bands and ticks: in-vivo values at 3 T (water
-content: any field); sources in data/relaxation_times.csv."""
+caption = f"""Histograms of T1, T2 and PD per tissue: true (held-out people, n = {n_people}, {len(truth.maps)}
+slices), inferred from their scans, and generated (n = {len(samples.pd)} slices, seed {seed}), segmented on the T1w
+rendered with the paper's protocol. W1: Wasserstein-1 distance of generated from true over the true median. Bands and
+ticks: in-vivo values at 3 T (water content: any field); sources in data/relaxation_times.csv."""
 alt = "Nine panels of histograms, T1, T2 and PD of three tissues, over shaded bands of measured values."
 publish(fig, "fig05_histograms", caption, alt)
 
@@ -190,9 +190,9 @@ for sample, (label, look) in zip(found, looks.items(), strict=True):
 axes[1].set(xscale="log", xlabel="$T_2$ in pure CSF (s)", yticks=[])
 axes[1].set_xticks([0.1, 0.2, 0.5, 1, 2, 5], labels=["0.1", "0.2", "0.5", "1", "2", "5"])
 axes[1].legend()
-caption = f"""Why CSF T2 is not identifiable. Left: change of the CSF signal in one person's three scans when T2
-differs from {csf_t2:.2f} s (line); grey: what the receive field does to a voxel (±1 SD, {100 * run.recipe.bias:g} %).
-Right: T2 in voxels that are at least 90 % CSF, true and inferred (n = {n_people})."""
+caption = f"""Why CSF T2 is not identifiable. Left: change of the CSF signal in one person's three scans (protocols
+as drawn for it) when T2 differs from {csf_t2:.2f} s (line); grey: what the receive field does to a voxel (±1 SD,
+{100 * run.recipe.bias:g} %). Right: T2 in voxels that are at least 90 % CSF, true and inferred (n = {n_people})."""
 publish(fig, "fig35_csf_t2", caption, "Signal curves, flat beyond a second, and two histograms of T2 far apart.")
 
 # %% [markdown]

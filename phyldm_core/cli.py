@@ -201,18 +201,19 @@ def fit(
 @app.command()
 def render(
     maps: Annotated[Path, typer.Option(help="Folder with one person's PDmap, T1map and T2map.")],
-    sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo or FLAIR.")],
+    sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo, FLAIR or spoiled gradient echo.")],
     te: Annotated[float, typer.Option(help="Echo time, s.")],
     tr: Annotated[float, typer.Option(help="Repetition time, s; MPRAGE and FLAIR: inversion to inversion.")],
     out: Annotated[Path, typer.Option(help="The image to write, .nii.gz; its sidecar goes beside it.")],
     ti: Annotated[float | None, typer.Option(help="Inversion time, s.")] = None,
+    flip_angle: Annotated[float | None, typer.Option(help="Of a spoiled gradient echo, degrees.")] = None,
 ):
-    """The contrast that tissue maps give under any TE, TR and TI."""
+    """The contrast that tissue maps give under any TE, TR and TI, or TE, TR and flip angle."""
     from .maps import render_maps
-    from .physics import SEQUENCES, Protocol
+    from .physics import Protocol, Sequence
 
-    known = {str(name).lower(): name for name in SEQUENCES}
-    typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti), out))
+    known = {str(name).lower(): name for name in Sequence}
+    typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti, flip_angle), out))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     Parameters
     ----------
     path
-        ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo), or ``.json``: a list of objects
-        with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE above 0.3 s is taken as nominal
-        (:func:`protocols.effective_te`).
+        ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo) and, for spoiled gradient echoes,
+        flip_angle_deg, or ``.json``: a list of objects with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE
+        above 0.3 s is taken as nominal (:func:`protocols.effective_te`).
 
     Raises
     ------
@@ -62,8 +63,8 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     for i, row in enumerate(rows, 1):
         try:
             name = "".join(c for c in str(row["name"]) if c.isalnum())
-            ti = row.get("ti")
-            protocol = Protocol(row["sequence"], float(row["te"]), float(row["tr"]), float(ti) if ti else None)
+            ti, angle = (float(row[key]) if row.get(key) else None for key in ("ti", "flip_angle_deg"))
+            protocol = Protocol(row["sequence"], float(row["te"]), float(row["tr"]), ti, angle)
         except KeyError as error:
             raise BadInput(f"{path}: row {i} has no {error}: name, sequence, te, tr and ti (s) are needed") from None
         except (TypeError, ValueError) as error:  # a ProtocolError says itself what is wrong
@@ -164,7 +165,7 @@ def _write_person(folder: Path, maps: TissueMaps, weights: Weights, drawn: dict,
         for label, protocol in contrasts.items():
             entity = name if label in CONTRASTS else f"{name}_acq-{label}"
             suffix = label if label in CONTRASTS else contrast_of(protocol)
-            used = Protocol(protocol.sequence, effective_te(protocol.te, protocol.sequence), protocol.tr, protocol.ti)
+            used = replace(protocol, te=effective_te(protocol.te, protocol.sequence))
             meta = scan_sidecar(used, stripped, protocol.te, Description="rendered from the maps, without noise")
             path = stem.with_name(f"{entity}_{suffix}.nii.gz")
             write_image(path, render_volume(volumes, used), affine, meta)

@@ -239,6 +239,23 @@ def sample(
 
 
 @app.command()
+def explore(
+    page: Annotated[str, typer.Argument(help="contrasts or histograms; each links to the other.")] = "contrasts",
+    run: Annotated[
+        Path | None, typer.Option(help="The run whose people to show; runs/laptop by default, else a simulated person.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of this machine; a free one by default.", min=1)] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+):
+    """The explorers full-page in the browser."""
+    from .explore import serve
+
+    if run is not None and not run.is_dir():
+        raise BadInput(f"{run}: no such run: make one with phyldm reproduce, or leave --run out")
+    serve(page, run or Path("runs/laptop"), port, browser)
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Option(help="Folder for the weights; an older export there is replaced.")],
     run: Annotated[Path, typer.Option(help="The run whose weights to export.")] = Path("runs/laptop"),

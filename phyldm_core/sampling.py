@@ -77,16 +77,18 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     return protocols
 
 
-def draw_person(pipe, weights: Weights, seed: int, index: int) -> TissueMaps:
+def draw_person(pipe, weights: Weights, seed: int, index: int, on_share=lambda share: None) -> TissueMaps:
     """One person's maps ``(z, y, x)``: PD, T1 (s), T2 (s), 0 outside the brain (or in air, for weights with heads).
 
-    Person ``index`` of a seed is the same however many are drawn.
+    Person ``index`` of a seed is the same however many are drawn. ``on_share`` hears which share of the denoising
+    steps is done.
     """
     from .evaluation import brain_of
 
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     n, steps = weights.config["n_slices"], 20 if pipe.scheduler.config.get("use_flow_sigmas") else 50
-    maps = pipe.decode(pipe.sample_latents(n, own, steps, one_noise=True))
+    latents = pipe.sample_latents(n, own, steps, on_step=lambda i, x: on_share((i + 1) / steps), one_noise=True)
+    maps = pipe.decode(latents)
     inside = maps.pd > AIR if weights.head else brain_of(maps)
     return TissueMaps(*(torch.where(inside, values, 0.0) for values in maps))
 

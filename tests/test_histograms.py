@@ -13,11 +13,8 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from phyldm_core.curves import CORE_BAND, studies
-from phyldm_core.evaluation import segmented_values
-from phyldm_core.histograms import (
+from phyldm_core.counts import (
     Choice,
-    HistogramExplorer,
     Histograms,
     count,
     density,
@@ -27,6 +24,9 @@ from phyldm_core.histograms import (
     share_within,
     short_name,
 )
+from phyldm_core.curves import CORE_BAND, studies
+from phyldm_core.evaluation import segmented_values
+from phyldm_core.histograms import HistogramExplorer
 from phyldm_core.metrics import histogram_distance
 from phyldm_core.physics import TissueMaps
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from itertools import combinations
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -20,13 +19,16 @@ from .display import percentile_window, to_png
 from .errors import BadInput
 from .maps import render_volume, scan_sidecar
 from .painting import HEIGHT, PLOT, SignalCurves, paint_slice
-from .physics import Protocol, Sequence, TissueMaps, ernst_angle, null_ti, render
+from .physics import Protocol, Sequence, TissueMaps, render
+from .readings import table, to_html
 from .scans import write_image
 from .subjects import Subject, draw_person, of_maps, read_subject
-from .tissue import in_vivo_3t
+from .tissue import three_medians
 from .widgets import Explorer, Mouse, Task
 
-IMAGE_HEIGHT = "max(420px, 56vh)"  # of the window, so that a projector's image is large
+CONTROLS = 370  # pixels, width of a control
+ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
+PLOT_WIDTH = "max(470px, 58vh)"
 HINT = (
     "Click on the image: a voxel. Drag on it: window (left and right) and level (up and down). "
     "Keyboard: Tab to a control, then the arrow keys."
@@ -43,8 +45,8 @@ class Side:
         self.letter, self.protocol = letter, protocol
         self.window: tuple[float, float] | None = None
         self.signal: np.ndarray | None = None  # what is shown
-        layout = widgets.Layout(height=IMAGE_HEIGHT, width="auto", flex="0 0 auto")
-        self.image = widgets.Image(format="png", layout=layout, tooltip=f"the image of protocol {letter}")
+        layout = widgets.Layout(height=ONE_HIGH, width="auto", flex="0 0 auto")
+        self.image = widgets.Image(format="png", layout=layout)
 
     def levels(self, tissue: np.ndarray) -> tuple[float, float]:
         """Black and white, as set or as the image asks for."""
@@ -82,7 +84,7 @@ class ContrastExplorer(Explorer):
     ):
         self.subjects = dict(subjects) if isinstance(subjects, Mapping) else {"subject": subjects}
         self.voxel_mm, self.noise_sd, self.weights_dir = voxel_mm, noise_sd, weights_dir
-        self.curves = SignalCurves(tissues or _three_tissues())
+        self.curves = SignalCurves(tissues or three_medians())
         self.sides = (Side("A", CLINIC["T1w MPRAGE"]), Side("B", CLINIC["T2w spin echo"]))
         self.side = self.sides[0]
         self.person: Subject | None = None
@@ -131,7 +133,7 @@ class ContrastExplorer(Explorer):
                 slider.layout.display = "none" if slider.disabled else ""
                 if not slider.disabled:
                     _set_range(slider, *slider_range(name, p.sequence))
-                    if abs(slider.value - value) > 0.005 * value:  # rounding is not sent back to a moving hand
+                    if abs(slider.value - value) > 0.005 * value:  # rounding is not sent to a moving hand
                         slider.value = value
             self.preset.value = next((name for name, preset in PRESETS.items() if preset == p), None)
             choices = [(NAMES[name], name) for name in set_by(p.sequence)]
@@ -165,60 +167,58 @@ class ContrastExplorer(Explorer):
             page.paste(picture, (left, 0))
             left += picture.width + 12
         left -= PLOT[0] - 10
-        draw, font = ImageDraw.Draw(page), ImageFont.truetype(findfont("DejaVu Sans"), 16)
+        draw, font = ImageDraw.Draw(page), ImageFont.truetype(findfont("DejaVu Sans"), 15)
         columns = (0, 160, 330, 480) if self.compare.value else (0, 170, 340, 510)
         for line, row in enumerate(self._table()):
             for text, x in zip(row, columns, strict=False):
-                draw.text((left + x, PLOT[1] + 20 * line), text, "black", font)
+                draw.text((left + x, PLOT[1] - 2 + 18 * line), text, "black", font)
         return StillImage(to_png(np.asarray(page)), alt=f"Simulated image, {self.protocol}, with signal curves")
 
     # Controls -----------------------------------------------------------------------------------------------
 
     def _build(self):
-        wide = {"layout": widgets.Layout(width="350px"), "style": {"description_width": "92px"}}
+        def look(width=CONTROLS):
+            return {"layout": widgets.Layout(width=f"{width}px"), "style": {"description_width": "106px"}}
 
-        def slider(name):
+        def setting(name):
             low, high = slider_range(name, self.protocol.sequence)
+            about = {"description": f"{NAMES[name]} (s)", "readout_format": ".3g"} | look()
             if name == "flip_angle_deg":
-                about = {"description": "flip angle (°)", "readout_format": ".3g", "step": 1}
-                return widgets.FloatSlider(25, min=low, max=high, **about, **wide)
-            about = {"description": f"{NAMES[name]} (s)", "readout_format": ".3g"}
-            low, high = np.log10((low, high))
-            return widgets.FloatLogSlider(getattr(self.protocol, name), base=10, min=low, max=high, step=0.01,
-                                          **about, **wide)  # fmt: skip
+                about["description"] = "flip angle (°)"
+                return widgets.FloatSlider(25, min=low, max=high, step=1, **about)
+            ends = {"min": np.log10(low), "max": np.log10(high)}
+            return widgets.FloatLogSlider(getattr(self.protocol, name), base=10, step=0.01, **ends, **about)
 
-        def part(width):
-            return wide | {"layout": widgets.Layout(width=width)}
+        def toggles(description, options, width, button):
+            layout, style = {"width": f"{width}px"}, {"button_width": f"{button}px", "description_width": "auto"}
+            return widgets.ToggleButtons(options=options, description=description, layout=layout, style=style)
 
-        def button(text, icon, width="92px"):
-            return widgets.Button(description=text, icon=icon, layout=widgets.Layout(width=width))
+        def button(text):
+            return widgets.Button(description=text, layout=widgets.Layout(width="78px"))
 
-        self.subject = widgets.Dropdown(options=list(self.subjects), description="subject", **wide)
-        self.slice = widgets.IntSlider(1, min=1, max=1, description="slice ↑", **wide)
-        self.compare = widgets.Checkbox(False, description="two protocols", indent=False,
-                                        layout=widgets.Layout(width="140px"))  # fmt: skip
-        self.which = widgets.ToggleButtons(options=["A", "B"], description="set", disabled=True,
-                                           style={"button_width": "48px", "description_width": "30px"})  # fmt: skip
+        self.subject = widgets.Dropdown(options=list(self.subjects), description="subject", **look())
+        self.slice = widgets.IntSlider(1, min=1, max=1, description="slice ↑", **look())
+        self.compare = widgets.Checkbox(False, description="two protocols", indent=False, **look(170))
+        self.which = toggles("set", ["A", "B"], 190, 56)
+        self.which.disabled = True
         presets = [("own setting", None), *((name, name) for name in PRESETS)]
-        self.preset = widgets.Dropdown(options=presets, description="preset", **wide)
-        self.sequence = widgets.Dropdown(options=[s.value for s in Sequence], description="sequence", **wide)
-        self.te, self.tr, self.ti, self.flip_angle_deg = (slider(name) for name in NAMES)
-        self.along = widgets.ToggleButtons(options=[("TI", "ti")], description="curve over",
-                                           style={"button_width": "76px", "description_width": "92px"})  # fmt: skip
-        self.auto = widgets.Checkbox(True, description="window follows the image", indent=False)
-        fine = {"step": 0.005, "readout_format": ".3f"} | wide
-        self.level = widgets.FloatSlider(0.5, min=0, max=1.2, description="level", **fine)
-        self.width = widgets.FloatSlider(1, min=0.005, max=2, description="width", **fine)
-        self.row = widgets.IntSlider(0, min=0, max=1, description="row ↓", **wide)
-        self.column = widgets.IntSlider(0, min=0, max=1, description="column →", **wide)
-        self.folder = widgets.Text(placeholder="folder of PDmap, T1map, T2map", description="own maps", **part("252px"))
-        self.open_folder = button("Open", "folder-open")
-        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **part("252px"))
-        self.draw_brain = button("Draw", "random")
-        self.file_name = widgets.Text("contrast", description="file", **part("156px"))
-        self.save_png, self.save_nifti = button("PNG", "download"), button("NIfTI", "download")
-        self.plot = widgets.Image(format="png", tooltip="signal of each tissue against one setting",
-                                  layout=widgets.Layout(width="max(470px, 58vh)"))  # fmt: skip
+        self.preset = widgets.Dropdown(options=presets, description="preset", **look())
+        self.sequence = widgets.Dropdown(options=[s.value for s in Sequence], description="sequence", **look())
+        self.te, self.tr, self.ti, self.flip_angle_deg = (setting(name) for name in NAMES)
+        self.along = toggles("curve over", [("TI", "ti")], CONTROLS, 84)
+        self.auto = widgets.Checkbox(True, description="window follows the image", indent=False, **look())
+        fine = {"step": 0.001, "readout_format": ".3f"}
+        self.level = widgets.FloatSlider(0.5, min=0, max=1.2, description="level", **fine, **look())
+        self.width = widgets.FloatSlider(1, min=0.005, max=2, description="width", **fine, **look())
+        self.row = widgets.IntSlider(0, min=0, max=1, description="row ↓", **look())
+        self.column = widgets.IntSlider(0, min=0, max=1, description="column →", **look())
+        about = {"description": "own maps", "placeholder": "folder of PDmap, T1map, T2map"}
+        self.folder, self.open_folder = widgets.Text(**about, **look(CONTROLS - 82)), button("Open")
+        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **look(CONTROLS - 82))
+        self.draw_brain = button("Draw")
+        self.file_name = widgets.Text("contrast", description="file", **look(CONTROLS - 164))
+        self.save_png, self.save_nifti = button("PNG"), button("NIfTI")
+        self.plot = widgets.Image(format="png", layout=widgets.Layout(width=PLOT_WIDTH))
         self.numbers, self.status = widgets.HTML(), widgets.HTML()
         self.task = Task(self._say)
 
@@ -326,6 +326,8 @@ class ContrastExplorer(Explorer):
         both = self.compare.value
         self.sides[1].image.layout.display = "" if both else "none"
         self.beside.layout.flex_flow = "row wrap" if both else "column"
+        for side in self.sides:
+            side.image.layout.height = TWO_HIGH if both else ONE_HIGH
         self.which.disabled = not both
         self.which.value = "B" if both else "A"
         self._repaint()
@@ -345,8 +347,12 @@ class ContrastExplorer(Explorer):
             self.show(USUAL[Sequence(change.new)])
 
     def _on_setting(self, name: str):
-        if self._listening and name in set_by(self.protocol.sequence):
-            self.show(*move(self.protocol, name, getattr(self, name).value))
+        slider, now = getattr(self, name), getattr(self.protocol, name)
+        if not self._listening or now is None:
+            return
+        far = abs(np.log10(slider.value / now)) if isinstance(slider, widgets.FloatLogSlider) else slider.value - now
+        if abs(far) > 0.6 * slider.step:  # a browser rounds a preset to the slider's step and sends that back
+            self.show(*move(self.protocol, name, slider.value))
 
     # Window and voxel ---------------------------------------------------------------------------------------
 
@@ -423,60 +429,16 @@ class ContrastExplorer(Explorer):
             self.level.value, self.width.value = (black + white) / 2, white - black
             self.level.disabled = self.width.disabled = self.auto.value
         self.plot.value = to_png(self.curves.draw(self.protocol, self.along.value))
-        self.numbers.value = _html_table(self._table())
+        self.numbers.value = to_html(self._table())
         if not message and not tissue.any():
             message = "There is no tissue in this slice."
         self._say(message or str(self.protocol), wrong=bool(message))
 
     def _table(self) -> list[tuple[str, ...]]:
-        """Rows of text: signal of each tissue and where it is null or brightest, CNR of each pair, the voxel."""
         sides = self.sides if self.compare.value else (self.side,)
-        tissues = self.curves.tissues
-        signals = [np.abs(self.curves.signals(side.protocol)[0]) for side in sides]
-        special = [_special(side.protocol) for side in sides]
-        heads = [f"signal {side.letter}" for side in sides] if len(sides) > 1 else ["signal"]
-        for side, what in zip(sides, special, strict=True):
-            if what:
-                heads.append(f"{what}, {side.letter}" if len(sides) > 1 else what)
-        rows = [("", *heads)]
-        for k, (name, (_, t1, _)) in enumerate(tissues.items()):
-            at = [_special_value(side.protocol, t1) for side, what in zip(sides, special, strict=True) if what]
-            rows.append((name, *(f"{of_side[k]:.3f}" for of_side in signals), *at))
-        for (i, a), (j, b) in combinations(enumerate(tissues), 2):
-            cnr = (f"{abs(of_side[i] - of_side[j]) / self.noise_sd:.1f}" for of_side in signals)
-            rows.append((f"CNR {a}–{b}", *cnr, f"noise {self.noise_sd:g}" if not i and j == 1 else ""))
-        y, x = self.pixel
-        pd, t1, t2 = (float(m[y, x]) for m in self.maps)
-        where = f"voxel [{y}, {x}]"
-        if not pd > 0:
-            return [*rows, (where, "no tissue")]
-        of_voxel = (f"{side.signal[y, x]:.3f}" for side in sides)
-        return [*rows, (where, *of_voxel, f"PD {pd:.2f}, T1 {t1:.3f} s, T2 {1000 * t2:.0f} ms")]
-
-
-def _special(protocol: Protocol) -> str:
-    """What the third column of the numbers holds, if anything."""
-    return "null at TI" if protocol.sequence.inverts else "Ernst angle" if protocol.sequence.has_flip_angle else ""
-
-
-def _special_value(protocol: Protocol, t1: float) -> str:
-    if protocol.sequence.inverts:
-        return f"{null_ti(t1, protocol.tr, protocol.sequence):.3f} s"
-    return f"{np.degrees(ernst_angle(t1, protocol.tr)):.1f}°"
-
-
-def _html_table(rows: list[tuple[str, ...]]) -> str:
-    """An HTML table whose first row and column are heads; the last cell of a short row takes the rest of the width."""
-    columns = max(map(len, rows))
-    lines = []
-    for i, row in enumerate(rows):
-        cells = []
-        for k, text in enumerate(row):
-            tag = "th" if i == 0 or k == 0 else "td"
-            span = f' colspan="{columns - k + 1}"' if k == len(row) - 1 else ""
-            cells.append(f"<{tag}{span}>{text}</{tag}>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<table class="numbers">{"".join(lines)}</table>'
+        signals = {side.letter: (side.protocol, float(side.signal[self.pixel])) for side in sides}
+        values = TissueMaps(*(float(m[self.pixel]) for m in self.maps))
+        return table(self.curves, signals, self.noise_sd, self.pixel, values)
 
 
 def _render(maps: TissueMaps, protocol: Protocol) -> np.ndarray:
@@ -497,8 +459,3 @@ def _set_range(slider, low: float, high: float):
         slider.max, slider.min = high, low
     elif (low, high) != (slider.min, slider.max):
         slider.min, slider.max = low, high
-
-
-def _three_tissues() -> dict[str, tuple[float, float, float]]:
-    table = in_vivo_3t()
-    return {name: tuple(table.median[table.tissues.index(name)]) for name in ("WM", "GM", "CSF")}

@@ -16,6 +16,8 @@ from .errors import BadInput
 
 FIRST_PORT = 8866
 HOST = "127.0.0.1"
+THIS_MACHINE_ONLY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data: ws://127.0.0.1:{port}"
+"""What a page may load: Voilà's template asks a server elsewhere for icons, which a browser must not do for us."""
 
 PAGES = {
     "contrasts": """\
@@ -89,7 +91,10 @@ def serve(page: str, run_dir: Path, port: int | None = None, browser: bool = Tru
         if browser:
             threading.Thread(target=_open_when_up, args=(url, port), daemon=True).start()
         quiet = ["--no-browser", "--Voila.log_level=ERROR", "--VoilaConfiguration.show_tracebacks=True"]
-        Voila.launch_instance([folder, f"--port={port}", f"--Voila.ip={HOST}", "--Voila.port_retries=0", *quiet])
+        Voila.launch_instance(
+            [folder, f"--port={port}", f"--Voila.ip={HOST}", "--Voila.port_retries=0", *quiet],
+            tornado_settings={"headers": {"Content-Security-Policy": THIS_MACHINE_ONLY.format(port=port)}},
+        )
 
 
 def _open_when_up(url: str, port: int):

@@ -133,9 +133,8 @@ class HistogramExplorer(Explorer):
         self.cited = widgets.SelectMultiple(rows=8, description="studies", **wide)
         shorter = wide | {"layout": widgets.Layout(width="240px")}
         self.file_name = widgets.Text("histogram_wm_t1", description="figure", **shorter)
-        self.save = widgets.Button(description="Save", icon="download", layout=widgets.Layout(width="86px"))
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="760px", object_fit="contain"))
-        self.image.tooltip = "densities of one tissue property, above the values measured in living brains"
+        self.save = widgets.Button(description="Save", layout=widgets.Layout(width="86px"))
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width="max(760px, 88vh)"))
         self.numbers, self.references, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
         for name in ("tissue", "quantity", "field_T"):
@@ -237,7 +236,8 @@ class HistogramExplorer(Explorer):
         self.histograms.paint(self.canvas.figure, self.choice)
         self.canvas.draw()
         self.image.value = to_png(np.asarray(self.canvas.buffer_rgba())[..., :3])
-        self.numbers.value = f'<pre style="font-size: 14px">{"<br>".join(map(escape, self._summary()))}</pre>'
+        lines = "<br>".join(map(escape, self._summary()))
+        self.numbers.value = f'<pre style="font-size: max(14px, 1.5vh)">{lines}</pre>'
         self.references.value = self._citations()
         self._say(self._verdict())
 
@@ -273,4 +273,3 @@ class HistogramExplorer(Explorer):
             items.append(f"<li>{unit * row.mean:.3g}{sd}: {escape(row.citation + doi)}</li>")
         label = escape(quantity_of(self.choice.quantity).label.replace("$", "").replace("_", ""))
         return f"<p>Measured in vivo, {label}, smallest first:</p><ol>{''.join(items)}</ol>"
-

@@ -140,6 +140,7 @@ class SignalCurves:
         wanted = (along, *(float(f"{limit:.4g}") for limit in (left, right, low, high)))
         if wanted != self._drawn:
             self.axes.set(xscale="log" if along == "te" else "linear", xlim=wanted[1:3], ylim=wanted[3:])
+            self.axes.xaxis.set_major_formatter("{x:g}")
             self.axes.set_xlabel(f"{NAMES[along]} ({'°' if along == 'flip_angle_deg' else 's'})", size=13, labelpad=1)
             self.canvas.draw()
             self._drawn, self._empty = wanted, self.canvas.copy_from_bbox(self.canvas.figure.bbox)

@@ -1,6 +1,7 @@
 """What every explorer is made of: a status line, controls that code can set, a mouse on a picture, long work.
 
-Neither ``widgets.Output`` nor ``interact``: papermill waits for ever on them (nbclient #312), and a
+No ``tooltip`` on a ``widgets.Image``, which has no description: the browser shows an error in its place. Neither
+``widgets.Output`` nor ``interact``: papermill waits for ever on them (nbclient #312), and a
 ``widgets.Image`` fed with PNG bytes repaints twenty times faster. Every callback is an ordinary method, so all
 of it runs, and is tested, without a browser.
 """
@@ -22,10 +23,12 @@ CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not d
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse
 
 STYLE = """<style>
+.phyldm { --letters: max(15px, 1.6vh); }
 .phyldm .widget-label, .phyldm .widget-readout, .phyldm select, .phyldm input, .phyldm button,
-.phyldm .widget-checkbox, .phyldm table { font-size: 15px !important; }
+.phyldm label, .phyldm label span, .phyldm table { font-size: var(--letters) !important; }
 .phyldm .widget-image { cursor: crosshair; max-width: none; }
-.phyldm table.numbers td, .phyldm table.numbers th { padding: 2px 14px 2px 0; text-align: left; white-space: nowrap; }
+.phyldm table.numbers { line-height: 1.2; border-spacing: 0; margin: 0; }
+.phyldm table.numbers td, .phyldm table.numbers th { padding: 3px 14px 3px 0; text-align: left; white-space: nowrap; }
 .phyldm :focus-visible { outline: 2px solid #0173b2; }
 </style>"""
 """Letters that are read from the last row, and a visible focus for the keyboard."""
@@ -51,8 +54,8 @@ class Explorer(widgets.VBox):
             self._listening = before
 
     def _say(self, text: str, wrong: bool = False):
-        colour = "#b03000" if wrong else "inherit"
-        self.status.value = f'<span role="status" style="font-size: 17px; color: {colour}">{escape(text)}</span>'
+        look = f"font-size: max(17px, 1.8vh); color: {'#b03000' if wrong else 'inherit'}"
+        self.status.value = f'<span role="status" style="{look}">{escape(text)}</span>'
 
 
 class Stopped(Exception):
@@ -73,7 +76,7 @@ class Task(widgets.HBox):
     def __init__(self, say: Callable[[str, bool], None]):
         self.say, self.thread, self._stop = say, None, threading.Event()
         self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="200px"))
-        self.stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
+        self.stop = widgets.Button(description="Stop", layout=widgets.Layout(width="100px"))
         self.stop.on_click(lambda button: self._stop.set())
         super().__init__([self.bar, self.stop], layout=widgets.Layout(display="none"))
 

@@ -93,7 +93,7 @@ class ContrastExplorer(Explorer):
         if not self.subjects:
             self._refuse("There is no subject to show: give maps of at least one.")
         else:
-            self._take(next(iter(self.subjects)), wait=True)
+            self._take(next(iter(self.subjects)), at_once=True)
 
     def __repr__(self):
         return f"ContrastExplorer({self.protocol}); run this notebook to use it"
@@ -259,23 +259,22 @@ class ContrastExplorer(Explorer):
 
     # Subjects -----------------------------------------------------------------------------------------------
 
-    def _take(self, name: str, wait: bool = False):
-        """Show a subject; one that must be made first is made beside, with a progress bar."""
+    def _take(self, name: str, at_once: bool = False):
+        """Show a subject; one that must be made first is made beside, with a progress bar, or ``at_once``."""
         source = self.subjects[name]
-        if not callable(source):
-            try:
-                self._open_person(source if isinstance(source, Subject) else of_maps(source, self.voxel_mm))
-            except BadInput as error:
-                self._refuse(str(error))
+        if callable(source) and not at_once:
+            self.task.start(f"Opening {name}", source, lambda person: self._keep(name, person))
             return
+        try:
+            person = source(lambda share: None) if callable(source) else source
+            self._keep(name, person if isinstance(person, Subject) else of_maps(person, self.voxel_mm))
+        except BadInput as error:
+            self._refuse(str(error))
 
-        def keep(person: Subject):
-            self.subjects[name] = person
-            self._open_person(person)
-
-        self.task.start(f"Opening {name}", source, keep)
-        if wait:
-            self.task.wait()
+    def _keep(self, name: str, person: Subject):
+        """A person is made once."""
+        self.subjects[name] = person
+        self._open_person(person)
 
     def _open_person(self, person: Subject):
         self.person, self._problem = person, ""
@@ -300,11 +299,10 @@ class ContrastExplorer(Explorer):
         """Make a subject with ``work`` in the background, then offer and show it."""
 
         def then(person: Subject):
-            self.subjects[name] = person
+            self._keep(name, person)
             with self._silence():
                 self.subject.options = list(self.subjects)
                 self.subject.value = name
-            self._open_person(person)
 
         self.task.start(what, work, then)
 

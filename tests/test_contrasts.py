@@ -22,7 +22,7 @@ from phyldm_core.contrasts import ContrastExplorer
 from phyldm_core.maps import write_maps
 from phyldm_core.painting import HEIGHT, PLOT
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, ernst_angle, null_ti, render
-from phyldm_core.subjects import of_maps, problem_with
+from phyldm_core.subjects import draw_person, of_maps, problem_with
 
 TISSUES = {"WM": (0.69, 0.92, 0.075), "GM": (0.83, 1.44, 0.080), "CSF": (0.99, 4.3, 1.9)}  # PD, T1 (s), T2 (s)
 
@@ -450,6 +450,15 @@ def test_maps_that_cannot_be_shown_give_one_sentence_and_a_black_picture(case):
     explorer.subject.value = "good"
     assert picture(explorer).max() > 0
     assert sentence not in status(explorer)
+
+
+def test_a_first_subject_that_cannot_be_made_leaves_the_others(tmp_path):
+    subjects = {"drawn": lambda progress: draw_person(tmp_path / "release", 7, progress), "good": GOOD}
+    explorer = ContrastExplorer(subjects, tissues=TISSUES)
+    assert "release: no such folder of weights" in status(explorer)
+    assert picture(explorer).max() == 0
+    explorer.subject.value = "good"
+    assert picture(explorer).max() > 0
 
 
 def test_a_subject_nobody_knows_is_told_with_those_there_are(explorer):

@@ -1,5 +1,7 @@
 # make reproduce   the environment, then every figure   (options: make reproduce ARGS="--profile smoke")
 # make test        the environment, then the tests      (options: make test ARGS="-k physics")
+# make browser-test   the environment, then the explorers in a real browser; asks for Chromium where there is none
+# make chromium    installs Chromium where packages come by apt (as root)
 
 PYTHON ?= python3
 ARGS ?=
@@ -7,7 +9,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --quiet --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test environment
+.PHONY: reproduce test browser-test chromium environment
 
 reproduce: environment
 	$(VENV)/bin/phyldm reproduce $(ARGS)
@@ -15,6 +17,15 @@ reproduce: environment
 test: environment
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pytest $(ARGS)
+
+browser-test: environment
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
+		{ echo "No Chromium here: make chromium (apt, as root), or install it as your system does."; exit 1; }
+	$(VENV)/bin/pytest -m slow -s tests/test_browser.py $(ARGS)
+
+chromium:
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium
 
 environment: $(INSTALLED)
 

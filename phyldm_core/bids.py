@@ -34,6 +34,7 @@ PULSE_SEQUENCE = {
     Sequence.MPRAGE: "MPRAGE",
     Sequence.SPIN_ECHO: "spin echo",
     Sequence.FLAIR: "inversion recovery spin echo",
+    Sequence.GRADIENT_ECHO: "spoiled gradient echo",
 }
 
 SHORTEST_TR = 0.05  # s; below it a TR is the spacing of an MPRAGE's small pulses, or in the wrong unit
@@ -267,7 +268,7 @@ def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -
         return (Sequence.FLAIR if inverts else Sequence.SPIN_ECHO), told_by
     if not inverts:
         raise BadInput(
-            f"{where}: a gradient echo without InversionTime: there is no signal model for one without inversion; "
+            f"{where}: a gradient echo without InversionTime: maps are not inferred from one without inversion; "
             f"if it is an MPRAGE, add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}"
         )
     return Sequence.MPRAGE, told_by
@@ -340,6 +341,8 @@ def sidecar(protocol: Protocol, nominal_te: float | None = None, **fields) -> di
     out["RepetitionTimePreparation" if protocol.sequence.inverts else "RepetitionTimeExcitation"] = protocol.tr
     if protocol.ti is not None:
         out["InversionTime"] = protocol.ti
+    if protocol.flip_angle_deg is not None:
+        out["FlipAngle"] = protocol.flip_angle_deg  # BIDS has degrees
     return out | fields
 
 

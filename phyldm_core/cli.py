@@ -201,18 +201,19 @@ def fit(
 @app.command()
 def render(
     maps: Annotated[Path, typer.Option(help="Folder with one person's PDmap, T1map and T2map.")],
-    sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo or FLAIR.")],
+    sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo, FLAIR or spoiled gradient echo.")],
     te: Annotated[float, typer.Option(help="Echo time, s.")],
     tr: Annotated[float, typer.Option(help="Repetition time, s; MPRAGE and FLAIR: inversion to inversion.")],
     out: Annotated[Path, typer.Option(help="The image to write, .nii.gz; its sidecar goes beside it.")],
     ti: Annotated[float | None, typer.Option(help="Inversion time, s.")] = None,
+    flip_angle: Annotated[float | None, typer.Option(help="Of a spoiled gradient echo, degrees.")] = None,
 ):
-    """The contrast that tissue maps give under any TE, TR and TI."""
+    """The contrast that tissue maps give under any TE, TR and TI, or TE, TR and flip angle."""
     from .maps import render_maps
-    from .physics import SEQUENCES, Protocol
+    from .physics import Protocol, Sequence
 
-    known = {str(name).lower(): name for name in SEQUENCES}
-    typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti), out))
+    known = {str(name).lower(): name for name in Sequence}
+    typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti, flip_angle), out))
 
 
 @app.command()
@@ -235,6 +236,23 @@ def sample(
     contrasts = read_protocols(protocols) if bids else {}
     people = sample_cohort(load_weights(weights), n, seed, out, contrasts=contrasts, labels=bids)
     typer.echo(f"{people} people in {out}")
+
+
+@app.command()
+def explore(
+    page: Annotated[str, typer.Argument(help="contrasts or histograms; each links to the other.")] = "contrasts",
+    run: Annotated[
+        Path | None, typer.Option(help="The run whose people to show; runs/laptop by default, else a simulated person.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of this machine; a free one by default.", min=1)] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+):
+    """The explorers full-page in the browser."""
+    from .explore import serve
+
+    if run is not None and not run.is_dir():
+        raise BadInput(f"{run}: no such run: make one with phyldm reproduce, or leave --run out")
+    serve(page, run or Path("runs/laptop"), port, browser)
 
 
 @app.command()

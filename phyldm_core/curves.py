@@ -250,8 +250,7 @@ def signal_curves(
 
 
 def _signal(protocol: physics.Protocol, maps, te, time):
-    """Signed signal with the readout moved to ``time``: TI of an inversion sequence, TR of a spin echo."""
-    if protocol.sequence is physics.Sequence.SPIN_ECHO:
-        return physics.spin_echo(*maps, te, time)
-    model = physics.mprage if protocol.sequence is physics.Sequence.MPRAGE else physics.flair
-    return model(*maps, te, protocol.tr, time)
+    """Signed signal with the readout moved to ``time``: TI of an inversion sequence, TR of another."""
+    if protocol.sequence.inverts:
+        return physics.signal(maps, protocol.sequence, te, protocol.tr, time)
+    return physics.signal(maps, protocol.sequence, te, time, flip_angle=protocol.flip_angle)

@@ -138,8 +138,11 @@ def parse_protocol(text: str) -> tuple[str, Protocol]:
         times[found[1].lower()] = float(found[2])
     if missing := [t for t in ("te", "tr") if t not in times]:
         raise BadInput(f"--protocol {text!r}: no {missing[0].upper()}: {form}")
+    if sequence.lower() not in known:
+        can = ", ".join(SEQUENCES)
+        raise BadInput(f"--protocol {text!r}: maps are not inferred from {sequence!r}: it must be one of {can}")
     try:
-        return name.strip(), Protocol(known.get(sequence.lower(), sequence), **times)
+        return name.strip(), Protocol(known[sequence.lower()], **times)
     except ProtocolError as error:
         raise BadInput(f"--protocol {text!r}: {error}") from None
 

@@ -91,7 +91,7 @@ def render_maps(folder: str | Path, protocol: Protocol, out: str | Path) -> Path
     Parameters
     ----------
     protocol
-        It has no flip angle, because none of the three closed forms has one.
+        Of any sequence; a spoiled gradient echo decays with T2 here, which stands for T2*.
     out
         Ends in ``.nii.gz``. Voxels are float32 in the unit of PD: water at rest gives 1.
 

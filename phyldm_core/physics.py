@@ -1,9 +1,9 @@
 r"""From tissue to signal: PD, T1, T2 and a protocol give the image a scanner would show.
 
-Three closed forms (paper, section 2.2), in the symbols of the code below them. All times are
-seconds, all signals are signed until :func:`render` takes the magnitude, once. The closed forms take
-tensors or numpy arrays alike; torch is imported only where a tensor is made, because it costs the
-commands that need none a second.
+The three closed forms of the paper (section 2.2), and a fourth that has a flip angle, in the symbols of
+the code below them. All times are seconds, all signals are signed until :func:`render` takes the
+magnitude, once. The closed forms take tensors or numpy arrays alike; torch is imported only where a
+tensor is made, because it costs the commands that need none a second.
 """
 
 from __future__ import annotations
@@ -24,22 +24,30 @@ SHORTEST_TIME = 1e-4
 
 IMPLAUSIBLE_TE = 2.0  # s; the longest echo times in use (water-only hydrography) are about 1 s
 IMPLAUSIBLE_TR = 60.0  # s; a TR above a minute is a TR in ms
+IMPLAUSIBLE_FLIP = 2.0  # degrees; nobody images with less, and a quarter turn in radians is 1.57
 
 
 class Sequence(StrEnum):
-    """The three signal models of the paper; the value is the name the field uses."""
+    """The signal models that maps can be rendered with; the value is the name the field uses."""
 
     MPRAGE = "MPRAGE"
     SPIN_ECHO = "spin echo"
     FLAIR = "FLAIR"
+    GRADIENT_ECHO = "spoiled gradient echo"
 
     @property
     def inverts(self) -> bool:
         """Whether an inversion pulse precedes the readout, so that TI exists."""
-        return self is not Sequence.SPIN_ECHO
+        return self in (Sequence.MPRAGE, Sequence.FLAIR)
+
+    @property
+    def has_flip_angle(self) -> bool:
+        """Whether the closed form knows a flip angle; the paper's three know none."""
+        return self is Sequence.GRADIENT_ECHO
 
 
-SEQUENCES = tuple(Sequence)
+SEQUENCES = (Sequence.MPRAGE, Sequence.SPIN_ECHO, Sequence.FLAIR)
+"""The paper's three, which scans are inferred from. The encoder tells them apart by their place here."""
 
 
 class TissueMaps(NamedTuple):
@@ -72,10 +80,13 @@ class Protocol:
     Parameters
     ----------
     sequence
-        A :class:`Sequence`, or its name ("MPRAGE", "spin echo", "FLAIR").
+        A :class:`Sequence`, or its name ("MPRAGE", "spin echo", "FLAIR", "spoiled gradient echo").
     te, tr, ti
         Echo, repetition and inversion time in seconds. ``tr`` of an inversion sequence runs from
-        inversion to inversion (BIDS ``RepetitionTimePreparation``). ``ti`` stays None for spin echo.
+        inversion to inversion (BIDS ``RepetitionTimePreparation``). ``ti`` stays None without inversion.
+    flip_angle_deg
+        Excitation flip angle in degrees, of a spoiled gradient echo; None for the others, whose closed
+        forms have none (a spin echo's is 90°).
     as_published
         Accept TI ≥ TR. One of the nine settings in the paper's Figure 4 (MPRAGE, TR 0.1 s,
         TI 1 s) cannot be run on a scanner, though its closed form has a value; only settings
@@ -84,34 +95,56 @@ class Protocol:
     Raises
     ------
     ProtocolError
-        In one sentence, where the times contradict each other or look like milliseconds.
+        In one sentence, where the times contradict each other or look like milliseconds, or where a
+        time or the angle is missing or does not apply.
     """
 
     sequence: Sequence
     te: float
     tr: float
     ti: float | None = None
+    flip_angle_deg: float | None = None
     as_published: bool = False
 
     def __post_init__(self):
         try:
             object.__setattr__(self, "sequence", Sequence(self.sequence))
         except ValueError:
-            known = ", ".join(s.value for s in SEQUENCES)
+            known = ", ".join(s.value for s in Sequence)
             raise ProtocolError(f"unknown sequence {self.sequence!r}: choose one of {known}") from None
         self._check_number("TE", self.te, IMPLAUSIBLE_TE)
         self._check_number("TR", self.tr, IMPLAUSIBLE_TR)
         if self.te >= self.tr:
             raise ProtocolError(f"TE {self.te:g} s is not shorter than TR {self.tr:g} s: the echo must come within TR")
+        self._check_flip_angle()
         if not self.sequence.inverts:
             if self.ti is not None:
-                raise ProtocolError(f"TI {self.ti:g} s given for a spin echo, which has no inversion: leave TI out")
+                raise ProtocolError(
+                    f"TI {self.ti:g} s given for a {self.sequence.value}, which has no inversion: leave TI out"
+                )
             return
         if self.ti is None:
             raise ProtocolError(f"{self.sequence.value} needs an inversion time: give TI in seconds")
         self._check_number("TI", self.ti, IMPLAUSIBLE_TR)
         if self.ti >= self.tr and not self.as_published:
             raise ProtocolError(f"TI {self.ti:g} s is not shorter than TR {self.tr:g} s, which runs between inversions")
+
+    def _check_flip_angle(self):
+        name, angle = self.sequence.value, self.flip_angle_deg
+        if not self.sequence.has_flip_angle:
+            if angle is not None:
+                raise ProtocolError(f"flip angle {angle}° given for {name}, whose closed form has none: leave it out")
+            return
+        if angle is None:
+            raise ProtocolError(f"{name} needs a flip angle: give it in degrees")
+        if not isinstance(angle, Real) or not math.isfinite(angle):
+            raise ProtocolError(f"the flip angle must be a finite number of degrees, not {angle!r}")
+        if not 0 < angle < 180:
+            raise ProtocolError(f"the flip angle must lie between 0° and 180°, not at {angle:g}°")
+        if angle < IMPLAUSIBLE_FLIP:
+            raise ProtocolError(
+                f"a flip angle of {angle:g}° looks like radians: did you mean {math.degrees(angle):.3g}°?"
+            )
 
     @staticmethod
     def _check_number(name: str, value: float, implausible: float):
@@ -122,8 +155,21 @@ class Protocol:
         if value >= implausible:
             raise ProtocolError(f"{name} of {value:g} s looks like milliseconds: did you mean {value / 1000:g} s?")
 
+    @property
+    def flip_angle(self) -> float | None:
+        """Radians; None where the closed form has none."""
+        return None if self.flip_angle_deg is None else math.radians(self.flip_angle_deg)
+
     def settings(self) -> Tensor:
-        """``(4,)``: sequence index, TE, TR, TI, the form that batches of scans carry (TI 0 where none)."""
+        """``(4,)``: sequence index, TE, TR, TI, the form that batches of scans carry (TI 0 where none).
+
+        Raises
+        ------
+        ProtocolError
+            The sequence is none of :data:`SEQUENCES`: maps can be rendered with it, not inferred from it.
+        """
+        if self.sequence not in SEQUENCES:
+            raise ProtocolError(f"maps are not inferred from a {self.sequence.value}, only rendered as one")
         import torch
 
         return torch.tensor([SEQUENCES.index(self.sequence), self.te, self.tr, self.ti or 0.0], dtype=torch.float32)
@@ -141,8 +187,10 @@ class Protocol:
         return cls(sequence, te, tr, ti, as_published=ti >= tr)
 
     def __str__(self):
-        times = f"TE {1000 * self.te:g} ms, TR {self.tr:g} s"
-        return f"{self.sequence.value}, {times}" + (f", TI {self.ti:g} s" if self.ti is not None else "")
+        text = f"{self.sequence.value}, TE {1000 * self.te:g} ms, TR {self.tr:g} s"
+        if self.ti is not None:
+            text += f", TI {self.ti:g} s"
+        return text + (f", flip angle {self.flip_angle_deg:g}°" if self.flip_angle_deg is not None else "")
 
 
 REFERENCE = {
@@ -206,6 +254,43 @@ def flair(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
     return pd * (1 - 2 * e_ti + e_tr) * e_te
 
 
+def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle) -> Tensor:
+    r"""Spoiled gradient-echo signal, $S = \rho\,\sin\alpha\,(1 - E_1) / (1 - E_1\cos\alpha)\,e^{-TE/T_2}$.
+
+    $E_1 = e^{-TR/T_1}$: the steady state of equal pulses a TR apart, with no transverse magnetisation left
+    from one to the next (Ernst and Anderson, Rev Sci Instrum 1966;37:93). Known to scanners as FLASH, SPGR, T1-FFE.
+
+    A gradient echo refocuses no field inhomogeneity, so it decays with T2*, which is shorter than T2. The
+    maps hold no T2*: **T2 stands for it here**, and a real image with a long TE is darker, most of all near air.
+
+    Parameters
+    ----------
+    flip_angle
+        α in radians, a number, array or tensor that broadcasts; the others as in :func:`mprage`, ``tr`` from
+        pulse to pulse.
+
+    Returns
+    -------
+        Signal (a.u.), never negative for α below π; at α = π/2 that of :func:`spin_echo`.
+    """
+    e1, e_te = decay(tr, t1), decay(te, t2)
+    sine, cosine = (
+        (flip_angle.sin(), flip_angle.cos()) if hasattr(flip_angle, "sin") else (np.sin(flip_angle), np.cos(flip_angle))
+    )
+    return pd * sine * (1 - e1) / (1 - e1 * cosine) * e_te
+
+
+def signal(maps: TissueMaps, sequence: Sequence, te, tr, ti=None, flip_angle=None) -> Tensor:
+    """The signed signal of the sequence's closed form; times (s) and flip angle (rad) broadcast against the maps."""
+    if sequence is Sequence.MPRAGE:
+        return mprage(*maps, te, tr, ti)
+    if sequence is Sequence.SPIN_ECHO:
+        return spin_echo(*maps, te, tr)
+    if sequence is Sequence.FLAIR:
+        return flair(*maps, te, tr, ti)
+    return spoiled_gradient_echo(*maps, te, tr, flip_angle)
+
+
 def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
     """Signal of a batch of scans, each with its own sequence and times.
 
@@ -236,19 +321,18 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
 
 def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     """The magnitude image of ``maps`` under ``protocol``, as a scanner shows it (a.u., ≥ 0)."""
-    pd, t1, t2 = maps
-    if protocol.sequence is Sequence.MPRAGE:
-        signal = mprage(pd, t1, t2, protocol.te, protocol.tr, protocol.ti)
-    elif protocol.sequence is Sequence.SPIN_ECHO:
-        signal = spin_echo(pd, t1, t2, protocol.te, protocol.tr)
-    else:
-        signal = flair(pd, t1, t2, protocol.te, protocol.tr, protocol.ti)
-    return abs(signal)
+    p = protocol
+    return abs(signal(maps, p.sequence, p.te, p.tr, p.ti, p.flip_angle))
 
 
 def null_ti(t1: float, tr: float, sequence: Sequence | str) -> float:
     """The inversion time (s) at which tissue of this T1 (s) gives no signal; TR in s."""
     e_tr = math.exp(-tr / t1)
-    if Sequence(sequence) is Sequence.SPIN_ECHO:
-        raise ProtocolError("a spin echo has no inversion pulse, so no tissue is nulled")
+    if not Sequence(sequence).inverts:
+        raise ProtocolError(f"a {sequence} has no inversion pulse, so no tissue is nulled")
     return t1 * math.log(2 / (1 + e_tr))  # both closed forms vanish where 2·e^(−TI/T1) = 1 + e^(−TR/T1)
+
+
+def ernst_angle(t1: float, tr: float) -> float:
+    """The flip angle (rad) at which a spoiled gradient echo of tissue with this T1 (s) is brightest; TR in s."""
+    return math.acos(math.exp(-tr / t1))

@@ -73,13 +73,13 @@ def effective_te(te: float, sequence: Sequence | str) -> float:
     te
         Nominal echo time (s).
     sequence
-        Spin echo and FLAIR are affected, MPRAGE never is.
+        Spin echo and FLAIR are affected, gradient echoes (MPRAGE too) never are.
 
     Returns
     -------
         Seconds, to 10 µs; ``te`` itself where the rule does not apply.
     """
-    if Sequence(sequence) is Sequence.MPRAGE or te <= EFFECTIVE_TE_ABOVE:
+    if Sequence(sequence) not in (Sequence.SPIN_ECHO, Sequence.FLAIR) or te <= EFFECTIVE_TE_ABOVE:
         return te
     return round(EFFECTIVE_TE_RATIO * te, 5)
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     Parameters
     ----------
     path
-        ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo), or ``.json``: a list of objects
-        with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE above 0.3 s is taken as nominal
-        (:func:`protocols.effective_te`).
+        ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo) and, for spoiled gradient echoes,
+        flip_angle_deg, or ``.json``: a list of objects with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE
+        above 0.3 s is taken as nominal (:func:`protocols.effective_te`).
 
     Raises
     ------
@@ -62,8 +63,8 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     for i, row in enumerate(rows, 1):
         try:
             name = "".join(c for c in str(row["name"]) if c.isalnum())
-            ti = row.get("ti")
-            protocol = Protocol(row["sequence"], float(row["te"]), float(row["tr"]), float(ti) if ti else None)
+            ti, angle = (float(row[key]) if row.get(key) else None for key in ("ti", "flip_angle_deg"))
+            protocol = Protocol(row["sequence"], float(row["te"]), float(row["tr"]), ti, angle)
         except KeyError as error:
             raise BadInput(f"{path}: row {i} has no {error}: name, sequence, te, tr and ti (s) are needed") from None
         except (TypeError, ValueError) as error:  # a ProtocolError says itself what is wrong
@@ -76,16 +77,18 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     return protocols
 
 
-def draw_person(pipe, weights: Weights, seed: int, index: int) -> TissueMaps:
+def draw_person(pipe, weights: Weights, seed: int, index: int, on_share=lambda share: None) -> TissueMaps:
     """One person's maps ``(z, y, x)``: PD, T1 (s), T2 (s), 0 outside the brain (or in air, for weights with heads).
 
-    Person ``index`` of a seed is the same however many are drawn.
+    Person ``index`` of a seed is the same however many are drawn. ``on_share`` hears which share of the denoising
+    steps is done.
     """
     from .evaluation import brain_of
 
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     n, steps = weights.config["n_slices"], 20 if pipe.scheduler.config.get("use_flow_sigmas") else 50
-    maps = pipe.decode(pipe.sample_latents(n, own, steps, one_noise=True))
+    latents = pipe.sample_latents(n, own, steps, on_step=lambda i, x: on_share((i + 1) / steps), one_noise=True)
+    maps = pipe.decode(latents)
     inside = maps.pd > AIR if weights.head else brain_of(maps)
     return TissueMaps(*(torch.where(inside, values, 0.0) for values in maps))
 
@@ -164,7 +167,7 @@ def _write_person(folder: Path, maps: TissueMaps, weights: Weights, drawn: dict,
         for label, protocol in contrasts.items():
             entity = name if label in CONTRASTS else f"{name}_acq-{label}"
             suffix = label if label in CONTRASTS else contrast_of(protocol)
-            used = Protocol(protocol.sequence, effective_te(protocol.te, protocol.sequence), protocol.tr, protocol.ti)
+            used = replace(protocol, te=effective_te(protocol.te, protocol.sequence))
             meta = scan_sidecar(used, stripped, protocol.te, Description="rendered from the maps, without noise")
             path = stem.with_name(f"{entity}_{suffix}.nii.gz")
             write_image(path, render_volume(volumes, used), affine, meta)

@@ -187,6 +187,8 @@ def contrast_of(protocol: Protocol) -> str:
     """The suffix of a scan whose name has none, from what its protocol weights."""
     if protocol.sequence is Sequence.SPIN_ECHO:
         return "T2w" if protocol.te > 0.05 else "T1w" if protocol.tr < 1.2 else "PDw"
+    if protocol.sequence is Sequence.GRADIENT_ECHO:
+        return "T2starw" if protocol.te > 0.015 else "T1w"
     return "FLAIR" if protocol.sequence is Sequence.FLAIR and protocol.ti > 1.5 else "T1w"
 
 

@@ -118,6 +118,12 @@ def in_vivo_3t() -> TissueTable:
     return TissueTable(TISSUES, median)
 
 
+def three_medians() -> dict[str, tuple[float, float, float]]:
+    """PD, T1 (s) and T2 (s) of "WM", "GM" and "CSF", the medians of :func:`in_vivo_3t`."""
+    table = in_vivo_3t()
+    return {name: tuple(float(v) for v in table.median[table.tissues.index(name)]) for name in REPORTED}
+
+
 @cache
 def water_line() -> tuple[float, float]:
     """``(a, b)`` of 1/PD = a + b/T1 (b in s): how water content and T1 go together in the brain at 3 T.

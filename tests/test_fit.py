@@ -271,7 +271,7 @@ def test_a_protocol_is_read_as_people_write_it():
         ("T2w: spin echo, te 100 ms, tr 3.2", "is in milliseconds: give 0.1"),
         ("T2w: spin echo, te 100, tr 3200", "looks like milliseconds"),
         ("T2w: spin echo, tr 3.2", "no TE"),
-        ("T2w: haste, te 0.1, tr 3.2", "unknown sequence 'haste'"),
+        ("T2w: haste, te 0.1, tr 3.2", "maps are not inferred from 'haste'"),
         ("T1w: MPRAGE, te 0.003, tr 2.4", "needs an inversion time"),
         ("T2w: spin echo, te 0.1, te 0.2, tr 3.2", "'te 0.2' cannot be read"),
     ],

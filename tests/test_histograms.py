@@ -13,11 +13,8 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from phyldm_core.curves import CORE_BAND, studies
-from phyldm_core.evaluation import segmented_values
-from phyldm_core.histograms import (
+from phyldm_core.counts import (
     Choice,
-    HistogramExplorer,
     Histograms,
     count,
     density,
@@ -27,6 +24,10 @@ from phyldm_core.histograms import (
     share_within,
     short_name,
 )
+from phyldm_core.curves import CORE_BAND, studies
+from phyldm_core.errors import BadInput
+from phyldm_core.evaluation import segmented_values
+from phyldm_core.histograms import HistogramExplorer
 from phyldm_core.metrics import histogram_distance
 from phyldm_core.physics import TissueMaps
 
@@ -294,3 +295,35 @@ def test_maps_without_a_brain(tmp_path):
     assert "No white matter in the chosen slices" in status(explorer)
     both = HistogramExplorer({"true": SOURCES["true"], "empty": empty}, tmp_path)
     assert "only true is shown" in status(both)
+
+
+def test_what_takes_long_is_made_once_its_box_is_ticked(tmp_path):
+    made = []
+
+    def infer(progress):
+        progress(0.5)
+        made.append(1)
+        return SOURCES["inferred"]
+
+    explorer = HistogramExplorer(SOURCES | {"inferred": infer}, tmp_path)
+    assert not made and not explorer.ticks["inferred"].value
+    explorer.ticks["inferred"].value = True
+    explorer.task.wait()
+    assert made == [1] and explorer.ticks["inferred"].value
+    assert explorer.choice.sources == ("true", "generated", "inferred")
+    whole = HistogramExplorer(SOURCES, tmp_path)
+    assert status(explorer) == status(whole)
+    explorer.ticks["inferred"].value = False
+    explorer.ticks["inferred"].value = True
+    assert made == [1]
+
+
+def test_what_cannot_be_made_leaves_its_box_empty(tmp_path):
+    def infer(progress):
+        raise BadInput("runs/laptop: no weights here")
+
+    explorer = HistogramExplorer(SOURCES | {"inferred": infer}, tmp_path)
+    explorer.ticks["inferred"].value = True
+    explorer.task.wait()
+    assert status(explorer) == "runs/laptop: no weights here"
+    assert not explorer.ticks["inferred"].value and picture(explorer).min() < 255

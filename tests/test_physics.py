@@ -14,23 +14,28 @@ from torch.testing import assert_close
 
 from phyldm_core.physics import (
     REFERENCE,
+    SEQUENCES,
     UNSEEN,
     Protocol,
     ProtocolError,
     Sequence,
     TissueMaps,
+    ernst_angle,
     flair,
     mprage,
     null_ti,
     render,
     signed_signal,
     spin_echo,
+    spoiled_gradient_echo,
 )
 
 INVERTING = (Sequence.MPRAGE, Sequence.FLAIR)
 TISSUES = {"WM": (0.70, 0.85, 0.070), "GM": (0.82, 1.45, 0.080), "CSF": (1.0, 4.3, 2.0)}  # PD, T1 (s), T2 (s)
 EXTREMES = (0.0, 1e-30, 1e-4, 1.001e-4, 1e30, math.inf)  # s
-EVERY_PROTOCOL = [*REFERENCE.values(), *UNSEEN]
+OF_SCANS = [*REFERENCE.values(), *UNSEEN]
+GRADIENT_ECHO = Protocol("spoiled gradient echo", te=0.004, tr=0.02, flip_angle_deg=25)
+EVERY_PROTOCOL = [*OF_SCANS, GRADIENT_ECHO]
 
 positive = st.floats(min_value=0.01, max_value=10.0)  # s, wider than any tissue
 fraction = st.floats(min_value=0.01, max_value=0.99)
@@ -49,6 +54,8 @@ def image(pd, t1, t2, dtype=torch.float64):
 def closed_form(maps: TissueMaps, protocol: Protocol):
     """The sequence's own function, called by name."""
     times = [t for t in (protocol.te, protocol.tr, protocol.ti) if t is not None]
+    if protocol.flip_angle_deg is not None:
+        return spoiled_gradient_echo(*maps, *times, math.radians(protocol.flip_angle_deg))
     return {"MPRAGE": mprage, "spin echo": spin_echo, "FLAIR": flair}[protocol.sequence.value](*maps, *times)
 
 
@@ -135,10 +142,59 @@ def test_flair_is_mprage_times_one_plus_e_tr(pd, t1, t2, tr, te, ti):
 def test_no_scan_shows_more_than_its_protons_and_longer_echo_times_never_brighten(pd, t1, t2, tr, te, ti):
     maps = image(pd, t1, t2)
     for sequence in Sequence:
-        inversion = {"ti": ti * tr} if sequence.inverts else {}
-        signal = render(maps, Protocol(sequence, te=te * tr / 2, tr=tr, **inversion))
-        later = render(maps, Protocol(sequence, te=te * tr, tr=tr, **inversion))
+        more = {"ti": ti * tr} if sequence.inverts else {"flip_angle_deg": 30} if sequence.has_flip_angle else {}
+        signal = render(maps, Protocol(sequence, te=te * tr / 2, tr=tr, **more))
+        later = render(maps, Protocol(sequence, te=te * tr, tr=tr, **more))
         assert 0 <= later.item() <= signal.item() <= pd
+
+
+# The flip angle ---------------------------------------------------------------------------------------------
+
+
+@given(t1=positive, tr=st.floats(0.003, 3.0))
+@few_examples
+def test_a_gradient_echo_is_brightest_at_the_ernst_angle(t1, tr):
+    ernst = ernst_angle(t1, tr)
+    assert math.cos(ernst) == pytest.approx(math.exp(-tr / t1))
+    angles = torch.linspace(0.01, 3.1, 500, dtype=torch.float64)
+    at_ernst = spoiled_gradient_echo(*tensor(1.0, t1, 0.1), 0.002, tr, ernst)
+    assert (spoiled_gradient_echo(*tensor(1.0, t1, 0.1), 0.002, tr, angles) <= at_ernst * (1 + 1e-12)).all()
+    height = math.tanh(tr / t1 / 2) ** 0.5 * math.exp(-0.002 / 0.1)  # √((1 − E1)/(1 + E1)), without an angle in it
+    assert at_ernst.item() == pytest.approx(height)
+
+
+def test_a_quarter_turn_gives_a_spin_echo_of_equal_times():
+    pd, t1, t2 = tensor(*TISSUES.values()).T
+    quarter = spoiled_gradient_echo(pd, t1, t2, 0.01, 0.5, math.pi / 2)
+    assert_close(quarter, spin_echo(pd, t1, t2, 0.01, 0.5))
+
+
+def test_small_angles_and_rested_spins_show_protons_whatever_their_t1():
+    pd, t1, t2 = tensor(*TISSUES.values()).T
+    angle = 1e-3  # far below the Ernst angle the longitudinal magnetisation stays whole
+    assert_close(spoiled_gradient_echo(pd, t1, t2, 1e-9, 0.5, angle), angle * pd, rtol=1e-4, atol=0)
+    assert_close(spoiled_gradient_echo(pd, t1, t2, 1e-9, 300.0, 0.5), math.sin(0.5) * pd)
+
+
+def test_below_the_ernst_angle_csf_is_bright_and_far_above_it_dark():
+    wm, gm, csf = (spoiled_gradient_echo(*tensor(*TISSUES[t]), 0.004, 0.02, math.radians(2)).item() for t in TISSUES)
+    assert csf > gm > wm
+    wm, gm, csf = (spoiled_gradient_echo(*tensor(*TISSUES[t]), 0.004, 0.02, math.radians(25)).item() for t in TISSUES)
+    assert wm > gm > csf
+
+
+def test_numpy_maps_and_many_angles_are_taken_alike():
+    angles = np.radians([[5], [20], [60]])
+    as_numpy = spoiled_gradient_echo(*np.array([*TISSUES.values()]).T, 0.004, 0.02, angles)
+    as_torch = spoiled_gradient_echo(*tensor(*TISSUES.values()).T, 0.004, 0.02, torch.from_numpy(angles))
+    np.testing.assert_allclose(as_numpy, as_torch.numpy())
+    assert as_numpy.shape == (3, 3)
+
+
+def test_networks_know_the_paper_s_three_sequences_only():
+    assert [str(s) for s in SEQUENCES] == ["MPRAGE", "spin echo", "FLAIR"]  # their order is in the trained weights
+    with pytest.raises(ProtocolError, match="not inferred from a spoiled gradient echo, only rendered as one"):
+        GRADIENT_ECHO.settings()
 
 
 # Steady state, by stepping the Bloch equations ----------------------------------------------------------------
@@ -193,6 +249,13 @@ class TestSteadyState:
         stepped = pd * bloch_steady_state(t1, t2, te, tr)
         assert_close(spin_echo(*tensor(pd, t1, t2), te, tr).item(), stepped, rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize(("te", "tr", "angle"), [(0.004, 0.02, 25), (0.01, 0.5, 60), (0.005, 0.1, 2)])
+    def test_spoiled_gradient_echo(self, tissue, te, tr, angle):
+        pd, t1, t2 = TISSUES[tissue]
+        alpha = math.radians(angle)
+        stepped = pd * math.sin(alpha) * bloch_steady_state(t1, t2, te, tr, flip_angle=alpha)
+        assert_close(spoiled_gradient_echo(*tensor(pd, t1, t2), te, tr, alpha).item(), stepped, rtol=0, atol=1e-5)
+
     @pytest.mark.parametrize(("te", "tr", "ti"), [(0.091, 9.0, 2.5), (0.1, 3.0, 0.7)])
     def test_refocusing_pulse_adds_the_term_the_short_forms_leave_out(self, tissue, te, tr, ti):
         _, t1, t2 = TISSUES[tissue]
@@ -220,7 +283,7 @@ def test_values_and_gradients_stay_finite_at_the_ends_of_the_range(dtype, quanti
     maps = image(**{"pd": 0.7, "t1": 1.0, "t2": 0.1, quantity: value}, dtype=dtype)
     for quantity_map in maps:
         quantity_map.requires_grad_()
-    batch = torch.stack([protocol.settings() for protocol in EVERY_PROTOCOL])[None].to(dtype)
+    batch = torch.stack([protocol.settings() for protocol in OF_SCANS])[None].to(dtype)
     for signal in (*(closed_form(maps, protocol) for protocol in EVERY_PROTOCOL), signed_signal(maps, batch)):
         assert signal.dtype == dtype
         assert signal.isfinite().all()
@@ -235,6 +298,7 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(mprage, (pd, t1, t2, te, tr, ti))
     assert torch.autograd.gradcheck(flair, (pd, t1, t2, te, tr, ti))
     assert torch.autograd.gradcheck(spin_echo, (pd, t1, t2, te, tr))
+    assert torch.autograd.gradcheck(spoiled_gradient_echo, (pd, t1, t2, te, tr, torch.tensor(0.4, **leaf)))
     maps = [m.detach().reshape(1, 1, -1).requires_grad_() for m in (pd, t1, t2)]
     batch = torch.stack([p.settings() for p in REFERENCE.values()])[None].double()
     assert torch.autograd.gradcheck(lambda *maps: signed_signal(TissueMaps(*maps), batch), maps)
@@ -315,7 +379,15 @@ def test_maps_split_and_join():
         (("FLAIR", 0.09, 9.0, math.nan), "TI must be a finite number"),
         (("spin echo", "0.09", 3.2), "TE must be a finite number of seconds, not '0.09'"),
         (("spin echo", None, 3.2), "TE must be a finite number of seconds, not None"),
-        (("EPI", 0.03, 2.0), "unknown sequence 'EPI': choose one of MPRAGE, spin echo, FLAIR"),
+        (("EPI", 0.03, 2.0), "unknown sequence 'EPI': choose one of MPRAGE, spin echo, FLAIR, spoiled gradient echo"),
+        (("spoiled gradient echo", 0.004, 0.02), "spoiled gradient echo needs a flip angle: give it in degrees"),
+        (("spoiled gradient echo", 0.004, 0.02, 0.5, 20), "TI 0.5 s given for a spoiled gradient echo"),
+        (("spoiled gradient echo", 0.004, 0.02, None, 0.35), "0.35° looks like radians: did you mean 20.1°"),
+        (("spoiled gradient echo", 0.004, 0.02, None, 180), "must lie between 0° and 180°, not at 180°"),
+        (("spoiled gradient echo", 0.004, 0.02, None, -20), "must lie between 0° and 180°"),
+        (("spoiled gradient echo", 0.004, 0.02, None, "20"), "a finite number of degrees, not '20'"),
+        (("spin echo", 0.09, 3.2, None, 90), "flip angle 90° given for spin echo, whose closed form has none"),
+        (("MPRAGE", 0.003, 2.4, 1.0, 9), "flip angle 9° given for MPRAGE"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(arguments, sentence):
@@ -335,12 +407,12 @@ def test_numbers_of_any_library_are_numbers():
     assert Protocol("spin echo", te=np.float32(0.1), tr=np.int64(3)).tr == 3
 
 
-@pytest.mark.parametrize("protocol", EVERY_PROTOCOL, ids=str)
+@pytest.mark.parametrize("protocol", OF_SCANS, ids=str)
 def test_settings_make_a_round_trip(protocol):
     assert Protocol.from_settings(protocol.settings()) == protocol
 
 
-@given(sequence=st.sampled_from(Sequence), tr=st.integers(20, 10_000), te=fraction, ti=fraction)
+@given(sequence=st.sampled_from(SEQUENCES), tr=st.integers(20, 10_000), te=fraction, ti=fraction)
 @few_examples
 def test_settings_of_any_protocol_in_whole_milliseconds_make_a_round_trip(sequence, tr, te, ti):
     te, ti = (max(1, int(f * min(tr, 1900))) / 1000 for f in (te, ti))
@@ -351,6 +423,7 @@ def test_settings_of_any_protocol_in_whole_milliseconds_make_a_round_trip(sequen
 def test_a_protocol_reads_as_at_the_console():
     assert str(REFERENCE["FLAIR"]) == "FLAIR, TE 91 ms, TR 9 s, TI 2.5 s"
     assert str(REFERENCE["T2w"]) == "spin echo, TE 450 ms, TR 3.2 s"
+    assert str(GRADIENT_ECHO) == "spoiled gradient echo, TE 4 ms, TR 0.02 s, flip angle 25°"
 
 
 PAPER = """

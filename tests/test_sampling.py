@@ -109,6 +109,21 @@ def test_a_rendered_contrast_reads_back_as_the_scan_it_is(folder, tmp_path):
     np.testing.assert_allclose(stored.get_fdata(), render_volume(volumes(), FLAIR), rtol=1e-6)
 
 
+def test_a_gradient_echo_is_rendered_with_its_flip_angle(folder, tmp_path):
+    out = tmp_path / "sub-01_T1w.nii.gz"
+    times = ("--te", 0.004, "--tr", 0.02, "--flip-angle", 25, "--out", out)
+    done = run("render", "--maps", folder, "--sequence", "Spoiled gradient echo", *times)
+    assert done.exit_code == 0, done.output
+    pd, t1, t2 = (np.maximum(m, 1e-3) for m in volumes())
+    e1, alpha = np.exp(-0.02 / t1), np.radians(25)
+    expected = pd * np.sin(alpha) * (1 - e1) / (1 - np.cos(alpha) * e1) * np.exp(-0.004 / t2)
+    np.testing.assert_allclose(nibabel.load(out).get_fdata(), np.where(volumes().pd > 0, expected, 0), rtol=1e-5)
+    meta = bids.read_sidecar(out)
+    assert (meta["FlipAngle"], meta["RepetitionTimeExcitation"]) == (25, 0.02)
+    with pytest.raises(BadInput, match="maps are not inferred from one"):  # what is rendered cannot all be read back
+        scans.read_scan(out)
+
+
 def test_a_long_echo_is_rendered_and_read_as_given(folder, tmp_path):
     protocol = Protocol(Sequence.SPIN_ECHO, te=0.45, tr=3.2)
     assert scans.read_scan(render_maps(folder, protocol, tmp_path / "late_T2w.nii.gz")).protocol == protocol
@@ -140,6 +155,8 @@ def test_a_whole_head_is_rendered_in_two_seconds(tmp_path):
         (("--sequence", "epi", "--te", 0.1, "--tr", 3), "unknown sequence 'epi'"),
         (("--sequence", "FLAIR", "--te", 0.1, "--tr", 9), "FLAIR needs an inversion time"),
         (("--sequence", "spin echo", "--te", 100, "--tr", 3000), "looks like milliseconds: did you mean 0.1 s"),
+        (("--sequence", "spoiled gradient echo", "--te", 0.004, "--tr", 0.02), "needs a flip angle"),
+        (("--sequence", "spin echo", "--te", 0.1, "--tr", 3, "--flip-angle", 90), "whose closed form has none"),
     ],
 )
 def test_a_protocol_no_scanner_runs_is_refused(folder, tmp_path, options, said):
@@ -285,6 +302,13 @@ def test_protocols_are_read_from_csv_and_json(tmp_path):
     assert table == {"T1w": REFERENCE["T1w"], "lateecho": Protocol("spin echo", 0.2, 3.2)}
     assert read_protocols(tmp_path / "p.json") == {"T1w": REFERENCE["T1w"]}
     assert read_protocols(None) == dict(REFERENCE)
+
+
+def test_a_table_of_contrasts_may_have_flip_angles(tmp_path):
+    rows = "name,sequence,te,tr,ti,flip_angle_deg", "gre,spoiled gradient echo,.004,.02,,25", "late,spin echo,.2,3.2,,"
+    (tmp_path / "p.csv").write_text("\n".join(rows))
+    gre = Protocol("spoiled gradient echo", 0.004, 0.02, flip_angle_deg=25)
+    assert read_protocols(tmp_path / "p.csv") == {"gre": gre, "late": Protocol("spin echo", 0.2, 3.2)}
 
 
 def test_a_contrast_with_a_name_of_its_own_is_valid_bids(weights, tmp_path):

@@ -396,7 +396,7 @@ def test_sequence_is_told_by_the_sidecar_else_by_the_suffix(suffix, fields, sequ
         ("T2w", {"EchoTime": 0.1}, "no RepetitionTime or RepetitionTimeExcitation"),
         ("T1w", {"EchoTime": 0.003, "RepetitionTime": 2.3}, "MPRAGE or a spin echo: add InversionTime"),
         ("T1w", {"EchoTime": 0.003, "RepetitionTime": 2.3, "ScanningSequence": "GR\\IR"}, "TR 2.3 s used 0.9 s"),
-        ("T1w", {"EchoTime": 0.003, "RepetitionTime": 0.02, "ScanningSequence": "GR"}, "no signal model"),
+        ("T1w", {"EchoTime": 0.003, "RepetitionTime": 0.02, "ScanningSequence": "GR"}, "are not inferred from one"),
         ("FLAIR", {"EchoTime": 0.09, "RepetitionTime": 9.0}, "no InversionTime"),
         ("scan", {"EchoTime": 0.09, "RepetitionTime": 9.0}, "give it (MPRAGE, spin echo or FLAIR)"),
         ("T2w", {"EchoTime": 90, "RepetitionTime": 4000}, "did you mean 0.09 s"),

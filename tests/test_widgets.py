@@ -1,308 +1,119 @@
-"""The contrast explorer, driven as a hand would drive it, without a browser."""
+"""What explorers are made of: long work that can be stopped, and a mouse."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
+import threading
 
 import ipywidgets
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
-from phyldm_core.widgets import CLINIC, HEIGHT, PRESETS, ContrastExplorer, problem_with, stay_physical
-
-TISSUES = {"WM": (0.69, 0.92, 0.075), "GM": (0.83, 1.44, 0.080), "CSF": (0.99, 4.3, 1.9)}  # PD, T1 (s), T2 (s)
-
-
-def slice_maps(n_y=28, n_x=20):
-    """A disc of white matter in a ring of grey matter in CSF in air, T1 and T2 NaN in the air."""
-    y, x = np.mgrid[:n_y, :n_x]
-    radius = np.hypot(y - n_y / 2, x - n_x / 2) / n_x * 2
-    values = np.full((3, n_y, n_x), np.nan)
-    values[0] = 0
-    for tissue, limit in (("CSF", 0.9), ("GM", 0.7), ("WM", 0.4)):
-        values[:, radius < limit] = np.array(TISSUES[tissue])[:, None]
-    return TissueMaps(*torch.from_numpy(values).float())
+from phyldm_core.errors import BadInput
+from phyldm_core.widgets import Explorer, Mouse, Stopped, Task
 
 
 @pytest.fixture
-def explorer():
-    return ContrastExplorer({"first": slice_maps(), "second": slice_maps(36, 30)}, tissues=TISSUES)
-
-
-def picture(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer.image.value)))
-
-
-def status(explorer):
-    return re.sub("<[^>]*>", "", explorer.status.value)
-
-
-def numbers(explorer):
-    return re.sub("<[^>]*>", "\n", explorer.numbers.value).strip().split("\n")
-
-
-# What the controls do -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("slider", "value"), [("te", 0.08), ("tr", 4.0), ("ti", 0.4)])
-def test_every_time_repaints_image_curves_and_numbers(explorer, slider, value):
-    before = explorer.image.value, explorer.plot.value, explorer.numbers.value
-    getattr(explorer, slider).value = value
-    assert getattr(explorer.protocol, slider) == value
-    for old, new in zip(before, (explorer.image.value, explorer.plot.value, explorer.numbers.value), strict=True):
-        assert old != new
-    assert explorer.preset.value is None  # no longer the preset it started from
-
-
-def test_the_image_is_the_physics_layer_s_in_radiological_view(explorer):
-    explorer.auto.value = False
-    explorer.level.value, explorer.width.value = 0.25, 0.5  # black 0, white 0.5
-    explorer.row.value = explorer.column.value = 0  # the cross out of the way
-    n_y, n_x = 28, 20
-    shown = picture(explorer)
-    assert shown.shape == (HEIGHT, HEIGHT * n_x // n_y, 3)
-    expected = np.nan_to_num(render(explorer.subjects["first"], REFERENCE["T1w"]).numpy())
-    for y, x in ((14, 10), (20, 13), (8, 6)):
-        step = HEIGHT // n_y
-        grey = shown[(n_y - 1 - y) * step + step // 2, (n_x - 1 - x) * step + step // 2]
-        assert grey[0] == grey[1] == grey[2] == pytest.approx(255 * min(expected[y, x] / 0.5, 1), abs=2)
-
-
-def test_numbers_are_the_physics_layer_s(explorer):
-    explorer.ti.value = 0.7
-    protocol = Protocol("MPRAGE", te=0.003, tr=2.4, ti=0.7)
-    signals = {}
-    for line, (name, values) in zip(numbers(explorer), TISSUES.items(), strict=False):
-        signals[name] = render(TissueMaps(*torch.tensor(values)), protocol).item()
-        null = null_ti(values[1], protocol.tr, protocol.sequence)
-        assert line == f"{name}   signal {signals[name]:.3f}   null at TI {null:.3f} s"
-    cnr = abs(signals["WM"] - signals["GM"]) / 0.01
-    assert f"WM–GM {cnr:.1f}" in numbers(explorer)[3]
-
-
-def test_a_spin_echo_has_neither_ti_nor_null_points(explorer):
-    explorer.sequence.value = "spin echo"
-    assert explorer.protocol == CLINIC["T2w spin echo"]
-    assert explorer.ti.disabled
-    assert explorer.along.options == ("TE", "TR")
-    assert "null" not in explorer.numbers.value
-    explorer.sequence.value = "FLAIR"
-    assert explorer.protocol == REFERENCE["FLAIR"]
-    assert not explorer.ti.disabled
-    assert "null" in explorer.numbers.value
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_shows_its_own_protocol(explorer, name):
-    explorer.preset.value = None
-    explorer.preset.value = name
-    assert explorer.protocol == PRESETS[name]
-    assert explorer.preset.value == name
-    assert explorer.te.value == pytest.approx(PRESETS[name].te)
-    assert explorer.tr.value == pytest.approx(PRESETS[name].tr)
-    for time in explorer.along.options:
-        explorer.along.value = time
-        assert Image.open(io.BytesIO(explorer.plot.value)).size == (560, 400)
-
-
-def test_presets_hold_the_nine_contrasts_of_the_paper(explorer):
-    assert set(UNSEEN) <= set(PRESETS.values())
-
-
-def test_curve_can_run_over_each_time(explorer):
-    seen = set()
-    for time in ("TI", "TE", "TR"):
-        explorer.along.value = time
-        seen.add(explorer.plot.value)
-    assert len(seen) == 3
-
-
-def test_window_follows_the_image_until_told_otherwise(explorer):
-    white = explorer.level.value + explorer.width.value / 2
-    explorer.te.value = 0.1
-    assert explorer.level.value + explorer.width.value / 2 < white
-    assert explorer.level.disabled
-    explorer.auto.value = False
-    held, before = explorer.width.value, explorer.image.value
-    explorer.te.value = 0.05
-    assert explorer.width.value == held
-    explorer.level.value = 0.9
-    assert explorer.image.value != before
-
-
-@pytest.mark.parametrize(("row", "column"), [(14, 10), (7, 9), (20, 5)])
-def test_the_voxel_under_the_cross_reads_its_map_values(explorer, row, column):
-    explorer.row.value, explorer.column.value = row, column
-    y, x = explorer.pixel
-    assert (y, x) == (27 - row, 19 - column)  # the view is flipped both ways
-    pd, t1, t2 = (float(m[y, x]) for m in explorer.subjects["first"])
-    signal = render(explorer.subjects["first"], explorer.protocol)[y, x].item()
-    assert numbers(explorer)[-1] == (
-        f"[{y}, {x}]   PD {pd:.2f}   T1 {t1:.3f} s   T2 {1000 * t2:.0f} ms   signal {signal:.3f}"
-    )
-    cross = picture(explorer)[int((row + 0.5) * 20), int((column + 0.5) * 20) + 10]
-    assert tuple(cross) == (255, 255, 0)
-
-
-def test_air_has_no_tissue(explorer):
-    explorer.row.value = explorer.column.value = 0
-    assert numbers(explorer)[-1].endswith("no tissue")
-
-
-def test_another_subject_has_its_own_size(explorer):
-    explorer.subject.value = "second"
-    assert (explorer.row.max, explorer.column.max) == (35, 29)
-    assert explorer.pixel == (35 - 18, 29 - 15)
-    assert picture(explorer).shape == (HEIGHT, round(HEIGHT * 30 / 36), 3)
-
-
-# Where sliders stop -------------------------------------------------------------------------------------------
-
-
-def test_ti_cannot_reach_tr(explorer):
-    explorer.ti.value = 5.0
-    assert explorer.protocol.ti == explorer.ti.value == 2.35
-    assert status(explorer) == "TI stops at 2.35 s, below TR 2.4 s: TR runs from inversion to inversion."
-
-
-def test_te_cannot_reach_tr(explorer):
-    explorer.sequence.value = "spin echo"
-    explorer.tr.value = 0.5
-    explorer.te.value = 1.2
-    assert explorer.protocol.te == explorer.te.value == 0.49
-    assert status(explorer) == "TE stops at 0.49 s, below TR 0.5 s: the echo must come within the repetition."
-
-
-def test_tr_cannot_fall_below_the_inversion_time(explorer):
-    explorer.tr.value = 0.3
-    assert explorer.protocol.tr == explorer.tr.value == 1.02
-    assert status(explorer) == "TR stops at 1.02 s: it must be longer than TI 1 s."
-
-
-def test_a_move_that_is_allowed_clears_the_message(explorer):
-    explorer.ti.value = 5.0
-    explorer.ti.value = 0.5
-    assert status(explorer) == "MPRAGE, TE 3 ms, TR 2.4 s, TI 0.5 s"
-
-
-def test_the_paper_s_impossible_setting_is_shown_as_published_and_left_by_any_move(explorer):
-    explorer.show(UNSEEN[0])
-    assert "no scanner can run this" in status(explorer)
-    explorer.te.value = 0.01
-    assert not explorer.protocol.as_published
-    assert explorer.protocol.ti < explorer.protocol.tr
-    assert "TI stops at 0.098 s" in status(explorer)
-
-
-@pytest.mark.parametrize("inverts", [True, False])
-def test_whatever_is_dragged_the_protocol_stays_one_a_scanner_could_run(inverts):
-    rng = np.random.default_rng(7)
-    times = {"te": 0.01, "tr": 2.0} | ({"ti": 0.5} if inverts else {})
-    ranges = {"te": (-3, 0.27), "tr": (-1.3, 1.3), "ti": (-1.7, 1)}
-    held = 0
-    for _ in range(500):
-        moved = rng.choice(list(times))
-        times, message = stay_physical(times | {moved: float(10 ** rng.uniform(*ranges[moved]))}, moved)
-        Protocol(Sequence.FLAIR if inverts else Sequence.SPIN_ECHO, **times)  # refuses what is not physical
-        held += bool(message)
-    assert 50 < held < 450
-
-
-# Files and stills -----------------------------------------------------------------------------------------------
-
-
-def test_save_writes_the_picture(explorer, tmp_path):
-    explorer.file_name.value = str(tmp_path / "flair")
-    explorer.save.click()
-    assert (tmp_path / "flair.png").read_bytes() == explorer.image.value
-    assert status(explorer).startswith("Saved")
-
-
-def test_a_file_that_cannot_be_written_is_told_in_a_sentence(explorer, tmp_path):
-    (tmp_path / "file").touch()
-    explorer.file_name.value = str(tmp_path / "file" / "flair.png")
-    explorer.save.click()
-    assert "flair.png: cannot write" in status(explorer)
-
-
-def test_a_picture_without_a_name_gets_one(explorer, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    explorer.file_name.value = " "
-    explorer.save.click()
-    assert (tmp_path / "contrast.png").read_bytes() == explorer.image.value
-
-
-def test_the_still_holds_image_curves_and_numbers(explorer):
-    first = explorer.still()
-    page = np.asarray(Image.open(io.BytesIO(first.data)))
-    assert (page[:, : HEIGHT * 20 // 28] == picture(explorer)).all()
-    assert (page[420:, 420:] < 100).any()  # black letters below the curves
-    assert "MPRAGE" in first.alt
-    explorer.preset.value = "T2-FLAIR"
-    assert explorer.still().data != first.data
-
-
-def test_nothing_that_hangs_papermill_is_used(explorer):
-    def walk(widget):
-        yield widget
-        for child in getattr(widget, "children", ()):
-            yield from walk(child)
-
-    kinds = [type(widget) for widget in walk(explorer)]
-    assert kinds.count(ipywidgets.Image) == 2
-    assert ipywidgets.Output not in kinds
-
-
-# Bad input ------------------------------------------------------------------------------------------------------
-
-
-def spoiled(quantity, value, where=(14, 10)):
-    maps = slice_maps()
-    getattr(maps, quantity)[where] = value
-    return maps
-
-
-GOOD = slice_maps()
-BAD = {
-    "nan": (spoiled("t1", math.nan), "The T1 map is NaN, infinite or negative in 1 voxels that hold tissue"),
-    "infinite": (spoiled("t2", math.inf), "The T2 map is NaN, infinite or negative in 1 voxels"),
-    "nan in PD": (spoiled("pd", math.nan), "The PD map has values that are NaN"),
-    "negative PD": (spoiled("pd", -1.0), "The PD map has values that are NaN, infinite or negative"),
-    "shape": (GOOD._replace(t1=GOOD.t1[:-1]), "The PD map has shape (28, 20) and the T1 map (27, 20)"),
-    "volume": (TissueMaps(*(m[None] for m in GOOD)), "The maps have shape (1, 28, 20): choose one slice"),
-    "milliseconds": (GOOD._replace(t1=1000 * GOOD.t1), "which looks like ms: divide by 1000"),
-    "empty": (GOOD._replace(pd=0 * GOOD.pd), "The PD map is 0 everywhere"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_maps_that_cannot_be_shown_give_one_sentence_and_a_black_picture(case):
-    maps, sentence = BAD[case]
-    explorer = ContrastExplorer({"good": GOOD, "bad": maps}, tissues=TISSUES)
-    assert problem_with(GOOD) is None
-    explorer.subject.value = "bad"
-    assert sentence in status(explorer)
-    assert picture(explorer).max() == 0
-    assert explorer.numbers.value == ""
-    for name, value in {"te": 0.05, "auto": False, "row": 1, "sequence": "FLAIR"}.items():
-        getattr(explorer, name).value = value  # nothing to repaint, and nothing raised
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        explorer.still()
-    explorer.subject.value = "good"
-    assert picture(explorer).max() > 0
-    assert sentence not in status(explorer)
-
-
-def test_no_subject_at_all():
-    assert "no subject to show" in status(ContrastExplorer({}, tissues=TISSUES))
-
-
-def test_maps_of_one_subject_need_no_name():
-    explorer = ContrastExplorer(GOOD)
-    assert list(explorer.curves.tissues) == ["WM", "GM", "CSF"]  # the measured medians
-    assert picture(explorer).max() > 0
+def said():
+    return []
+
+
+@pytest.fixture
+def task(said):
+    return Task(lambda text, wrong: said.append((text, wrong)))
+
+
+def test_a_task_shows_its_progress_and_hands_on_its_result(task, said):
+    seen, results = [], []
+
+    def work(progress):
+        for share in (0.25, 1.0):
+            progress(share)
+            seen.append((task.bar.value, task.layout.display))
+        return "brain"
+
+    task.start("Drawing", work, results.append)
+    task.wait()
+    assert seen == [(0.25, ""), (1.0, "")]
+    assert results == ["brain"]
+    assert task.layout.display == "none"
+    assert said == [("Drawing …", False)]
+
+
+def test_the_button_stops_it_and_the_result_is_not_shown(task, said):
+    reached, pressed, results = threading.Event(), threading.Event(), []
+
+    def work(progress):
+        reached.set()
+        pressed.wait(10)
+        progress(0.5)
+        return "brain"
+
+    task.start("Drawing", work, results.append)
+    reached.wait(10)
+    task.stop.click()
+    pressed.set()
+    task.wait()
+    assert not results
+    assert said[-1] == ("Drawing: stopped. What was shown before stays.", True)
+    task.start("Drawing", lambda progress: progress(1.0) or "brain", results.append)  # and can begin again
+    task.wait()
+    assert results == ["brain"]
+
+
+def test_a_second_task_is_refused_while_one_runs(task, said):
+    go = threading.Event()
+    task.start("Drawing", lambda progress: go.wait(10), lambda result: None)
+    task.start("Reading", lambda progress: None, lambda result: None)
+    go.set()
+    task.wait()
+    assert said[-1] == ("Something is being computed already: wait for it, or stop it first.", True)
+
+
+def test_bad_input_becomes_one_sentence(task, said):
+    def work(progress):
+        raise BadInput("maps: no such folder")
+
+    task.start("Reading", work, lambda result: None)
+    task.wait()
+    assert said[-1] == ("maps: no such folder", True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_is_told_too_and_keeps_its_traceback(task, said):
+    task.start("Drawing", lambda progress: 1 / 0, lambda result: None)
+    task.wait()
+    assert "Drawing failed (ZeroDivisionError" in said[-1][0]
+
+
+def test_progress_of_nothing_stopped_raises_nothing(task):
+    task._progress(0.5)
+    task._stop.set()
+    with pytest.raises(Stopped):
+        task._progress(0.6)
+
+
+def test_a_mouse_that_leaves_the_picture_lets_go():
+    heard = []
+    mouse = Mouse(ipywidgets.Image(), lambda *at: heard.append(("click", *at)), lambda *by: heard.append(("drag", *by)))
+
+    def event(kind, y, x):
+        at = {"relativeY": y, "relativeX": x, "boundingRectHeight": 100, "boundingRectWidth": 100}
+        mouse.hear({"type": kind} | at)
+
+    event("mouseup", 1, 1)  # pressed elsewhere
+    event("mousedown", 10, 10)
+    event("mouseleave", 10, 100)
+    event("mousemove", 50, 50)
+    assert heard == [("drag", 0, 0.9)]
+    event("mousedown", 20, 30)
+    event("mousemove", 20.4, 30)  # a hand trembles
+    event("mouseup", 20, 30)
+    assert heard[1:] == [("click", 0.2, 0.3)]
+
+
+def test_silence_can_be_nested():
+    explorer = Explorer()
+    with explorer._silence():
+        with explorer._silence():
+            pass
+        assert not explorer._listening
+    assert explorer._listening

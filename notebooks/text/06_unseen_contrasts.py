@@ -40,11 +40,11 @@ import pandas
 import torch
 
 from phyldm_core import evaluation, figures, metrics, protocols, tissue
+from phyldm_core.contrasts import ContrastExplorer
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
 from phyldm_core.runs import open_run
-from phyldm_core.widgets import ContrastExplorer
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)

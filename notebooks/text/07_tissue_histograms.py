@@ -38,8 +38,9 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import evaluation, figures, histograms, metrics, physics, tissue
-from phyldm_core.histograms import Choice, HistogramExplorer
+from phyldm_core import evaluation, figures, metrics, physics, tissue
+from phyldm_core.counts import Choice, density
+from phyldm_core.histograms import HistogramExplorer
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
 from phyldm_core.runs import open_run
@@ -218,10 +219,10 @@ for ax, bandwidth in zip(axes, (0.3, 2.0, 8.0), strict=True):
     choice = Choice("GM", "T1", sources=("true", "generated"), bandwidth=bandwidth)
     four = Choice("GM", "T1", sources=("generated",), bandwidth=bandwidth, n_slices=few)
     all_of_them = counted.chosen(choice)
-    ax.fill_between(x, histograms.density(all_of_them["true"], x, choice.sd), color="0.75", lw=0, label="true")
+    ax.fill_between(x, density(all_of_them["true"], x, choice.sd), color="0.75", lw=0, label="true")
     for chosen, look, label in ((choice, "-", f"{len(samples.pd)} generated"), (four, ":", f"{few} generated")):
         counts = counted.chosen(chosen)["generated"]
-        ax.plot(x, histograms.density(counts, x, choice.sd), look, color=figures.TISSUE_COLOURS["GM"], label=label)
+        ax.plot(x, density(counts, x, choice.sd), look, color=figures.TISSUE_COLOURS["GM"], label=label)
     ax.set(xlabel=f"$T_1$ (s), kernel {1000 * choice.sd:.0f} ms", yticks=[], xlim=(x[0], x[-1]), ylim=(0, None))
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 caption = f"""Bandwidth. T1 of grey matter, true (n = {len(truth.maps)} slices) and generated (all {len(samples.pd)}

@@ -6,10 +6,15 @@ from dataclasses import replace
 
 from .physics import REFERENCE, UNSEEN, Protocol, Sequence
 
-NAMES = {"te": "TE", "tr": "TR", "ti": "TI", "flip_angle_deg": "flip angle"}
+NAMES = {"te": "TE", "tr": "TR", "ti": "TI", "flip_angle_deg": "flip"}
 """What can be set, as a console names it."""
 
+RANGES = {"te": (0.001, 1.9), "tr": (0.004, 20.0), "ti": (0.02, 10.0), "flip_angle_deg": (2.0, 120.0)}
+"""Ends of the sliders, s and degrees. The same for all sequences: a browser sends the old value back, cut to size,
+when the ends of a slider move under it."""
+
 JUST_INSIDE = 0.98  # of TR: where TE and TI stop
+SHORTEST_TR = 0.05  # s; of sequences with more than one small pulse a repetition
 
 CLINIC = {
     "T1w MPRAGE": REFERENCE["T1w"],
@@ -30,6 +35,9 @@ PRESETS = (
     | {f"Fig. 4 ({i}): {protocol}": protocol for i, protocol in enumerate(UNSEEN, 1)}
 )
 
+OWN = "own setting"
+"""What the list of presets shows where none is set."""
+
 USUAL = {
     Sequence.MPRAGE: CLINIC["T1w MPRAGE"],
     Sequence.SPIN_ECHO: CLINIC["T2w spin echo"],
@@ -46,18 +54,6 @@ def set_by(sequence: Sequence) -> tuple[str, ...]:
     return ("flip_angle_deg", "te", "tr") if sequence.has_flip_angle else ("te", "tr")
 
 
-def slider_range(name: str, sequence: Sequence) -> tuple[float, float]:
-    """Lowest and highest value a slider offers: s, or degrees."""
-    fast = sequence.has_flip_angle  # gradient echoes live in milliseconds
-    ranges = {
-        "te": (0.001, 0.1 if fast else 1.9),
-        "tr": (0.004, 3.0) if fast else (0.05, 20.0),
-        "ti": (0.02, 10.0),
-        "flip_angle_deg": (2.0, 120.0),
-    }
-    return ranges[name]
-
-
 def move(protocol: Protocol, name: str, value: float) -> tuple[Protocol, str]:
     """``protocol`` with one setting moved, held where no scanner could follow, and why it was held ("" if not).
 
@@ -71,6 +67,9 @@ def move(protocol: Protocol, name: str, value: float) -> tuple[Protocol, str]:
     moved = {n: getattr(protocol, n) for n in set_by(protocol.sequence)} | {name: rounded(value)}
     times = {n: moved[n] for n in ("te", "tr", "ti") if n in moved}
     allowed, message = stay_physical(times, name)
+    if allowed["tr"] < SHORTEST_TR and not protocol.sequence.has_flip_angle:
+        allowed, _ = stay_physical(allowed | {"tr": SHORTEST_TR}, "tr")
+        message = f"TR stops at {allowed['tr']:g} s: only a gradient echo repeats faster."
     return replace(protocol, **moved | allowed, as_published=False), message
 
 

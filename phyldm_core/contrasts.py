@@ -14,7 +14,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from .bids import write_atomically
-from .console import CLINIC, NAMES, PRESETS, USUAL, move, set_by, slider_range
+from .console import CLINIC, NAMES, OWN, PRESETS, RANGES, USUAL, move, set_by
 from .display import percentile_window, to_png
 from .errors import BadInput
 from .maps import render_volume, scan_sidecar
@@ -28,7 +28,7 @@ from .widgets import Explorer, Mouse, Task
 
 CONTROLS = 370  # pixels, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
-PLOT_WIDTH = "max(470px, 58vh)"
+PLOT_WIDTH = "max(430px, 54vh)"
 HINT = (
     "Click on the image: a voxel. Drag on it: window (left and right) and level (up and down). "
     "Keyboard: Tab to a control, then the arrow keys."
@@ -131,11 +131,9 @@ class ContrastExplorer(Explorer):
                 slider, value = getattr(self, name), getattr(p, name)
                 slider.disabled = name not in set_by(p.sequence)
                 slider.layout.display = "none" if slider.disabled else ""
-                if not slider.disabled:
-                    _set_range(slider, *slider_range(name, p.sequence))
-                    if abs(slider.value - value) > 0.005 * value:  # rounding is not sent to a moving hand
-                        slider.value = value
-            self.preset.value = next((name for name, preset in PRESETS.items() if preset == p), None)
+                if not slider.disabled and abs(slider.value - value) > 0.005 * value:  # not what a hand rounds
+                    slider.value = value
+            self.preset.value = next((name for name, preset in PRESETS.items() if preset == p), OWN)
             choices = [(NAMES[name], name) for name in set_by(p.sequence)]
             if choices != list(self.along.options):
                 self.along.options = choices
@@ -181,10 +179,10 @@ class ContrastExplorer(Explorer):
             return {"layout": widgets.Layout(width=f"{width}px"), "style": {"description_width": "106px"}}
 
         def setting(name):
-            low, high = slider_range(name, self.protocol.sequence)
+            low, high = RANGES[name]
             about = {"description": f"{NAMES[name]} (s)", "readout_format": ".3g"} | look()
             if name == "flip_angle_deg":
-                about["description"] = "flip angle (°)"
+                about["description"] = "flip (°)"
                 return widgets.FloatSlider(25, min=low, max=high, step=1, **about)
             ends = {"min": np.log10(low), "max": np.log10(high)}
             return widgets.FloatLogSlider(getattr(self.protocol, name), base=10, step=0.01, **ends, **about)
@@ -201,8 +199,7 @@ class ContrastExplorer(Explorer):
         self.compare = widgets.Checkbox(False, description="two protocols", indent=False, **look(170))
         self.which = toggles("set", ["A", "B"], 190, 56)
         self.which.disabled = True
-        presets = [("own setting", None), *((name, name) for name in PRESETS)]
-        self.preset = widgets.Dropdown(options=presets, description="preset", **look())
+        self.preset = widgets.Dropdown(options=[OWN, *PRESETS], description="preset", **look())
         self.sequence = widgets.Dropdown(options=[s.value for s in Sequence], description="sequence", **look())
         self.te, self.tr, self.ti, self.flip_angle_deg = (setting(name) for name in NAMES)
         self.along = toggles("curve over", [("TI", "ti")], CONTROLS, 84)
@@ -266,8 +263,10 @@ class ContrastExplorer(Explorer):
             self.task.start(f"Opening {name}", source, lambda person: self._keep(name, person))
             return
         try:
-            person = source(lambda share: None) if callable(source) else source
-            self._keep(name, person if isinstance(person, Subject) else of_maps(person, self.voxel_mm))
+            if callable(source):
+                self._keep(name, source(lambda share: None))
+            else:
+                self._open_person(source if isinstance(source, Subject) else of_maps(source, self.voxel_mm))
         except BadInput as error:
             self._refuse(str(error))
 
@@ -337,7 +336,7 @@ class ContrastExplorer(Explorer):
         self.show(self.protocol)
 
     def _on_preset(self, change):
-        if self._listening and change.new is not None:
+        if self._listening and change.new != OWN:
             self.show(PRESETS[change.new])
 
     def _on_sequence(self, change):
@@ -447,13 +446,3 @@ def _render(maps: TissueMaps, protocol: Protocol) -> np.ndarray:
         return render(maps, protocol).numpy()
     finally:
         torch.set_num_threads(threads)
-
-
-def _set_range(slider, low: float, high: float):
-    """Both ends of a slider at once; they may move past each other."""
-    if isinstance(slider, widgets.FloatLogSlider):
-        low, high = np.log10((low, high))
-    if low > slider.max:
-        slider.max, slider.min = high, low
-    elif (low, high) != (slider.min, slider.max):
-        slider.min, slider.max = low, high

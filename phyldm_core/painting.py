@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from .console import NAMES, slider_range
+from .console import NAMES, RANGES
 from .display import TISSUE_COLOURS, to_rgb
 from .physics import Protocol, TissueMaps, ernst_angle, null_ti, signal
 
@@ -141,7 +141,9 @@ class SignalCurves:
         if wanted != self._drawn:
             self.axes.set(xscale="log" if along == "te" else "linear", xlim=wanted[1:3], ylim=wanted[3:])
             self.axes.xaxis.set_major_formatter("{x:g}")
-            self.axes.set_xlabel(f"{NAMES[along]} ({'°' if along == 'flip_angle_deg' else 's'})", size=13, labelpad=1)
+            self.axes.set_xlabel(
+                "flip angle (°)" if along == "flip_angle_deg" else f"{NAMES[along]} (s)", size=13, labelpad=1
+            )
             self.canvas.draw()
             self._drawn, self._empty = wanted, self.canvas.copy_from_bbox(self.canvas.figure.bbox)
 
@@ -155,9 +157,9 @@ class SignalCurves:
 
     @staticmethod
     def _values(protocol: Protocol, along: str) -> np.ndarray:
-        low, high = slider_range(along, protocol.sequence)
+        low, high = RANGES[along]
         if along == "te":
-            return np.geomspace(low, min(protocol.tr, high), 200)
+            return np.geomspace(min(low, 0.5 * protocol.tr), min(protocol.tr, high), 200)
         if along == "ti":
             return np.linspace(0, max(protocol.tr, protocol.ti), 200)
         if along == "flip_angle_deg":

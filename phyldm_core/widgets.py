@@ -28,7 +28,7 @@ STYLE = """<style>
 .phyldm label, .phyldm label span, .phyldm table { font-size: var(--letters) !important; }
 .phyldm .widget-image { cursor: crosshair; max-width: none; }
 .phyldm table.numbers { line-height: 1.2; border-spacing: 0; margin: 0; }
-.phyldm table.numbers td, .phyldm table.numbers th { padding: 3px 14px 3px 0; text-align: left; white-space: nowrap; }
+.phyldm table.numbers td, .phyldm table.numbers th { padding: 3px 11px 3px 0; text-align: left; white-space: nowrap; }
 .phyldm :focus-visible { outline: 2px solid #0173b2; }
 </style>"""
 """Letters that are read from the last row, and a visible focus for the keyboard."""

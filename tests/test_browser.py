@@ -230,9 +230,12 @@ def test_contrasts(opened, run_dir, tmp_path):
     choose(page, "preset", "T2-FLAIR")
     wait_for(lambda: status(page) == str(PRESETS["T2-FLAIR"]) and agrees_with_physics(page))
     choose(page, "preset", "T1w spoiled gradient echo")
-    wait_for(lambda: status(page).endswith("flip angle 25°") and agrees_with_physics(page))
-    slider(page, "flip angle (°)").press("ArrowLeft")
-    wait_for(lambda: status(page).endswith("flip angle 24°") and agrees_with_physics(page))
+    gre = str(PRESETS["T1w spoiled gradient echo"])
+    wait_for(lambda: status(page) == gre and agrees_with_physics(page))
+    page.wait_for_timeout(1000)  # what the browser sends back of a preset must not change it
+    assert status(page) == gre and reading(page, "TE (s)") == pytest.approx(0.004, rel=0.02)
+    slider(page, "flip (°)").press("ArrowLeft")
+    wait_for(lambda: status(page) == gre.replace("25°", "24°") and agrees_with_physics(page))
 
     n_y, n_x = person.maps.pd.shape[1:]
     image = page.locator(".phyldm img").first

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from phyldm_core import bids
-from phyldm_core.console import CLINIC, PRESETS, move, stay_physical
+from phyldm_core.console import CLINIC, OWN, PRESETS, move, stay_physical
 from phyldm_core.contrasts import ContrastExplorer
 from phyldm_core.maps import write_maps
 from phyldm_core.painting import HEIGHT, PLOT
@@ -67,7 +67,7 @@ def test_every_time_repaints_image_curves_and_numbers(explorer, slider, value):
     assert getattr(explorer.protocol, slider) == value
     for old, new in zip(before, (explorer.image.value, explorer.plot.value, explorer.numbers.value), strict=True):
         assert old != new
-    assert explorer.preset.value is None  # no longer the preset it started from
+    assert explorer.preset.value == OWN  # no longer the preset it started from
 
 
 def test_the_image_is_the_physics_layer_s_in_radiological_view(explorer):
@@ -111,7 +111,7 @@ def test_a_gradient_echo_has_a_flip_angle_and_ernst_angles(explorer):
         assert row[1:] == [f"{signal:.3f}", f"{math.degrees(ernst_angle(values[1], 0.02)):.1f}°"]
     explorer.sequence.value = "MPRAGE"
     assert explorer.flip_angle_deg.disabled and explorer.protocol == REFERENCE["T1w"]
-    assert explorer.tr.value == pytest.approx(2.4)  # the sliders' ranges follow the sequence
+    assert explorer.tr.value == pytest.approx(2.4)
 
 
 def test_a_spin_echo_has_neither_ti_nor_null_points(explorer):
@@ -128,7 +128,7 @@ def test_a_spin_echo_has_neither_ti_nor_null_points(explorer):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_shows_its_own_protocol(explorer, name):
-    explorer.preset.value = None
+    explorer.preset.value = OWN
     explorer.preset.value = name
     assert explorer.protocol == PRESETS[name]
     assert explorer.preset.value == name
@@ -313,6 +313,18 @@ def test_tr_cannot_fall_below_the_inversion_time(explorer):
     explorer.tr.value = 0.3
     assert explorer.protocol.tr == explorer.tr.value == 1.02
     assert status(explorer) == "TR stops at 1.02 s: it must be longer than TI 1 s."
+
+
+def test_tr_of_a_spin_echo_cannot_fall_to_that_of_a_gradient_echo(explorer):
+    explorer.show(Protocol("spin echo", te=0.01, tr=0.6))
+    explorer.tr.value = 0.02
+    assert explorer.protocol.tr == explorer.tr.value == 0.05
+    assert status(explorer) == "TR stops at 0.05 s: only a gradient echo repeats faster."
+
+
+def test_a_preset_that_a_browser_rounds_to_the_slider_s_step_stays_the_preset(explorer):
+    explorer.te.value, explorer.tr.value = 0.00302, 2.39
+    assert explorer.protocol == REFERENCE["T1w"] and explorer.preset.value == "T1w MPRAGE"
 
 
 def test_a_move_that_is_allowed_clears_the_message(explorer):

@@ -28,6 +28,9 @@ ContrastExplorer(find_subjects({run!r}), weights_dir=weights_of({run!r}))""",
 from phyldm_core.histograms import HistogramExplorer
 from phyldm_core.populations import find_populations
 HistogramExplorer(find_populations({run!r}), "figures")""",
+    "latents": """\
+from phyldm_core.latent_explorer import LatentExplorer
+LatentExplorer({run!r})""",
 }
 """What each page runs; the chapters show the same explorers."""
 

@@ -23,19 +23,19 @@ from .cohort import MODALITIES, Slices, Truth
 from .display import BACKGROUND_PD, MAPS, percentile_window, to_png
 from .errors import BadInput
 from .inference import infer, posterior_sd
+from .painting import HEIGHT
 from .physics import REFERENCE, TissueMaps, render
 from .pictures import beside, opened, picture, strip, titled, under
 from .protocols import effective_protocol
+from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import HEIGHT, Explorer
+from .widgets import Explorer
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
 STEPS = (1, 2, 4, 8, 20, 50)
 WAYS = ("noise, on the sphere", "noise, straight", "latents, straight")
 SD_SAMPLES = 16  # an SD from 16 is known to 18 %
-
-_LARGE = "<style>.phyldm-large, .phyldm-large * {font-size: 16px; line-height: 1.35}</style>"
 
 
 class Stopped(Exception):
@@ -89,8 +89,7 @@ class Slow(Explorer):
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
         self.status = widgets.HTML()
         self.halt.on_click(lambda button: self._halted())
-        super().__init__([widgets.HTML(_LARGE), self.status, self._arrange()])
-        self.add_class("phyldm-large")
+        super().__init__([self.status, self._arrange()])
         self.recompute()
 
     def recompute(self, change=None) -> None:
@@ -111,10 +110,6 @@ class Slow(Explorer):
         self.worker.stop()
         self.halt.disabled, self.progress.value = True, 0
         self._say("Stopped: the pictures are of the setting before.", wrong=True)
-
-    def _say(self, text: str, wrong: bool = False) -> None:
-        colour = "#b03000" if wrong else "inherit"
-        self.status.value = f'<span role="status" style="color: {colour}">{escape(text)}</span>'
 
     def _arrange(self) -> widgets.Widget:
         raise NotImplementedError
@@ -156,8 +151,6 @@ class NoiseExplorer(Slow):
         self.height = widgets.FloatSlider(0, description="height in stack", **about, **self._size)
         self.shown = widgets.Dropdown(options=(*MAPS, *REFERENCE), value="T1", description="show", **self._size)
         self.brain, self.along, self.path = (widgets.Image(format="png") for _ in range(3))
-        self.brain.tooltip, self.along.tooltip = "the brain chosen", "this brain from noise to tissue"
-        self.path.tooltip = "the brains from A to B at this stage"
         for control in (self.a, self.b, self.way, self.steps, self.height):
             control.observe(self.recompute, "value")
         for control in (self.between, self.stage, self.shown):
@@ -268,7 +261,6 @@ class ExpertSwitchboard(Slow):
         style = {"description_width": "120px"}
         self.below = widgets.ToggleButtons(options=below, description="second row", style=style)
         self.maps, self.scans = widgets.Image(format="png"), widgets.Image(format="png")
-        self.maps.tooltip, self.scans.tooltip = "mean and SD of PD, T1 and T2", "the scans ticked"
         self.numbers = widgets.HTML()
         self._choose_person()
         self.person.observe(self._on_person, "value")
@@ -384,14 +376,19 @@ class LatentExplorer(widgets.VBox):
     Parameters
     ----------
     run
-        From :func:`runs.open_run`.
+        From :func:`runs.open_run`, or the folder of a run.
     """
 
     def __init__(self, run):
+        def opened_run():
+            return run if isinstance(run, Run) else reopen(run)
+
         def noise():
+            run = opened_run()
             return NoiseExplorer(run.pipeline(), (run.seed, run.seed + 1), run.profile.sampling_steps)
 
         def experts():
+            run = opened_run()
             scans = run.scans("test")
             return ExpertSwitchboard(
                 run.vae(), scans, run.truth("test") if run.common_scale else None, run.common_scale, run.recipe.voxel_mm
@@ -414,7 +411,7 @@ def _or_sentence(make: Callable[[], Slow]) -> Slow | widgets.HTML:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what the readers of weights raise
         first = str(error).splitlines()[0]
         sentence = f"The weights cannot be read ({first}): remove that folder and run the notebook that makes it."
-    return widgets.HTML(f'{_LARGE}<p role="alert" class="phyldm-large" style="color: #b03000">{escape(sentence)}</p>')
+    return widgets.HTML(f'<p role="alert" style="font-size: max(17px, 1.8vh); color: #b03000">{escape(sentence)}</p>')
 
 
 # --- between two latents ---------------------------------------------------------------------------

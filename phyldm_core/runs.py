@@ -25,7 +25,7 @@ from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransf
 from .errors import BadInput
 from .inference import encode
 from .physics import TissueMaps
-from .profiles import Profile, find_profile
+from .profiles import PROFILES, Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
 from .vae import PoEVAE
@@ -252,6 +252,22 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
         return scan_run(folder, settings, read_scan_recipe(recorded), seed)
     recipe = replace(settings.cohort, anatomies=str(Path(anatomies).resolve()) if anatomies else None)
     return Run(Path(folder), settings, recipe, seed)
+
+
+def reopen(folder: str | Path) -> Run:
+    """The run in a folder, as its own files describe it: which profile, seed and anatomies its VAE was trained with.
+
+    Raises
+    ------
+    MissingResult
+        It holds no VAE of a known profile.
+    """
+    made = _made_with(Path(folder) / "vae") or {}
+    for profile in PROFILES if made else ():
+        run = open_run(folder, profile, made["cohort"].get("anatomies") or "", made["seed"])
+        if run._vae_settings() == made:
+            return run
+    raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")
 
 
 def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int) -> Run:

@@ -45,7 +45,7 @@ def test_no_port_beyond_the_last():
 
 
 def test_an_explorer_nobody_knows_is_told_with_those_there_are():
-    assert "no explorer 'latents': choose one of contrasts, histograms" in refused("latents")
+    assert "no explorer 'noises': choose one of contrasts, histograms, latents" in refused("noises")
 
 
 def test_a_run_that_is_not_there(tmp_path):

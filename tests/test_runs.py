@@ -30,6 +30,12 @@ def files(folder: Path) -> dict[str, int]:
     return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
 
 
+def test_a_folder_is_enough_to_open_a_run_again(smoke_run, tmp_path):
+    assert runs.reopen(smoke_run.folder) == smoke_run
+    with pytest.raises(MissingResult, match="holds no VAE of a known profile"):
+        runs.reopen(tmp_path)
+
+
 # --- whole ----------------------------------------------------------------------------------------
 
 

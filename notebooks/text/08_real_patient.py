@@ -380,11 +380,12 @@ pandas.DataFrame(contrast).T.round(2)
 #
 # ```python
 # n = len(slices)
-# middle = torch.arange(n // 4, n - n // 4)
-# rest = torch.tensor([k for k in range(n) if k not in middle])
+# middle = (torch.arange(n) + 0.5 - n / 2).abs() < n / 4
 # for m, both in predicted.items():
-#     parts = [metrics.psnr(both["model"][k], slices.images[k, m], brain[k]) for k in (middle, rest)]
-#     print(MODALITIES[m], [round(part, 1) for part in parts])
+#     for name, k in (("middle", middle), ("rest", ~middle)):
+#         if k.any():
+#             dB = metrics.psnr(both["model"][k], slices.images[k, m], brain[k])
+#             print(f"{MODALITIES[m]}, {name}: {dB:.1f} dB")
 # ```
 # The encoder and the decoder are convolutions and know no height, so that the difference is one of anatomy: eyes,
 # cerebellum or vertex against what the training stack held.

@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pandas
 
+from .bids import write_atomically
 from .errors import BadInput
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
@@ -67,32 +68,35 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     figures = [figure(path, began) for path in sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))]
     tables = [table(path) for path in sorted((run_dir / "metrics").glob("*.csv"))]
     rows = [chapter(path, notebook) for path, notebook in notebooks.items()]
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Physics-informed latent diffusion: a run</title>
-<style>{STYLE}</style>
-<main>
-<h1>Physics-informed latent diffusion: a run</h1>
-<p class="quiet">{escape(settings(records))}</p>
-<h2 id="figures">Figures</h2>
+    body = f"""<h2 id="figures">Figures</h2>
 {"".join(figures) or "<p>No figure was made.</p>"}
 <h2 id="numbers">Numbers</h2>
 {"".join(tables) or "<p>No table was written.</p>"}
 <h2 id="notebooks">Notebooks</h2>
 <div class="table"><table><thead><tr><th scope="col">notebook<th scope="col">time</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>
-<h2 id="versions">Versions</h2>
+"""
+    return write_page(run_dir / "report.html", "Physics-informed latent diffusion: a run", settings(records), body)
+
+
+def write_page(path: Path, title: str, subtitle: str, body: str) -> Path:
+    """Write a page of its own, whole or not at all; ``title`` and ``subtitle`` are plain text, ``body`` is HTML."""
+    page = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+<main>
+<h1>{escape(title)}</h1>
+<p class="quiet">{escape(subtitle)}</p>
+{body}<h2 id="versions">Versions</h2>
 <p class="quiet">Python {platform.python_version()}, {", ".join(f"{name} {version(name)}" for name in VERSIONS)}</p>
 </main>
 </html>
 """
-    report = run_dir / "report.html"
-    unfinished = run_dir / "report.partial.html"
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, report)
-    return report
+    write_atomically(path, page.encode())
+    return path
 
 
 def figure(path: Path, began: float) -> str:
@@ -114,7 +118,12 @@ def table(path: Path) -> str:
     caption = sidecar(path).get("caption", path.stem.replace("_", " "))
     if len(frame) > LONGEST_TABLE:
         caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
-    html = frame.head(LONGEST_TABLE).to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format)
+    return frame_table(frame.head(LONGEST_TABLE), caption)
+
+
+def frame_table(frame: pandas.DataFrame, caption: str) -> str:
+    """A frame as a table, four digits a number; cells and caption are plain text."""
+    html = frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format)
     html = html.replace("<th>", '<th scope="col">')
     return f'<div class="table">{html.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)}</div>\n'
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import __version__, evaluation, metrics, rivals
 from .bids import read_json, to_json, write_atomically
+from .calibration import honest_sd
 from .cohort import Truth
 from .errors import BadInput
 from .evaluation import ALL_SCANS, SUBSETS
@@ -34,6 +35,7 @@ SEPARATOR = " | "
 SCALES = ("common scale", "any gain")
 NETWORK, FIT, PRIORS = "network", "least squares", "least squares, priors"
 BAYES, PAINTED = "Bayes per voxel", "literature painted"
+SAMPLED_SD = "network, SD of samples"
 SEEN = "heads seen in training"
 N_FITTED = 1000
 """Voxels of each tissue that a fit is asked for where no image is made of them."""
@@ -160,8 +162,11 @@ def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
             if exam.has_common_scale or not common:
                 shows = torch.tensor(shown).expand(len(slices), -1)
                 posterior, maps = infer(vae, slices, common, shows)
-                sd = posterior_sd(vae, posterior, exam.n_samples, generator)
+                sampled = posterior_sd(vae, posterior, exam.n_samples, generator)
+                sd = honest_sd(sampled, maps, slices, common, exam.weights.calibration, shows)
                 yield Estimate(NETWORK, scans, scale, maps, sd)
+                if exam.weights.calibration:
+                    yield Estimate(SAMPLED_SD, scans, scale, maps, sampled, some)
             where = None if scans == ALL_SCANS else some
             fitted = rivals.least_squares(slices, brain, shown, common, where=where)
             yield Estimate(PRIORS, scans, scale, fitted, where=where)

@@ -16,6 +16,7 @@ from .benchmark import (
     NETWORK,
     PAINTED,
     PRIORS,
+    SAMPLED_SD,
     SCALES,
     SEEN,
     Examination,
@@ -105,7 +106,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     who = f"{n} simulated people from {SEEN if exam.seen else 'heads never seen'}"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
     needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
-    honest = [name for name in (NETWORK, BAYES) if name in set(whole.method)]
+    honest = [name for name in (NETWORK, SAMPLED_SD, BAYES) if name in set(whole.method)]
     network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
     scale = SCALES[0] if network else SCALES[1]
     made = {

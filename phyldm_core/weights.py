@@ -108,6 +108,13 @@ class Weights:
         tensors = sorted((name, sha) for name, sha in networks.items() if name.endswith(".safetensors"))
         return hashlib.sha256(json.dumps(tensors).encode()).hexdigest()
 
+    @cached_property
+    def calibration(self) -> dict | None:
+        """What samples of the posterior miss (:mod:`calibration`); None where it was not measured."""
+        from .calibration import read_calibration
+
+        return read_calibration(self.folder / "vae")
+
     def vae(self):
         """The :class:`vae.PoEVAE`, ready for inference."""
         from .vae import PoEVAE

@@ -267,6 +267,33 @@ def export(
     typer.echo(f"{exported.folder}: profile {exported.config['profile']}, weights {exported.identity[:12]}")
 
 
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv and report.html; a killed call goes on there.")],
+    weights: WeightsOption = None,
+    anatomies: Annotated[
+        Path | None, typer.Option(help="Folder of label maps; heads seen in training are left out. MNI152 without it.")
+    ] = None,
+    subjects: Annotated[int, typer.Option(help="People to simulate; a larger number adds people.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the people and of the samples.")] = 0,
+    seen_heads: Annotated[
+        bool, typer.Option("--seen-heads", help="Examine on heads that training saw; every row will say so.")
+    ] = False,
+):
+    """How right weights are where the truth is known, by tissue and scans shown, beside rivals without a network."""
+    from tqdm import tqdm
+
+    from .benchmark import Examination, examine, n_parts
+    from .weights import load_weights
+
+    exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads)
+    for _ in tqdm(examine(exam), desc="evaluate", total=n_parts(exam), unit="part", disable=None):
+        pass
+    if not exam.weights.has_pipeline:
+        typer.echo("phyldm: these weights hold no diffusion model, so no drawn brains were evaluated", err=True)
+    typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {out / 'report.html'}")
+
+
 SYNTHSEG = "https://raw.githubusercontent.com/BBillot/SynthSeg/66342c1f05e520f3729a6d7ca1042eb7f01b6266/data/training_label_maps/"
 SYNTHSEG_SHA256 = {
     "training_seg_01.nii.gz": "edbf1229a0552f8ce37438d02f59e810583b71b0a1b4d31dc38e5e2b2517acb1",

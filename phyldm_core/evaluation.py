@@ -20,6 +20,7 @@ from torch import Tensor
 from . import metrics
 from .cohort import MODALITIES, Slices, Truth
 from .physics import REFERENCE, UNSEEN, Protocol, TissueMaps, render, signed_signal
+from .protocols import effective_protocol
 from .tissue import REPORTED
 from .training import solve_gain
 
@@ -53,22 +54,115 @@ def map_errors(maps: TissueMaps, truth: Truth, slices: Slices, inputs: str = ALL
     -------
         Metrics "median_absolute_error" and "bias", fractions of the truth.
     """
+    estimate = _checked(maps, truth)
+
+    def of_person(rows):
+        for quantity, name, e, t, where, _ in _pure_tissue(estimate, truth, rows):
+            for metric in (metrics.median_absolute_error, metrics.bias):
+                yield (metric.__name__, quantity, name), metric(e, t, where)
+
+    return _over_subjects(of_person, slices.subject, inputs)
+
+
+def map_calibration(
+    maps: TissueMaps, sd: TissueMaps, truth: Truth, slices: Slices, inputs: str = ALL_SCANS
+) -> pandas.DataFrame:
+    """How honest the SD of the maps is, in the voxels that :func:`map_errors` counts.
+
+    Returns
+    -------
+        Metrics "coverage_50" and "coverage_90" (share of true values inside these intervals), "sd" (its median, a
+        fraction of the estimate), and "limit_low", "limit_high" (:func:`metrics.agreement_limits`, which the SD should
+        tell). PD and its SD are relative to the person's CSF, as in :func:`map_errors`.
+    """
+    estimate, spread = _checked(maps, truth), sd.stack()
+
+    def of_person(rows):
+        for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, rows):
+            s = spread[rows, QUANTITIES.index(quantity)] / unit
+            for level in (0.5, 0.9):
+                key = (f"coverage_{100 * level:.0f}", quantity, name)
+                yield key, metrics.interval_coverage(e, s, t, level, where)
+            yield ("sd", quantity, name), float((s / e)[where].median())
+            for end, limit in zip(("low", "high"), metrics.agreement_limits(e, t, where), strict=True):
+                yield (f"limit_{end}", quantity, name), limit
+
+    return _over_subjects(of_person, slices.subject, inputs)
+
+
+def voxel_pairs(
+    maps: TissueMaps, sd: TissueMaps, truth: Truth, n: int, seed: int = 0, inputs: str = ALL_SCANS
+) -> pandas.DataFrame:
+    """At most ``n`` voxels of each tissue and quantity, to be drawn: quantity, tissue, inputs, estimate, truth, sd.
+
+    The maps are of one person; PD is relative to CSF as in :func:`map_errors`.
+    """
+    rng, estimate, spread, parts = np.random.default_rng(seed), _checked(maps, truth), sd.stack(), []
+    for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, slice(None)):
+        values = [v[where].numpy() for v in (e, t, spread[:, QUANTITIES.index(quantity)] / unit)]
+        some = rng.permutation(len(values[0]))[:n]
+        columns = dict(zip(("estimate", "truth", "sd"), (v[some] for v in values), strict=True))
+        parts.append(pandas.DataFrame({"quantity": quantity, "tissue": name, "inputs": inputs, **columns}))
+    return pandas.concat(parts, ignore_index=True)
+
+
+def _checked(maps: TissueMaps, truth: Truth) -> Tensor:
     estimate = maps.stack()
     if estimate.shape != truth.maps.shape:
         raise ValueError(f"maps {tuple(estimate.shape)} and truth {tuple(truth.maps.shape)} differ in shape")
+    return estimate
+
+
+def _pure_tissue(estimate: Tensor, truth: Truth, rows):
+    """Of one person: quantity, tissue, estimate and truth ``(z, y, x)``, where they count, unit of the estimate."""
+    tissues = {name: truth.tissue(name)[rows] for name in REPORTED}
+    for p, quantity in enumerate(QUANTITIES):
+        e, t, unit = estimate[rows, p], truth.maps[rows, p], 1.0
+        if quantity == "PD":
+            if not tissues["CSF"].any():
+                continue
+            unit = float(e[tissues["CSF"]].median())
+            e, t = e / unit, t / t[tissues["CSF"]].median()
+        for name, where in tissues.items():
+            if where.any():
+                yield quantity, name, e, t, where, unit
+
+
+def contrast_order(
+    maps: TissueMaps, truth: Truth, slices: Slices, inputs: str = ALL_SCANS, noise: float = 0.02
+) -> pandas.DataFrame:
+    """Whether contrasts rendered from the maps show WM, GM and CSF as those of the true maps do.
+
+    The paper's reference T1w, T2w (contrast-equivalent TE) and FLAIR, each in its own scale.
+
+    Parameters
+    ----------
+    noise
+        SD of the noise that contrast is compared with, a fraction of an image's peak.
+
+    Returns
+    -------
+        Metrics "cnr" and "cnr_truth" per pair of tissues (in ``quantity``) and contrast (in ``tissue``), from medians
+        of pure voxels; "same_order" per contrast: the share of people whose three tissues come in the true order.
+    """
+    pairs = {
+        name: (render(maps, p), render(TissueMaps.from_stack(truth.maps), p))
+        for name, p in ((name, effective_protocol(p)) for name, p in REFERENCE.items())
+    }
 
     def of_person(rows):
-        tissues = {name: truth.tissue(name)[rows] for name in REPORTED}
-        for p, quantity in enumerate(QUANTITIES):
-            e, t = estimate[rows, p], truth.maps[rows, p]
-            if quantity == "PD":
-                if not tissues["CSF"].any():
-                    continue
-                e, t = (values / values[tissues["CSF"]].median() for values in (e, t))
-            for name, where in tissues.items():
-                if where.any():
-                    for metric in (metrics.median_absolute_error, metrics.bias):
-                        yield (metric.__name__, quantity, name), metric(e, t, where)
+        where = {name: truth.tissue(name)[rows] for name in REPORTED}
+        if not all(there.any() for there in where.values()):
+            return
+        brain = truth.brain[rows]
+        for contrast, images in pairs.items():
+            order = []
+            for metric, image in zip(("cnr", "cnr_truth"), (image[rows] for image in images), strict=True):
+                signal = {name: float(image[there].median()) for name, there in where.items()}
+                order.append(sorted(signal, key=signal.get))
+                for (one, other), value in metrics.cnr(signal, noise * metrics.peak_of(image, brain)).items():
+                    yield (metric, f"{one}-{other}", contrast), value
+            yield ("same_order", "", contrast), float(order[0] == order[1])
 
     return _over_subjects(of_person, slices.subject, inputs)
 
@@ -132,6 +226,7 @@ def unseen_errors(
     protocols: Sequence[Protocol] = UNSEEN,
     common_scale: bool = True,
     inputs: str = ALL_SCANS,
+    judges: Sequence[Callable] = (metrics.psnr, metrics.ssim),
 ) -> pandas.DataFrame:
     """Contrasts nobody acquired, rendered from the inferred maps and compared with those of the true maps.
 
@@ -142,11 +237,14 @@ def unseen_errors(
     common_scale
         Whether the maps were inferred from scans on a common scale. If not, the scale of PD is the
         model's own, and one gain per image is solved first.
+    judges
+        Functions of :mod:`metrics` that take estimate, truth and mask.
 
     Returns
     -------
-        Metrics "psnr" (dB, peak: 99.5th percentile of the true image in the brain) and "ssim", both inside the
-        brain; the setting is in ``quantity``, and a last column ``leaves_signal`` (:func:`metrics.leaves_signal`).
+        Metrics "psnr" (dB, peak: 99.5th percentile of the true image in the brain) and "ssim", or what the judges are
+        called, inside the brain; the setting is in ``quantity``, and a last column ``leaves_signal``
+        (:func:`metrics.leaves_signal`).
         Two rows called :data:`MEAN_OF_SIGNAL` are of each person's mean over the settings that leave signal.
     """
     brain, true_maps = truth.brain, TissueMaps.from_stack(truth.maps)
@@ -154,13 +252,13 @@ def unseen_errors(
     lit = {str(p): metrics.leaves_signal(p) for p in protocols}
 
     def of_person(rows):
-        found = {"psnr": [], "ssim": []}
+        found = {metric.__name__: [] for metric in judges}
         for setting, images in pairs.items():
             estimate, true = (image[rows] for image in images)
             if not common_scale:
                 flat = [(image * brain[rows]).flatten(0, 1)[None, None] for image in (estimate, true)]
                 estimate = estimate * solve_gain(*flat)
-            for metric in (metrics.psnr, metrics.ssim):
+            for metric in judges:
                 value = metric(estimate, true, brain[rows])
                 yield (metric.__name__, setting, "brain"), value
                 if lit[setting]:
@@ -198,7 +296,7 @@ def segmented_values(maps: TissueMaps) -> dict[tuple[str, str], NDArray]:
 
     Slice by slice, because a generated slice stands alone. A slice without a brain gives nothing.
     """
-    return metrics.tissue_values(maps.stack().numpy(), _segment(maps))
+    return metrics.tissue_values(maps.stack().numpy(), segment_slices(maps))
 
 
 def sample_histograms(
@@ -224,7 +322,7 @@ def sample_histograms(
     """
     generated, n_samples = segmented_values(sample_maps), len(sample_maps.pd)
     true_maps = TissueMaps.from_stack(truth.maps)
-    labels = _segment(true_maps)
+    labels = segment_slices(true_maps)
     people = [rows.numpy() for rows in _people(slices.subject)]
     stack = truth.maps.numpy()
     true_values = metrics.tissue_values(stack, labels)
@@ -250,7 +348,8 @@ def sample_histograms(
     return metrics.long_form(rows)
 
 
-def _segment(maps: TissueMaps) -> NDArray[np.uint8]:
+def segment_slices(maps: TissueMaps) -> NDArray[np.uint8]:
+    """``(n, y, x)``: CSF, GM, WM = 1, 2, 3 by :func:`metrics.segment_tissue`, slice by slice, 0 without a brain."""
     t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), brain_of(maps).numpy()
     labels = np.zeros(brain.shape, np.uint8)
     for i in np.flatnonzero(brain.any((1, 2))):

@@ -18,6 +18,7 @@ import torch
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from .calibration import honest_sd
 from .cohort import Slices
 from .errors import BadInput
 from .inference import infer, posterior_sd
@@ -42,7 +43,7 @@ class Fit:
     ----------
     mean, sd
         Each map ``(x, y, z)`` float32: PD (water = 1), T1 (s), T2 (s), decoded from the posterior's mean, and the SD of
-        decoded posterior samples. 0 outside ``brain``.
+        decoded posterior samples with what they miss (:func:`calibration.honest_sd`). 0 outside ``brain``.
     brain
         ``(x, y, z)`` bool, where maps were inferred: the brain, or the head for weights trained on heads.
     affine
@@ -184,6 +185,7 @@ def fit_session(prepared: Prepared, weights: Weights, *, n_samples: int = 8, see
     slices, window = session_slices(prepared, weights, vae.downsampling)
     posterior, mean = infer(vae, slices, common_scale=False)
     sd = posterior_sd(vae, posterior, n_samples, torch.Generator().manual_seed(seed))
+    sd = honest_sd(sd, mean, slices, False, weights.calibration)
     brain = np.zeros_like(prepared.brain)
     brain[:, :, list(window.k)] = prepared.brain[:, :, list(window.k)]
     mean, sd = (

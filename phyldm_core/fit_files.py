@@ -219,12 +219,14 @@ def _fit_one(
     else:
         provenance["Resolution"] = f"{weights.voxel_mm:g} mm isotropic, the grid of the weights"
     low, high = fit.trained_heights
+    calibrated = weights.calibration is not None
+    true_of = "covers errors as large as on simulated people" if calibrated else "is the model's own, not its error"
     provenance |= {
         "BrainMask": prepared.mask_from,
         "TrainedHeights": [round(low, 2), round(high, 2)],
         "ExtrapolatedFraction": round(fit.extrapolated, 4),
         "Limitation": f"Weights were trained on slices between {low:.0f} and {high:.0f} mm (RAS) only; "
-        f"the {fit.extrapolated:.0%} of the voxels beyond are extrapolated. The SD is the model's own, not its error.",
+        f"the {fit.extrapolated:.0%} of the voxels beyond are extrapolated. The SD {true_of}.",
     }
     part = anat / PARTIAL
     shutil.rmtree(part, ignore_errors=True)
@@ -232,7 +234,8 @@ def _fit_one(
         stripped = not weights.head
         meaning = {"Description": "decoded from the mean of the latent posterior"}
         write_maps(part / f"{session.name}{grid}", fit.mean, fit.affine, stripped, **meaning, **provenance)
-        meaning = {"Description": f"standard deviation over {options.n_samples} decoded posterior samples"}
+        missed = ", with what they missed on simulated people" if calibrated else ""
+        meaning = {"Description": f"standard deviation over {options.n_samples} decoded posterior samples{missed}"}
         write_maps(part / f"{session.name}{grid}_desc-sd", fit.sd, fit.affine, stripped, **meaning, **provenance)
         meaning = {"Type": "Brain", "Description": "where maps were inferred"}
         mask = fit.brain.astype(np.uint8)
@@ -272,7 +275,8 @@ def _provenance(scans: list[Scan], weights: Weights, options: FitOptions) -> dic
         inputs.append(said | {"ProtocolUsed": times, "Notes": list(scan.notes)})
     made = {
         "InputScans": inputs,
-        "Weights": {"SHA256": weights.identity, "Profile": weights.config["profile"], "VoxelSize": weights.voxel_mm},
+        "Weights": {"SHA256": weights.identity, "Profile": weights.config["profile"], "VoxelSize": weights.voxel_mm,
+                    "SDCalibrated": weights.calibration is not None},
         "Options": {"Grid": options.grid, "PosteriorSamples": options.n_samples, "Seed": options.seed,
                     "Mask": {"File": options.mask.name, "SHA256": sha256(options.mask)} if options.mask else None},
         "Versions": {"phyldm_core": __version__, "torch": torch.__version__.partition("+")[0],

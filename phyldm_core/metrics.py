@@ -61,6 +61,27 @@ def bias(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -
     return float(np.median(_relative(estimate, truth, mask)))
 
 
+def agreement_limits(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -> tuple[float, float]:
+    """Bland and Altman's 95 % limits: 2.5th and 97.5th percentile of the difference over the mean of both."""
+    e, t = _inside(estimate, truth, mask)
+    low, high = np.percentile(2 * (e - t) / (e + t), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def interval_coverage(
+    estimate: ArrayLike, sd: ArrayLike, truth: ArrayLike, level: float, mask: ArrayLike | None = None
+) -> float:
+    """Share of the mask whose truth lies in the central Gaussian interval of ``level`` about the estimate.
+
+    An honest SD gives ``level``; less is overconfidence, more is excess of caution.
+    """
+    e, t = _inside(estimate, truth, mask)
+    spread, _ = _inside(sd, truth, mask)
+    if (spread < 0).any():
+        raise ValueError("an SD below 0 inside the mask")
+    return float(np.mean(np.abs(e - t) <= stats.norm.ppf((1 + level) / 2) * spread))
+
+
 def mae(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -> float:
     """Mean of |estimate − truth| over the mask, in the unit of the truth."""
     e, t = _inside(estimate, truth, mask)

@@ -11,14 +11,17 @@ import base64
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import pandas
 
+from .bids import write_atomically
 from .cohort import MODALITIES
 from .errors import BadInput
 
@@ -83,16 +86,7 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {topic(path)}' for path in theirs]
     contents += ['<li><a href="#table1">Table 1</a> how well scans are explained'] if table1 else []
     contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {topic(p)}' for p in paths if p not in theirs]
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Physics-informed latent diffusion: a run</title>
-<style>{STYLE}</style>
-<main>
-<h1>Physics-informed latent diffusion: a run</h1>
-<p class="quiet">{escape(settings(records))}</p>
-<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
+    body = f"""<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
 <h2 id="paper">Figures and table of the paper</h2>
 {f'<p class="quiet">Not made in this run: {", ".join(missing)}.</p>' if missing else ""}
 {"".join(shown[path] for path in theirs)}{"".join(table1)}
@@ -103,16 +97,28 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
 <h2 id="notebooks">Notebooks</h2>
 <div class="table"><table><thead><tr><th scope="col">notebook<th scope="col">time</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>
-<h2 id="versions">Versions</h2>
+"""
+    return write_page(run_dir / "report.html", "Physics-informed latent diffusion: a run", settings(records), body)
+
+
+def write_page(path: Path, title: str, subtitle: str, body: str) -> Path:
+    """Write a page of its own, whole or not at all; ``title`` and ``subtitle`` are plain text, ``body`` is HTML."""
+    page = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+<main>
+<h1>{escape(title)}</h1>
+<p class="quiet">{escape(subtitle)}</p>
+{body}<h2 id="versions">Versions</h2>
 <p class="quiet">Python {platform.python_version()}, {", ".join(f"{name} {version(name)}" for name in VERSIONS)}</p>
 </main>
 </html>
 """
-    report = run_dir / "report.html"
-    unfinished = run_dir / "report.partial.html"
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, report)
-    return report
+    write_atomically(path, page.encode())
+    return path
 
 
 def number(path: Path) -> int:
@@ -124,7 +130,7 @@ def topic(path: Path) -> str:
     return escape(path.stem[6:].replace("_", " "))
 
 
-def figure(path: Path, began: float, makers: dict[Path, str]) -> str:
+def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingProxyType({})) -> str:
     """A PNG, embedded, with its caption and the notebook that made it.
 
     ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
@@ -175,12 +181,16 @@ def table(path: Path) -> str:
     caption = sidecar(path).get("caption", path.stem.replace("_", " "))
     if len(frame) > LONGEST_TABLE:
         caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
-    html = frame.head(LONGEST_TABLE).to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format)
-    return framed(html, escape(caption))
+    return frame_table(frame.head(LONGEST_TABLE), caption)
+
+
+def frame_table(frame: pandas.DataFrame, caption: str) -> str:
+    """A frame as a table, four digits a number; cells and caption are plain text."""
+    return framed(frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format), escape(caption))
 
 
 def framed(html: str, caption: str) -> str:
-    """A table with a caption, which scrolls where it is wider than the page."""
+    """A table with a caption, which scrolls where it is wider than the page; both are HTML."""
     html = html.replace("<th>", '<th scope="col">').replace("<thead>", f"<caption>{caption}</caption><thead>", 1)
     return f'<div class="table">{html}</div>\n'
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from . import cohort, metrics
 from .bids import replace_folder, to_json, write_atomically
+from .calibration import write_calibration
 from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
@@ -103,6 +104,9 @@ class Run:
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
         yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
         objective.vae.save_pretrained(work)
+        if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
+            heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
+            write_calibration(objective.vae.eval(), self.recipe, heads, work)
         replace_folder(work, folder)
 
     def vae(self) -> PoEVAE:

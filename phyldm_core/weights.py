@@ -92,11 +92,28 @@ class Weights:
         return "pipeline/model_index.json" in self.config["files"]
 
     @cached_property
+    def training(self) -> dict:
+        """How they were made: ``vae`` (its ``cohort``, loss and schedule), maybe ``pipeline``, and ``heads`` by split.
+
+        Heads are names of label maps, "mni152" for the template; there are none where real people were scanned.
+        """
+        if (self.folder / "training.json").exists():
+            return _read_json(self.folder / "training.json")
+        return _settings(self.folder)
+
+    @cached_property
     def identity(self) -> str:
         """SHA-256 over the hashes of all tensors: equal weights, equal name, exported or not."""
         networks = {k: v for k, v in self.config["files"].items() if k.startswith(("vae/", "pipeline/"))}
         tensors = sorted((name, sha) for name, sha in networks.items() if name.endswith(".safetensors"))
         return hashlib.sha256(json.dumps(tensors).encode()).hexdigest()
+
+    @cached_property
+    def calibration(self) -> dict | None:
+        """What samples of the posterior miss (:mod:`calibration`); None where it was not measured."""
+        from .calibration import read_calibration
+
+        return read_calibration(self.folder / "vae")
 
     def vae(self):
         """The :class:`vae.PoEVAE`, ready for inference."""
@@ -215,7 +232,7 @@ def _without_origin(path: Path) -> bytes:
 
 
 def _settings(run: Path) -> dict:
-    """What a run's parts were made with: ``{"vae": …}`` and, if there is a pipeline, ``{"pipeline": …}``."""
+    """What a run's parts were made with: "vae", "pipeline" if there is one, and the "heads" of each split."""
     settings = {"vae": _read_json(run / "vae" / "made_with.json")}
     if (run / "pipeline" / "made_with.json").exists():
         settings["pipeline"] = _read_json(run / "pipeline" / "made_with.json")
@@ -225,7 +242,21 @@ def _settings(run: Path) -> dict:
     if cohort.get("anatomies"):  # which folder it was is nobody's business, that it was one is
         text = json.dumps(settings).replace(json.dumps(cohort["anatomies"]), json.dumps(Path(cohort["anatomies"]).name))
         settings = json.loads(text)
-    return settings
+    return settings | {"heads": _heads(run, cohort)}
+
+
+def _heads(run: Path, recipe: dict) -> dict[str, list[str]]:
+    """Split → heads its people were made from, as the run's cohort lists them; empty where nobody can tell."""
+    from .cohort import SPLITS, participants, read_recipe
+
+    if "data" in recipe:  # real people
+        return {}
+    if not recipe.get("anatomies"):
+        return {split: ["mni152"] for split in SPLITS}
+    if read_recipe(run / "cohort") != recipe:
+        return {}
+    people = participants(run / "cohort")
+    return {split: list(dict.fromkeys(people.anatomy[people.split == split])) for split in SPLITS}
 
 
 def _config_of_run(run: Path) -> dict:

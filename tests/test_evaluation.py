@@ -102,6 +102,50 @@ def test_maps_of_another_cohort_are_refused(people):
         evaluation.map_errors(maps_of(Truth(truth.maps[:2], truth.fractions[:2]), 1, 1, 1), truth, slices)
 
 
+def test_an_sd_is_honest_where_its_intervals_hold_the_truth(people):
+    slices, truth = people
+    noise = torch.randn(truth.maps.shape, generator=torch.Generator().manual_seed(1))
+    maps = TissueMaps.from_stack(truth.maps * (1 + 0.05 * noise))
+    honest = evaluation.map_calibration(maps, maps_of(truth, 0.05, 0.05, 0.05), truth, slices)
+    assert rows(honest, metric="coverage_90").value.tolist() == pytest.approx([0.9] * 9, abs=0.06)
+    assert rows(honest, metric="coverage_50").value.tolist() == pytest.approx([0.5] * 9, abs=0.08)
+    assert rows(honest, metric="sd", quantity="T1").value.tolist() == pytest.approx([0.05] * 3, rel=0.1)
+    assert rows(honest, metric="limit_high", quantity="T2").value.tolist() == pytest.approx([0.098] * 3, rel=0.25)
+    sure = evaluation.map_calibration(maps, maps_of(truth, 0.005, 0.005, 0.005), truth, slices)
+    assert rows(sure, metric="coverage_90").value.max() < 0.3
+
+
+def test_an_sd_of_pd_follows_its_scale(people):
+    slices, truth = people
+    same = [evaluation.map_calibration(maps_of(truth, f, 1.1, 1.1), maps_of(truth, 0.03 * f, 0.1, 0.1), truth, slices)
+            for f in (1.0, 40.0)]  # fmt: skip
+    np.testing.assert_allclose(same[0].value, same[1].value, rtol=1e-3, atol=1e-6)
+
+
+def test_voxels_to_draw_are_true_pairs(people):
+    _, truth = people
+    one = Truth(truth.maps[:2], truth.fractions[:2])
+    table = evaluation.voxel_pairs(maps_of(one, 1, 1.2, 1), maps_of(one, 0.1, 0.1, 0.1), one, 50)
+    assert set(table.groupby(["quantity", "tissue"]).size()) == {50}
+    t1 = table[table.quantity == "T1"]
+    np.testing.assert_allclose(t1.estimate / t1.truth, 1.2, rtol=1e-4)
+    np.testing.assert_allclose(t1.sd / t1.truth, 0.1, rtol=1e-4)
+
+
+def test_tissues_keep_their_order_until_their_t1_is_exchanged(people):
+    slices, truth = people
+    right = evaluation.contrast_order(maps_of(truth, 3, 1, 1), truth, slices)  # whatever the scale of PD
+    assert set(rows(right, metric="same_order").value) == {1}
+    for contrast in ("T1w", "T2w", "FLAIR"):
+        both = [rows(right, metric=m, tissue=contrast).value for m in ("cnr", "cnr_truth")]
+        np.testing.assert_allclose(*both, rtol=1e-4)
+    swapped = truth.maps.clone()
+    for mine, other in ((WM, GM), (GM, WM)):
+        swapped[:, 1][truth.tissue(("WM", "GM", "CSF")[mine])] = TABLE[other, 1]
+    wrong = evaluation.contrast_order(TissueMaps.from_stack(swapped), truth, slices)
+    assert rows(wrong, metric="same_order", tissue="T1w").value.item() == 0
+
+
 # --- scans --------------------------------------------------------------------------------------
 
 

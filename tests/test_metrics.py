@@ -218,3 +218,25 @@ def test_a_table_refuses_unknown_columns_and_unwritable_places(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput):
         metrics.write_table(metrics.long_form([{"metric": "psnr", "value": 3}]), tmp_path / "file" / "numbers.csv")
+
+
+# --- intervals --------------------------------------------------------------------------------------
+
+
+def test_a_well_specified_gaussian_is_covered_as_often_as_its_level_says():
+    rng = np.random.default_rng(0)
+    truth, sd = rng.uniform(1, 2, 200_000), rng.uniform(0.1, 0.3, 200_000)
+    estimate = truth + sd * rng.standard_normal(truth.size)
+    for level in (0.5, 0.9):
+        assert metrics.interval_coverage(estimate, sd, truth, level) == pytest.approx(level, abs=0.005)
+        assert metrics.interval_coverage(estimate, sd / 3, truth, level) < level - 0.2
+    assert metrics.interval_coverage(estimate, 0 * sd, truth, 0.9) == 0
+    with pytest.raises(ValueError, match="below 0"):
+        metrics.interval_coverage(estimate, -sd, truth, 0.9)
+
+
+def test_limits_of_agreement_hold_95_per_cent_of_the_differences():
+    truth = np.full(100_000, 2.0)
+    estimate = truth * np.exp(0.05 * np.random.default_rng(0).standard_normal(truth.size))
+    assert metrics.agreement_limits(estimate, truth) == pytest.approx((-0.098, 0.098), abs=0.002)
+    assert metrics.agreement_limits(truth, truth) == (0, 0)

@@ -129,8 +129,9 @@ for row in both.itertuples():
 # is nearly invisible in these scans, so that noise of one per cent becomes errors of ten. The line between PD and T1
 # closes that gap, whoever uses it, and much of what looks like the network's skill is the prior's. Where the fit
 # with priors is better on a common scale, the network's own smoothing and its short training cost more than its
-# neighbours give. A gain per scan turns the comparison: a voxel cannot tell gain from PD, and a literature mean
-# stands in for what the network reads off the whole image.
+# neighbours give. Then compare filled and open dots: a voxel cannot tell gain from PD, so that without a common scale
+# the fit stands on the literature's mean, and the network on what it reads off the whole image. The paper's choices
+# last: a fit that takes the nominal TE for the true one has no T2 to report.
 #
 # ## Which scans are needed?
 # **Predict:** from a T1w alone, which of T1, T2 and PD can be known, and where does the rest come from?
@@ -161,7 +162,9 @@ benchmark_report.by_inputs(table, "coverage_90")
 # %% [markdown]
 # **Figure 83.** The latent posterior knows the noise of the scans averaged over a neighbourhood. It does not know
 # the receive field, the directions the scans cannot see, nor what training has not learned; these errors all samples
-# share. Do not read the network's SD as an error bar.
+# share. So what samples miss is measured after training, on simulated people of the validation heads, and added
+# (`calibration.honest_sd`); the middle panel is the SD without it. It is honest for people like the simulated ones,
+# and for heads unlike those of validation only as far as the left panel shows.
 #
 # ## Bias and limits
 # Bland and Altman's plots show what a median hides: whether an error grows with the value.
@@ -203,7 +206,8 @@ drawn = benchmark_report.drawn(table) if weights.has_pipeline else pandas.DataFr
 drawn
 
 # %% [markdown]
-# **Figure 87.** Values first, looks second: tissue has nearly the right T1 while cortex is softer than true cortex.
+# **Figure 87.** Read values (T1, T2, PD), shares of tissue, and looks (Fréchet) apart: a row at the bar is as near
+# to true people as they are to each other, and blue left of the dots is what more training could still gain.
 # *memorised* is the share of drawn slices nearer to a training slice (or its mirror image) than any slice of a true
 # person whom nobody trained on; mirrored and noisy copies planted in a test are all found.
 
@@ -215,7 +219,7 @@ run.write_metrics("evaluation", table);
 # - Errors, bias and limits of agreement for every subset of scans, with intervals over people
 #   (`metrics/evaluation.csv`).
 # - A fit without a network, given the same priors, is a strong rival on a common scale; the table says where it wins.
-# - The posterior's SD is no error bar (Figure 83).
+# - The spread of posterior samples is no error bar; what it misses can be measured and added (Figure 83).
 # - Drawn brains are judged against what true brains differ by, and against copies.
 #
 # ## Exercises
@@ -230,8 +234,10 @@ run.write_metrics("evaluation", table);
 # of = rows[(rows.method == f"{PRIORS}, nominal TE") & (rows.quantity == "T2") & (rows.metric == "bias")]
 # of[["tissue", "value", "low", "high"]]
 # ```
-# Up. Signal falls as $e^{-TE/T_2}$, so that a TE taken for 1/0.22 of the effective one asks for a T2 as much longer:
-# white matter would have 0.3 s. The bias is the physics', and no training mends it.
+# Up, and by more than the naive factor. Signal falls as $e^{-TE/T_2}$, so that the T2w, whose TE is taken for 1/0.22
+# of the effective one, asks for a T2 4.5 times as long. FLAIR and its own TE ask for the old one. No T2 serves both,
+# and the fit gives up T1 and PD to mediate. The network, told the nominal TE, errs less: it never saw such a TE and
+# guesses.
 # </details>
 #
 # <details><summary>Solution 2</summary>

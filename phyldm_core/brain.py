@@ -20,7 +20,7 @@ MM = 2.0  # voxels that the border is sought on: half of them is a finer answer 
 SURE_MM = 6.0  # so deep in the template's mask there is brain …
 REACH_MM = 12.0  # … and so far outside it there is none: atrophy and odd skulls are as much as a centimetre off
 SCALP_MM = 4.0  # of the head's outermost layer are never brain
-FAT = 1.5  # of the brain's 95th percentile: brighter is no brain
+FAT = 1.5  # of the brain's 95th percentile in a T1w: brighter is no brain (in a T2w CSF is)
 DARK = 0.1  # of it, on average over the scans: bone and air
 BONE_MM = 4.0  # of dark rim that may be taken off; in a T1w alone it is CSF as often, which costs that image nothing
 THIN_MM = 3.0  # nerves and vessels of up to twice this are cut off
@@ -49,7 +49,7 @@ def find_brain(scans: list[Scan], head: np.ndarray, grid: Grid) -> np.ndarray:
         matrix = np.linalg.inv(affine) @ work.affine
         return ndimage.affine_transform(volume.astype(np.float32), matrix, output_shape=work.shape, order=1) >= 0.5
 
-    images = [resample(scan, work) for scan in scans]
+    images = {scan.suffix: resample(scan, work) for scan in scans}
     brain = _within(images, on_work(template, laid.affine), on_work(head, grid.affine))
     if not brain.any():
         raise BadInput(f"{scans[0].path}: no brain found where the MNI152 template has one: give a brain mask")
@@ -57,17 +57,18 @@ def find_brain(scans: list[Scan], head: np.ndarray, grid: Grid) -> np.ndarray:
     return ndimage.affine_transform(brain.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5
 
 
-def _within(images: list[np.ndarray], template: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """The brain in images of :data:`MM`, all arrays ``(x, y, z)``."""
+def _within(images: dict[str, np.ndarray], template: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """The brain in images of :data:`MM` by contrast, all arrays ``(x, y, z)``."""
     sure = erode(template, SURE_MM)
     if not sure.any():
         return sure
     outside = ~dilate(template, REACH_MM) | ~erode(head, SCALP_MM)
     bright = []
-    for image in images:
+    for suffix, image in images.items():
         smooth = ndimage.gaussian_filter(image, 0.4)
         relative = smooth / np.percentile(smooth[sure], 95)
-        outside |= relative > FAT
+        if suffix == "T1w":
+            outside |= relative > FAT
         bright.append(np.clip(relative, 0, 1))
     bright = np.mean(bright, 0)
     brain = watershed(-bright, sure + 2 * (outside & ~sure)) == 1

@@ -98,7 +98,7 @@ def prepare(scans: list[Scan], weights: Weights, mask: str | Path | np.ndarray |
     ----------
     mask
         As :func:`preprocess.prepare_session` takes it. None: weights trained on brains without skull get the brain
-        of the registered template (or what a stripped scan shows), weights trained on heads the head.
+        that :mod:`brain` finds (or what a stripped scan shows), weights trained on heads the head.
     """
     if mask is None and not weights.head:
         mask = TEMPLATE

@@ -226,7 +226,7 @@ outline(fig)
 caption = f"""Contrasts of {who} that were not acquired, rendered from the maps (n = 1 slice, each in its own window):
 {"; ".join(str(p) for _, p in wanted.values())}. No truth exists for these."""
 publish(fig, "fig42_own_contrasts", caption, "Four rendered contrasts of one slice, lesions outlined.")
-for title, path in new.items():
+for path in new.values():
     back = scans.read_scan(path)
     print(f"{path.name} reads back as {back.protocol}")
 

@@ -38,7 +38,7 @@ from .preprocess import TEMPLATE, Prepared, prepare_session
 from .protocols import SEQUENCE_OF, family_ti
 from .scans import Scan, read_scan, read_session, read_volume, write_image
 
-METHOD = 1  # raised when the same inputs would be prepared differently
+METHOD = 2  # raised when the same inputs would be prepared differently
 OASIS3_LABEL = "OAS3"
 """Subjects of OASIS-3 are OAS30001 …; only for them is a missing TI taken from the archive's other scans."""
 

@@ -37,6 +37,7 @@ from .weights import Weights, sha256
 MAKER = "phyldm_core fit"
 GRIDS = ("native", "model")
 PARTIAL = ".phyldm-fit.part"
+METHOD = 2  # raised when equal inputs would give other maps
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ def _provenance(scans: list[Scan], weights: Weights, options: FitOptions) -> dic
         "InputScans": inputs,
         "Weights": {"SHA256": weights.identity, "Profile": weights.config["profile"], "VoxelSize": weights.voxel_mm,
                     "SDCalibrated": weights.calibration is not None},
+        "Method": METHOD,
         "Options": {"Grid": options.grid, "PosteriorSamples": options.n_samples, "Seed": options.seed,
                     "Mask": {"File": options.mask.name, "SHA256": sha256(options.mask)} if options.mask else None},
         "Versions": {"phyldm_core": __version__, "torch": torch.__version__.partition("+")[0],

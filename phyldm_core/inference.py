@@ -12,10 +12,16 @@ INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faste
 
 
 @torch.no_grad()
-def encode(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None) -> Posterior:
+def encode(
+    vae: PoEVAE,
+    slices: Slices,
+    common_scale: bool = True,
+    shown: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> Posterior:
     """The posterior ``(n, c, y, x)`` of every slice; arguments as :func:`infer`."""
     shown = slices.observed if shown is None else shown & slices.observed
-    scale = brightness(slices.images, slices.observed, slices.subject)
+    scale = brightness(slices.images, slices.observed, slices.subject) if scale is None else scale
     parts = []
     for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
         inputs, level = slices.images[rows] / scale[rows][..., None, None], scale[rows] / TYPICAL_SIGNAL
@@ -26,7 +32,13 @@ def encode(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.
 
 
 @torch.no_grad()
-def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None):
+def infer(
+    vae: PoEVAE,
+    slices: Slices,
+    common_scale: bool = True,
+    shown: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+):
     """Posterior and tissue maps of every slice.
 
     Parameters
@@ -35,6 +47,8 @@ def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.T
         Whether ``slices.images`` share the scale of PD (see :func:`cohort.load_scans`).
     shown
         ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
+    scale
+        ``(n, m)``, what each scan is divided by; None: :func:`vae.brightness` over these very slices.
 
     Returns
     -------
@@ -43,7 +57,7 @@ def infer(vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: torch.T
     TissueMaps
         ``(n, y, x)``, decoded from the posterior mean.
     """
-    posterior = encode(vae, slices, common_scale, shown)
+    posterior = encode(vae, slices, common_scale, shown, scale)
     maps = torch.cat([vae.decode(part).stack() for part in posterior.mean.split(INFERENCE_BATCH)])
     return posterior, TissueMaps.from_stack(maps)
 

@@ -13,8 +13,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from .brain import find_brain
 from .errors import BadInput
-from .registration import register, template_brain, world_grid
+from .registration import register, world_grid
 from .scans import CONTRASTS, Grid, Scan, read_volume, resample
 
 LOW_SIGNAL = 0.1  # of the way from the 2nd to the 98th percentile: what is brighter is head (as BET starts)
@@ -23,7 +24,7 @@ STRIPPED_ZERO = 0.3  # a stripped scan has at least this fraction of exact zeros
 STRIPPED_LITRES = 2.1  # … and no more than this of anything else: a brain has 0.9 to 1.8 l, a head 3 l or more
 STRIPPED_SECTION = 212.0  # cm²: and none of its axial sections is wider: 15 brains have 154 to 201, heads 223 to 267
 TEMPLATE = "template"
-"""Instead of a mask: register the MNI152 template and take its brain mask."""
+"""Instead of a mask: lay the MNI152 template over the head and find the brain about there (:mod:`brain`)."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def prepare_session(
     grid = world_grid(reference, voxel_mm)
     stripped = [scan for scan in aligned if is_skull_stripped(scan)]
     on_grid = [replace(scan, image=resample(scan, grid), affine=grid.affine) for scan in aligned]
-    brain, mask_from = _brain(reference, grid, stripped, on_grid, mask)
+    brain, mask_from = _brain(aligned, grid, stripped, on_grid, mask)
     prepared, scales = [], {}
     for scan in on_grid:
         scales[scan.suffix] = scale = intensity_scale(scan, brain)
@@ -181,7 +182,10 @@ def intensity_scale(scan: Scan, inside: np.ndarray) -> float:
 # --- where the brain is ---------------------------------------------------------------------------
 
 
-def _brain(reference: Scan, grid: Grid, stripped: list[Scan], on_grid: list[Scan], mask) -> tuple[np.ndarray, str]:
+def _brain(
+    aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[Scan], mask
+) -> tuple[np.ndarray, str]:
+    reference = aligned[0]
     if mask is None and stripped:
         left = [_resample_mask(scan, scan.image != 0, grid) for scan in stripped]
         return ndimage.binary_fill_holes(np.logical_and.reduce(left)), "skull-stripped scan"
@@ -189,8 +193,8 @@ def _brain(reference: Scan, grid: Grid, stripped: list[Scan], on_grid: list[Scan
         return head_mask(on_grid), "head"
     if isinstance(mask, str) and mask == TEMPLATE:
         if stripped:  # what is left is better than any template
-            return _brain(reference, grid, stripped, on_grid, None)
-        return _resample_mask(*template_brain(reference), grid), "template"
+            return _brain(aligned, grid, stripped, on_grid, None)
+        return find_brain(aligned, head_mask(on_grid), grid), "template"
     if isinstance(mask, np.ndarray):
         if mask.shape != reference.image.shape:
             raise BadInput(f"a brain mask of shape {mask.shape} for a {reference.suffix} of {reference.image.shape}")

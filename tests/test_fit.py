@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from phyldm_core import fit_files, scans
 from phyldm_core.cli import app
 from phyldm_core.errors import BadInput
-from phyldm_core.fit import Window, fit_session, native_grid, on_grid, prepare, session_slices
+from phyldm_core.fit import Window, fit_session, native_grid, on_grid, prepare, session_slices, volume_brightness
 from phyldm_core.fit_files import find_scans, parse_protocol
 from phyldm_core.inference import infer
 from phyldm_core.maps import read_maps, render_volume
@@ -183,7 +183,7 @@ def test_any_subset_of_scans_gives_maps(contrasts, weights, tmp_path):
 def test_the_volume_is_the_slices_inferred_one_by_one(weights, dataset):
     prepared, vae = prepare(scans.read_session(dataset), weights), weights.vae()
     slices, window = session_slices(prepared, weights, vae.downsampling)
-    t1 = infer(vae, slices, common_scale=False)[1].t1.numpy()
+    t1 = infer(vae, slices, common_scale=False, scale=volume_brightness(slices))[1].t1.numpy()
     fit = fit_session(prepared, weights, n_samples=2)
     k = window.k[len(window.k) // 2]
     expected = window.of_volume(fit.mean.t1)[len(window.k) // 2]

@@ -23,7 +23,8 @@
 # other two against a naive rival, and render contrasts nobody acquired. Whatever fails is shown as it comes out. *CPU,
 # 1 min.*
 #
-# [Contents](00_overview.ipynb) · before: [07 Is it tissue?](07_tissue_histograms.ipynb)
+# [Contents](00_overview.ipynb) · before: [07 Is it tissue?](07_tissue_histograms.ipynb) · next:
+# [09 Your own scans](09_your_own_scans.ipynb)
 #
 # The patient is from the open data of Lesjak et al. (2018): 3 T, scans co-registered at 1 mm, brain extracted, bias
 # corrected, lesions outlined by experts. `scans_dir` below can point to any folder with a T1w, T2w or FLAIR and their
@@ -47,10 +48,11 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import evaluation, figures, metrics, protocols, scans, tissue
+from phyldm_core import figures, metrics, protocols, scans, tissue
 from phyldm_core.cohort import MODALITIES, Slices
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
+from phyldm_core.leave_one_out import judge_scans
 from phyldm_core.physics import Protocol, Sequence, render
 from phyldm_core.runs import open_run
 from phyldm_core.widgets import CLINIC
@@ -209,37 +211,10 @@ if lesion.any():
 # **Predict:** which of the three scans will the model predict worst, and where will the rival win?
 
 # %%
-def from_the_others(slices, brain, m, common_scale=False):
-    """Scan ``m`` of one person, predicted by the model and by the rival: two ``(n, y, x)``."""
-    hidden = slices.observed.clone()
-    hidden[:, m] = False
-    tissue_maps = infer(vae, slices, common_scale, shown=hidden)[1]
-    model = evaluation.rescan(tissue_maps, slices, common_scale, brain)[:, m]
-    columns = [slices.images[:, k] for k in range(len(MODALITIES)) if hidden[0, k]] + [torch.ones_like(brain)]
-    known = torch.stack([c[brain].double() for c in columns], 1)
-    weights = torch.linalg.lstsq(known, slices.images[:, m][brain].double()[:, None]).solution[:, 0]
-    rival = sum(w * c for w, c in zip(weights, columns, strict=True)).float() * brain
-    return {"model": model, "rival": rival}
-
-
-def judged(slices, brain, whose):
-    """A row a scan, method and metric; and the predictions themselves."""
-    rows, predicted = [], {}
-    for m in present:
-        predicted[m] = from_the_others(slices, brain, m)
-        for kind, image in predicted[m].items():
-            for judge in (metrics.psnr, metrics.ssim, metrics.correlation):
-                value = judge(image, slices.images[:, m], brain)
-                rows.append({"metric": judge.__name__, "quantity": MODALITIES[m], "tissue": "brain",
-                             "inputs": f"{whose}, {kind}", "value": value})  # fmt: skip
-    return rows, predicted
-
-
-# %%
-rows, predicted = judged(slices, brain, who) if len(present) > 1 else ([], {})
+rows, predicted = judge_scans(vae, slices, brain, MODALITIES, who)
 for person in simulated.subject.unique()[:10]:
     theirs = simulated.subject == person
-    rows += judged(simulated[theirs], truth.brain[theirs], "simulated people")[0]
+    rows += judge_scans(vae, simulated[theirs], truth.brain[theirs], MODALITIES, "simulated people")[0]
 
 # %%
 keys = ["metric", "quantity", "inputs", "tissue"]

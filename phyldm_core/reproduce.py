@@ -30,6 +30,8 @@ logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is 
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "laptop", "paper")
+ON_REQUEST = 13
+"""From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
 
 
@@ -226,14 +228,16 @@ def find_notebooks(folder: Path) -> list[Path]:
 
 
 def choose(notebooks: list[Path], only: int | None, start: int | None) -> list[Path]:
-    """Those that ``--only`` or ``--from`` name."""
+    """Those that ``--only`` or ``--from`` name; without either, all below :data:`ON_REQUEST`."""
     if only is not None and start is not None:
         raise BadInput("--only and --from contradict each other: give one of them")
     numbers = {int(path.name[:2]): path for path in notebooks}
     asked = only if start is None else start
     if asked is not None and asked not in numbers:
         raise BadInput(f"no notebook {asked}: there are {', '.join(str(n) for n in numbers)}")
-    return [path for n, path in numbers.items() if (only is None or n == only) and (start is None or n >= start)]
+    if asked is None:
+        return [path for n, path in numbers.items() if n < ON_REQUEST]
+    return [path for n, path in numbers.items() if n == only or (start is not None and n >= start)]
 
 
 def check_parameters(notebook: Path, parameters: dict):

@@ -286,13 +286,14 @@ def test_anatomies_that_are_not_there(readable, name, complaint):
 
 
 def test_only_and_from_choose_by_number():
-    books = [Path(f"{n:02}_x.ipynb") for n in (0, 1, 2, 8)]
-    assert reproduce.choose(books, None, None) == books
+    books = [Path(f"{n:02}_x.ipynb") for n in (0, 1, 2, reproduce.ON_REQUEST)]
+    assert reproduce.choose(books, None, None) == books[:-1]  # the last is for those who ask
+    assert reproduce.choose(books, reproduce.ON_REQUEST, None) == books[-1:]
     assert reproduce.choose(books, 2, None) == [books[2]]
     assert reproduce.choose(books, 0, None) == [books[0]]
     assert reproduce.choose(books, None, 1) == books[1:]
     for only, start in ((5, None), (None, 5)):
-        with pytest.raises(BadInput, match="no notebook 5: there are 0, 1, 2, 8"):
+        with pytest.raises(BadInput, match=f"no notebook 5: there are 0, 1, 2, {reproduce.ON_REQUEST}"):
             reproduce.choose(books, only, start)
     with pytest.raises(BadInput, match="contradict"):
         reproduce.choose(books, 1, 2)

@@ -21,7 +21,7 @@
 #
 # **You will** examine the trained weights on new people, hold them against a physicist's fit with the same scans and
 # the same equations, catch an overconfident error bar, and judge drawn brains beside the distance that true brains
-# have from each other. *CPU, 10 min.*
+# have from each other. *CPU, 10 min; not part of the plain run: `phyldm reproduce --only 13`.*
 #
 # [Contents](00_overview.ipynb) · before: [07 Tissue histograms](07_tissue_histograms.ipynb)
 
@@ -61,7 +61,7 @@ weights = load_weights(run.folder)
 record = weights.training["heads"]
 seen = len(set(record.get("train", []))) == 1  # one head: there is no other to test on
 heads = held_out.choose_heads(weights, anatomies or None, seen)
-n_people = 2 if profile == "smoke" else 6
+n_people = 2 if profile == "smoke" else 4
 print("trained on ", ", ".join(record.get("train", [])))
 print("examined on", ", ".join(heads.examined), "(seen in training)" if heads.seen else "(never seen)")
 

@@ -69,10 +69,10 @@ LAPTOP = Profile(
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
     coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
-    coarse_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
+    coarse_schedule=Schedule(steps=1000, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
-    diffusion_schedule=Schedule(steps=1700, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
+    diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,
 )

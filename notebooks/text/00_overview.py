@@ -131,6 +131,10 @@ figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt
 # | section 2.3 | latent diffusion | [04 Train the diffusion model](04_train_diffusion.ipynb) |
 # | data | OASIS-3 there; here a cohort with its protocols and a known truth | [02 A cohort whose truth is known](02_cohort.ipynb) |
 # | not in the paper | a real patient | [08 A real patient](08_real_patient.ipynb) |
+# | not in the paper | your own scans, from files to files | [09 Your own scans](09_your_own_scans.ipynb) |
+# | not in the paper | explorers of contrasts and of the latent | [10](10_explore_contrasts.ipynb), [11](11_explore_latents.ipynb) |
+# | not in the paper | what the figures look like in grey and to colour-blind readers | [12 Figure style](12_figure_style.ipynb) |
+# | not in the paper | rivals, intervals, noise floors | [13 How right is it?](13_how_right_is_it.ipynb) |
 #
 # ## What is different here
 #

@@ -228,8 +228,9 @@ class ContrastExplorer(Explorer):
             getattr(self, name).observe(lambda change, name=name: self._on_setting(name), "value")
         for control in (self.slice, self.along, self.row, self.column):
             control.observe(lambda change: self._repaint(), "value")
-        for control in (self.auto, self.level, self.width):
-            control.observe(lambda change: self._on_window(), "value")
+        self.auto.observe(lambda change: self._on_window(), "value")
+        for control in (self.level, self.width):  # which a window that follows the image moves, to be sent back
+            control.observe(lambda change: self.auto.value or self._on_window(), "value")
         for side in self.sides:
             side.mouse = Mouse(side.image, self._on_click, lambda dy, dx, side=side: self._on_drag(side, dy, dx),
                                lambda side=side: self._on_press(side))  # fmt: skip
@@ -423,7 +424,7 @@ class ContrastExplorer(Explorer):
             side.image.value = to_png(picture)
         black, white = self.side.levels(tissue)
         with self._silence():
-            self.level.value, self.width.value = (black + white) / 2, white - black
+            self.level.value, self.width.value = round((black + white) / 2, 3), round(white - black, 3)
             self.level.disabled = self.width.disabled = self.auto.value
         self.plot.value = to_png(self.curves.draw(self.protocol, self.along.value))
         self.numbers.value = to_html(self._table())

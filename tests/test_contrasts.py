@@ -543,3 +543,13 @@ def test_maps_of_one_subject_need_no_name():
     explorer = ContrastExplorer(GOOD)
     assert list(explorer.curves.tissues) == ["WM", "GM", "CSF"]  # the measured medians
     assert picture(explorer).max() > 0
+
+
+def test_a_level_the_browser_sends_back_is_not_painted_again(explorer, monkeypatch):
+    painted = []
+    monkeypatch.setattr(explorer, "_repaint", lambda message="": painted.append(1))
+    explorer.level.value += 0.001
+    assert not painted
+    explorer.auto.value = False
+    explorer.level.value += 0.1
+    assert len(painted) == 2

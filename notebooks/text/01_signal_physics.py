@@ -42,8 +42,9 @@ from nilearn import datasets
 
 from phyldm_core import figures, physics, protocols, tissue
 from phyldm_core.bids import write_atomically
+from phyldm_core.console import CLINIC
+from phyldm_core.contrasts import ContrastExplorer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, ProtocolError, TissueMaps
-from phyldm_core.widgets import CLINIC, ContrastExplorer
 
 figures.use_house_style()
 

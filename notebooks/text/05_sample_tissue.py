@@ -43,11 +43,11 @@ from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
 from phyldm_core import evaluation, figures, metrics, protocols
+from phyldm_core.console import CLINIC
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, TissueMaps, render
 from phyldm_core.runs import open_run
-from phyldm_core.widgets import CLINIC
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)

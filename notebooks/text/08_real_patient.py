@@ -50,12 +50,12 @@ import torch
 
 from phyldm_core import figures, metrics, protocols, scans, tissue
 from phyldm_core.cohort import MODALITIES, Slices
+from phyldm_core.console import CLINIC
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.leave_one_out import judge_scans
 from phyldm_core.physics import Protocol, Sequence, render
 from phyldm_core.runs import open_run
-from phyldm_core.widgets import CLINIC
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)

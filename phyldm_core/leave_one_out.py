@@ -32,7 +32,7 @@ def predict_scan(
     slices
         Of one session; slices without scan ``m`` or without any other must be left out.
     brain
-        ``(n, y, x)`` bool: where gain and weights are fitted.
+        ``(n, y, x)`` bool: where gain and weights are fitted; predictions are 0 outside.
     common_scale, scale
         As :func:`inference.infer`.
 
@@ -46,7 +46,7 @@ def predict_scan(
     if not slices.observed[:, m].all() or not shown.any(1).all():
         raise BadInput("leaving one scan out takes two scans in every slice: give slices that both cover")
     maps = infer(vae, slices, common_scale, shown, scale)[1]
-    model = evaluation.rescan(maps, slices, common_scale, brain)[:, m]
+    model = evaluation.rescan(maps, slices, common_scale, brain)[:, m] * brain
     others = [slices.images[:, k] for k in range(shown.shape[1]) if shown[:, k].any()] + [torch.ones_like(model)]
     known = torch.stack([image[brain].double() for image in others], 1)
     weights = torch.linalg.lstsq(known, slices.images[:, m][brain].double()[:, None]).solution[:, 0]

@@ -81,8 +81,9 @@ def test_a_scalp_brighter_than_any_brain_does_not_mislead_the_template(simulated
 # --- heads ------------------------------------------------------------------------------------------
 
 
-RECIPE = CohortRecipe(noise=(1e-9, 1e-9), texture=0.0, deformation=Deformation(0, 0, 0, 0, 0, 0, 0, 0), seed=99)
-"""A head as it is: nobody's deformation and no texture, so that it can be scanned in any pose and on any voxels."""
+STILL = Deformation(0, 0, 0, 0, 0, 0, 0, 0)
+RECIPE = CohortRecipe(noise=(1e-9, 1e-9), texture=0.0, bias=0.0, deformation=STILL, seed=99)
+"""A head as it is, without what is drawn voxel by voxel: it can be scanned in any pose and on any voxels."""
 
 POSES = {"T1w": ((0, 0, 0), (0, 0, 0)), "T2w": ((3, -2, 2), (2, -3, 3)), "FLAIR": ((6, -2, 0), (2, -6, 3))}
 """How the head lay for each scan: degrees about x, y, z and mm."""

@@ -169,8 +169,11 @@ for file in folder.rglob("*lesion*mask.nii*"):
     drawn = replace(raw[0], image=scans.read_volume(file)[0], affine=scans.read_volume(file)[1])
     lesion |= scans.resample(drawn, scans.Grid(inside.shape, canonical)) > 0.5
 at = [int(np.median(index)) for index in np.nonzero(inside)]
-if lesion.any():
-    at[2] = int(lesion.sum((0, 1)).argmax())
+height = canonical[2, 3] + mm[2] * np.arange(inside.shape[2])
+trained = (told["TrainedHeights"][0] <= height) & (height <= told["TrainedHeights"][1])
+if lesion.any():  # where the most of them is, at the trained heights if there are any
+    area = lesion.sum((0, 1))
+    at[2] = int((area * trained if (area * trained).any() else area).argmax())
 print(f"{int(inside.sum())} voxels of brain, {int(lesion.sum())} of lesion; slice shown: z = {at[2]}")
 
 
@@ -184,12 +187,13 @@ def outline(fig):
 
 row = [Panel(m[:, :, at[2]].T, q, title=figures.symbol(q), inside=inside[:, :, at[2]].T)
        for q, m in zip(figures.MAPS, maps, strict=True)]  # fmt: skip
-relative = 100 * np.divide(sd, maps[1], out=np.zeros_like(sd), where=inside)
-row.append(Panel(relative[:, :, at[2]].T, "residual", title="SD of $T_1$", inside=inside[:, :, at[2]].T))
+relative = 100 * np.divide(sd, maps[1], out=np.zeros_like(sd), where=inside)[:, :, at[2]].T
+top = float(np.percentile(relative[relative > 0], 99))
+row.append(Panel(relative, title=f"SD of $T_1$, white = {top:.1g} %", window=(0, top)))
 fig = figures.map_grid([row], voxel_mm=tuple(mm[1::-1]))
 outline(fig)
 caption = f"""PD, T1 and T2 of {who} (n = 1) as phyldm fit wrote them, on the voxels of the T1w file, and the posterior
-SD of T1 in per cent of T1. Outlined: lesions, drawn by experts, where there are any."""
+SD of T1 in per cent of T1 (in a window of its own). Outlined: lesions, drawn by experts, where there are any."""
 publish(fig, "fig41_own_maps", caption, "PD, T1, T2 and the SD of T1 of one axial slice, lesions outlined.")
 
 # %%
@@ -216,7 +220,7 @@ wanted = {
     "acq-short_T1w": ("MPRAGE, TI 0.4 s", Protocol("MPRAGE", te=0.003, tr=2.4, ti=0.4)),
     "acq-pd_PDw": ("PD weighted", Protocol("spin echo", te=0.015, tr=6.0)),
     "acq-late_T2w": ("T2 weighted, TE 0.2 s", Protocol("spin echo", te=0.2, tr=6.0)),
-    "acq-fat_FLAIR": ("FLAIR, TE 0.14 s", Protocol("FLAIR", te=0.14, tr=9.0, ti=2.5)),
+    "acq-long_FLAIR": ("FLAIR, TE 0.14 s", Protocol("FLAIR", te=0.14, tr=9.0, ti=2.5)),
 }
 new = {title: render_maps(anat, p, work / "rendered" / f"{name}_{stem}.nii.gz") for stem, (title, p) in wanted.items()}
 images = {title: scans.read_volume(path)[0] for title, path in new.items()}

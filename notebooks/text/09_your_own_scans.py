@@ -189,7 +189,7 @@ row = [Panel(m[:, :, at[2]].T, q, title=figures.symbol(q), inside=inside[:, :, a
        for q, m in zip(figures.MAPS, maps, strict=True)]  # fmt: skip
 relative = 100 * np.divide(sd, maps[1], out=np.zeros_like(sd), where=inside)[:, :, at[2]].T
 top = float(np.percentile(relative[relative > 0], 99))
-row.append(Panel(relative, title=f"SD of $T_1$, white = {top:.1g} %", window=(0, top)))
+row.append(Panel(relative, title=f"SD of $T_1$, white = {top:.2g} %", window=(0, top)))
 fig = figures.map_grid([row], voxel_mm=tuple(mm[1::-1]))
 outline(fig)
 caption = f"""PD, T1 and T2 of {who} (n = 1) as phyldm fit wrote them, on the voxels of the T1w file, and the posterior

@@ -20,7 +20,7 @@
 # whichever scans there are?
 #
 # **You will** train it, make the paper's first figure and first table, judge the maps against the truth, and find out
-# which of them a scan can tell at all. *CPU: the `laptop` profile trains for about five minutes, once; the rest takes
+# which of them a scan can tell at all. *CPU: the `laptop` profile trains for about ten minutes, once; the rest takes
 # one.*
 #
 # [Contents](00_overview.ipynb) · before: [02 A cohort whose truth is known](02_cohort.ipynb) · next:

@@ -203,7 +203,7 @@ def flip(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("suffixes", [("T1w",), ("T1w", "T2w", "FLAIR")])
 def test_the_brain_found_lies_over_the_patient_s(shared_data, suffixes):
-    """Noise stands where the skull was, so there is no valley of bone to find: some of the rim goes (Dice 0.91, 0.93)."""
+    """Noise stands where the skull was, without a valley of bone to find: some of the rim goes (Dice 0.91, 0.93)."""
     rng, noisy = np.random.default_rng(0), []
     for scan in scans.read_session(shared_data / "open_ms"):
         if scan.suffix in suffixes:

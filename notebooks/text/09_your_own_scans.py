@@ -135,7 +135,7 @@ for ax, inside in zip([ax for ax in fig.axes if ax.images], 3 * planes(prepared.
     if inside.any() and not inside.all():
         ax.contour(inside, [0.5], colors="#00e5ff", linewidths=0.5)
 caption = f"""The scans of {who} on one grid of {weights.voxel_mm:g} mm, three planes through the middle of the brain.
-Line: the brain, from: {prepared.mask_from}. n = 1."""
+Line: the brain, from: {prepared.mask_from}. n = 1. Protocols: in the scans' sidecars."""
 publish(fig, "fig40_prepared", caption, "Rows of contrasts, three planes each, the brain outlined.")
 
 # %% [markdown]
@@ -193,7 +193,7 @@ row.append(Panel(relative, title=f"SD of $T_1$, white = {top:.2g} %", window=(0,
 fig = figures.map_grid([row], voxel_mm=tuple(mm[1::-1]))
 outline(fig)
 caption = f"""PD, T1 and T2 of {who} (n = 1) as phyldm fit wrote them, on the voxels of the T1w file, and the posterior
-SD of T1 in per cent of T1 (in a window of its own). Outlined: lesions, drawn by experts, where there are any."""
+SD of T1 in per cent of T1 (in a window of its own). Outlined: lesions, drawn by experts. Protocols: in the scans' sidecars."""
 publish(fig, "fig41_own_maps", caption, "PD, T1, T2 and the SD of T1 of one axial slice, lesions outlined.")
 
 # %%

@@ -193,7 +193,7 @@ row.append(Panel(relative, title=f"SD of $T_1$, white = {top:.2g} %", window=(0,
 fig = figures.map_grid([row], voxel_mm=tuple(mm[1::-1]))
 outline(fig)
 caption = f"""PD, T1 and T2 of {who} (n = 1) as phyldm fit wrote them, on the voxels of the T1w file, and the posterior
-SD of T1 in per cent of T1 (in a window of its own). Outlined: lesions, by experts. Protocols: in the scans' sidecars."""
+SD of T1 in per cent of T1 (own window). Outlined: lesions, by experts. Protocols: in the scans' sidecars."""
 publish(fig, "fig41_own_maps", caption, "PD, T1, T2 and the SD of T1 of one axial slice, lesions outlined.")
 
 # %%

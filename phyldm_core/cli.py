@@ -240,7 +240,7 @@ def sample(
 
 @app.command()
 def explore(
-    page: Annotated[str, typer.Argument(help="contrasts or histograms; each links to the other.")] = "contrasts",
+    page: Annotated[str, typer.Argument(help="contrasts, histograms or latents; each links to all.")] = "contrasts",
     run: Annotated[
         Path | None, typer.Option(help="The run whose people to show; runs/laptop by default, else a simulated person.")
     ] = None,

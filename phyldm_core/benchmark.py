@@ -290,8 +290,7 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
 
     true = people(heads.examined, 2 * exam.n, FIRST)
     pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(exam.n)
-    steps = 20 if pipe.scheduler.config.get("use_flow_sigmas") else 50
-    maps = pipe(n_slices * exam.n, seed=exam.seed, num_inference_steps=steps, position=position)
+    maps = pipe(n_slices * exam.n, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position)
     generated, others = Population(maps, np.arange(n_slices * exam.n), voxel_mm), {}
     if heads.training:
         others["true, training heads"] = fresh = people(heads.training, exam.n, 2 * FIRST)

@@ -220,6 +220,11 @@ class TissuePipeline(DiffusionPipeline):
             fine_scale=list(fine_scale), latent_size=list(latent_size), voxel_mm=voxel_mm,
         )  # fmt: skip
 
+    @property
+    def usual_steps(self) -> int:
+        """Denoising steps where nobody asks for a number: 20 of the few-step solver, the paper's 50 of DDIM."""
+        return 20 if self.scheduler.config.get("use_flow_sigmas") else 50
+
     @torch.no_grad()
     def sample_latents(
         self, n: int, seed: int, num_inference_steps: int = 20, position=None, on_step=None, one_noise: bool = False

@@ -29,17 +29,13 @@ from .pictures import beside, opened, picture, strip, titled, under
 from .protocols import effective_protocol
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer
+from .widgets import Explorer, Stopped
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
 STEPS = (1, 2, 4, 8, 20, 50)
 WAYS = ("noise, on the sphere", "noise, straight", "latents, straight")
 SD_SAMPLES = 16  # an SD from 16 is known to 18 %
-
-
-class Stopped(Exception):
-    """Raised inside a computation that nobody waits for any more."""
 
 
 class Worker:

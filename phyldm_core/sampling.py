@@ -86,7 +86,7 @@ def draw_person(pipe, weights: Weights, seed: int, index: int, on_share=lambda s
     from .evaluation import brain_of
 
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    n, steps = weights.config["n_slices"], 20 if pipe.scheduler.config.get("use_flow_sigmas") else 50
+    n, steps = weights.config["n_slices"], pipe.usual_steps
     latents = pipe.sample_latents(n, own, steps, on_step=lambda i, x: on_share((i + 1) / steps), one_noise=True)
     maps = pipe.decode(latents)
     inside = maps.pd > AIR if weights.head else brain_of(maps)

@@ -59,7 +59,7 @@ class Explorer(widgets.VBox):
 
 
 class Stopped(Exception):
-    """The user pressed stop."""
+    """Raised inside a computation that nobody waits for any more."""
 
 
 class Task(widgets.HBox):

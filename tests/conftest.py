@@ -68,6 +68,13 @@ def simulated_session():
     return made
 
 
+def all_widgets(widget):
+    """A widget and all that it holds."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from all_widgets(child)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Notebooks last: they take minutes, and mostly fail for a reason that a unit test names better."""
     items.sort(key=lambda item: item.path.name == "test_notebooks.py")

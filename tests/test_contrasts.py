@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import all_widgets
 from PIL import Image
 
 from phyldm_core import bids
@@ -414,12 +415,7 @@ def test_the_still_holds_image_curves_and_numbers(explorer):
 
 
 def test_nothing_that_hangs_papermill_is_used(explorer):
-    def walk(widget):
-        yield widget
-        for child in getattr(widget, "children", ()):
-            yield from walk(child)
-
-    kinds = [type(widget) for widget in walk(explorer)]
+    kinds = [type(widget) for widget in all_widgets(explorer)]
     assert kinds.count(ipywidgets.Image) == 3  # two protocols, curves
     assert ipywidgets.Output not in kinds
 

@@ -10,6 +10,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from conftest import all_widgets
 from PIL import Image
 from scipy import stats
 
@@ -256,12 +257,7 @@ def test_the_still_holds_picture_and_numbers(explorer):
 
 
 def test_nothing_that_hangs_papermill_is_used(explorer):
-    def walk(widget):
-        yield widget
-        for child in getattr(widget, "children", ()):
-            yield from walk(child)
-
-    kinds = [type(widget) for widget in walk(explorer)]
+    kinds = [type(widget) for widget in all_widgets(explorer)]
     assert kinds.count(ipywidgets.Image) == 1
     assert ipywidgets.Output not in kinds
 

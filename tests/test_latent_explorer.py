@@ -12,6 +12,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from conftest import all_widgets
 from PIL import Image
 
 from phyldm_core.inference import infer
@@ -259,13 +260,8 @@ def test_the_error_is_that_of_the_truth(board):
 
 
 def test_a_run_has_both_and_nothing_that_hangs_papermill(smoke_run):
-    def walk(widget):
-        yield widget
-        for child in getattr(widget, "children", ()):
-            yield from walk(child)
-
     explorer = LatentExplorer(smoke_run)
-    assert ipywidgets.Output not in [type(widget) for widget in walk(explorer)]
+    assert ipywidgets.Output not in [type(widget) for widget in all_widgets(explorer)]
     for part in (explorer.noise, explorer.experts):
         page = Image.open(io.BytesIO(part.still().data))
         assert page.width > page.height > 400 and part.still().alt

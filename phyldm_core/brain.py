@@ -14,7 +14,7 @@ from skimage.segmentation import watershed
 
 from .errors import BadInput
 from .registration import template_brain, world_grid
-from .scans import Grid, Scan, resample
+from .scans import Grid, Scan, resample, resample_mask
 
 MM = 2.0  # voxels that the border is sought on: half of them is a finer answer than any two raters agree on
 SURE_MM = 6.0  # so deep in the template's mask there is brain …
@@ -44,17 +44,11 @@ def find_brain(scans: list[Scan], head: np.ndarray, grid: Grid) -> np.ndarray:
     """
     laid, template = template_brain(scans[0])
     work = world_grid(scans[0], MM)
-
-    def on_work(volume, affine):
-        matrix = np.linalg.inv(affine) @ work.affine
-        return ndimage.affine_transform(volume.astype(np.float32), matrix, output_shape=work.shape, order=1) >= 0.5
-
     images = {scan.suffix: resample(scan, work) for scan in scans}
-    brain = _within(images, on_work(template, laid.affine), on_work(head, grid.affine))
+    brain = _within(images, resample_mask(template, laid.affine, work), resample_mask(head, grid.affine, work))
     if not brain.any():
         raise BadInput(f"{scans[0].path}: no brain found where the MNI152 template has one: give a brain mask")
-    matrix = np.linalg.inv(work.affine) @ grid.affine
-    return ndimage.affine_transform(brain.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5
+    return resample_mask(brain, work.affine, grid)
 
 
 def _within(images: dict[str, np.ndarray], template: np.ndarray, head: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from .brain import find_brain
 from .errors import BadInput
 from .registration import register, world_grid
-from .scans import CONTRASTS, Grid, Scan, read_volume, resample
+from .scans import CONTRASTS, Grid, Scan, read_volume, resample, resample_mask
 
 LOW_SIGNAL = 0.1  # of the way from the 2nd to the 98th percentile: what is brighter is head (as BET starts)
 NEGATIVE = -0.05, 0.05  # refused where more than this fraction is below this fraction of the 98th percentile
@@ -182,12 +182,10 @@ def intensity_scale(scan: Scan, inside: np.ndarray) -> float:
 # --- where the brain is ---------------------------------------------------------------------------
 
 
-def _brain(
-    aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[Scan], mask
-) -> tuple[np.ndarray, str]:
+def _brain(aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[Scan], mask) -> tuple[np.ndarray, str]:
     reference = aligned[0]
     if mask is None and stripped:
-        left = [_resample_mask(scan, scan.image != 0, grid) for scan in stripped]
+        left = [resample_mask(scan.image != 0, scan.affine, grid) for scan in stripped]
         return ndimage.binary_fill_holes(np.logical_and.reduce(left)), "skull-stripped scan"
     if mask is None:
         return head_mask(on_grid), "head"
@@ -202,16 +200,10 @@ def _brain(
     else:
         image, affine = read_volume(mask)
         drawn, where = replace(reference, image=image, affine=affine, path=Path(mask)), image > 0.5
-    brain = _resample_mask(drawn, where != 0, grid)
+    brain = resample_mask(where != 0, drawn.affine, grid)
     if not brain.any():
         raise BadInput(f"{drawn.path}: this brain mask marks nothing in {reference.path.name}: check its affine")
     return brain, "given"
-
-
-def _resample_mask(scan: Scan, where: np.ndarray, grid: Grid) -> np.ndarray:
-    """``where``, on the voxels of ``scan``, on the grid: linear, so that no spline rings across the border."""
-    matrix = np.linalg.inv(scan.affine) @ grid.affine
-    return ndimage.affine_transform(where.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5
 
 
 def head_mask(on_grid: list[Scan]) -> np.ndarray:

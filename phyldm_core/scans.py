@@ -425,3 +425,9 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
     if not volume.any():
         raise BadInput(f"{scan.path}: does not overlap the session's other scans: nothing of it lies in these slices")
     return volume
+
+
+def resample_mask(where: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """``(x, y, z)`` bool on a grid, of a mask with its affine: linear, so that no spline rings across the border."""
+    matrix = np.linalg.inv(affine) @ grid.affine
+    return ndimage.affine_transform(where.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5

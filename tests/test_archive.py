@@ -24,7 +24,7 @@ from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.preprocess import head_mask
 from phyldm_core.runs import MissingResult, open_run
-from phyldm_core.scans import Grid, resample
+from phyldm_core.scans import Grid, resample, resample_mask
 
 FIELDS = {
     "T1w": {"EchoTime": 0.00316, "RepetitionTime": 2.4, "InversionTime": 1.0},
@@ -63,13 +63,6 @@ class Archive:
         anat.mkdir(parents=True, exist_ok=True)
         image = nibabel.Nifti1Image(self.stripped.astype(np.uint8), self.affine)
         image.to_filename(anat / f"sub-{subject}_ses-{session}_desc-brain_mask.nii.gz")
-
-
-def resample_mask(mask, affine, grid):
-    from phyldm_core.preprocess import _resample_mask
-    from phyldm_core.scans import Scan
-
-    return _resample_mask(Scan(mask, affine, None, "T1w", Path("mask"), {}), mask, grid)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from html import escape
 
@@ -29,49 +28,13 @@ from .pictures import beside, opened, picture, strip, titled, under
 from .protocols import effective_protocol
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer, Stopped
+from .widgets import Explorer, Worker
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
 STEPS = (1, 2, 4, 8, 20, 50)
 WAYS = ("noise, on the sphere", "noise, straight", "latents, straight")
 SD_SAMPLES = 16  # an SD from 16 is known to 18 %
-
-
-class Worker:
-    """One computation at a time; starting the next ends the one before."""
-
-    _thread: threading.Thread | None = None
-    _stop = threading.Event()
-
-    def start(self, job: Callable[[Callable[[], None]], None]) -> None:
-        """Run ``job(check)`` in a thread; it calls ``check()`` often, which raises :class:`Stopped` if it is to end."""
-        self.stop()
-        before, stop = self._thread, threading.Event()
-
-        def check():
-            if stop.is_set():
-                raise Stopped
-
-        def work():
-            if before is not None:
-                before.join()
-            try:
-                check()
-                job(check)
-            except Stopped:
-                pass
-
-        self._stop, self._thread = stop, threading.Thread(target=work, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def wait(self) -> None:
-        """Until nothing runs."""
-        while (thread := self._thread) is not None and thread.is_alive():
-            thread.join()
 
 
 class Slow(Explorer):
@@ -95,6 +58,7 @@ class Slow(Explorer):
             self.worker.start(self._run)
 
     def _run(self, check) -> None:
+        check()  # another change may have come while the thread before this one ended
         try:
             self._compute(check)
         except (BadInput, RuntimeError, ValueError) as error:  # in a thread, nobody else would tell

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 
 import ipywidgets as widgets
@@ -62,10 +62,45 @@ class Stopped(Exception):
     """Raised inside a computation that nobody waits for any more."""
 
 
+class Worker:
+    """One computation at a time, in a thread: a kernel that computes in a callback hears neither button nor slider."""
+
+    def __init__(self):
+        self._thread, self._stop = None, threading.Event()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, job: Callable[[Callable[[], None]], None]) -> None:
+        """Run ``job(check)``, ending what runs; ``check()``, to be called often, raises :class:`Stopped` to end the job."""
+        self.stop()
+        before, stop = self._thread, threading.Event()
+
+        def check():
+            if stop.is_set():
+                raise Stopped
+
+        def work():
+            if before is not None:
+                before.join()
+            with suppress(Stopped):
+                job(check)
+
+        self._stop, self._thread = stop, threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Until nothing runs: for code, which has no eyes for a bar."""
+        while (thread := self._thread) is not None and thread.is_alive():
+            thread.join()
+
+
 class Task(widgets.HBox):
     """A long computation with its progress bar and a button that stops it; hidden while nothing runs.
-
-    The work is done in a thread: a kernel that computes in a callback would not hear the button.
 
     Parameters
     ----------
@@ -74,15 +109,11 @@ class Task(widgets.HBox):
     """
 
     def __init__(self, say: Callable[[str, bool], None]):
-        self.say, self.thread, self._stop = say, None, threading.Event()
+        self.say, self.worker = say, Worker()
         self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="200px"))
         self.stop = widgets.Button(description="Stop", layout=widgets.Layout(width="100px"))
-        self.stop.on_click(lambda button: self._stop.set())
+        self.stop.on_click(lambda button: self.worker.stop())
         super().__init__([self.bar, self.stop], layout=widgets.Layout(display="none"))
-
-    @property
-    def running(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
 
     def start(self, what: str, work: Callable[[Callable[[float], None]], object], then: Callable[[object], None]):
         """Run ``work(progress)`` and hand its result to ``then``; a second task is refused while one runs.
@@ -95,23 +126,23 @@ class Task(widgets.HBox):
             Calls ``progress(share)`` between its steps, 0 to 1; that is where it can be stopped. What it raises
             of :class:`BadInput` and :class:`ProtocolError` becomes the status line.
         """
-        if self.running:
+        if self.worker.running:
             self.say("Something is being computed already: wait for it, or stop it first.", True)
             return
-        self._stop.clear()
         self.bar.value, self.layout.display = 0, ""
         self.say(f"{what} …", False)
-        self.thread = threading.Thread(target=self._run, args=(what, work, then), daemon=True)
-        self.thread.start()
+        self.worker.start(lambda check: self._run(check, what, work, then))
 
     def wait(self):
-        """Until nothing runs: for code, which has no eyes for a bar."""
-        if self.thread is not None:
-            self.thread.join()
+        self.worker.wait()
 
-    def _run(self, what, work, then):
+    def _run(self, check, what, work, then):
+        def progress(share: float):
+            self.bar.value = share
+            check()
+
         try:
-            then(work(self._progress))
+            then(work(progress))
         except Stopped:
             self.say(f"{what}: stopped. What was shown before stays.", True)
         except (BadInput, ProtocolError) as error:
@@ -121,11 +152,6 @@ class Task(widgets.HBox):
             raise
         finally:
             self.layout.display = "none"
-
-    def _progress(self, share: float):
-        self.bar.value = share
-        if self._stop.is_set():
-            raise Stopped
 
 
 class Mouse:

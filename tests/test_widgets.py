@@ -85,10 +85,18 @@ def test_a_bug_is_told_too_and_keeps_its_traceback(task, said):
 
 
 def test_progress_of_nothing_stopped_raises_nothing(task):
-    task._progress(0.5)
-    task._stop.set()
-    with pytest.raises(Stopped):
-        task._progress(0.6)
+    raised = []
+
+    def work(progress):
+        progress(0.5)
+        task.stop.click()
+        with pytest.raises(Stopped) as caught:
+            progress(0.6)
+        raised.append(caught.type)
+
+    task.start("Drawing", work, lambda result: None)
+    task.wait()
+    assert raised == [Stopped]
 
 
 def test_a_mouse_that_leaves_the_picture_lets_go():

@@ -73,7 +73,7 @@ class Worker:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Callable[[Callable[[], None]], None]) -> None:
-        """Run ``job(check)``, ending what runs; ``check()``, to be called often, raises :class:`Stopped` to end the job."""
+        """Run ``job(check)``, ending what runs; ``check()``, called often, raises :class:`Stopped` in a job to end."""
         self.stop()
         before, stop = self._thread, threading.Event()
 

@@ -51,7 +51,7 @@ SMOKE = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    why="Half an hour on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
+    why="30 to 40 minutes on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
     cohort=CohortRecipe(n_train=400, n_val=10, n_test=25),
     vae={
         "latent_channels": 6,

@@ -146,9 +146,9 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
         samples = samples.assign(inputs=samples.inputs.str.removesuffix(f" | {SEEN}"))
         made["fig87_samples_over_floor"] = (
             benchmark_figures.over_floor(samples),
-            f"Drawn slices against true people: distances over those that two disjoint halves of {2 * n} true people "
-            "have (bar at 1; lines: 95 % of 20 halvings). Blue: true people made from the training heads, what a "
-            "perfect generator would reach.",
+            f"Drawn slices against true people: distances over those that two disjoint halves of the true people have "
+            f"(n = {2 * n}, bar at 1; lines: 95 % of 20 halvings). Blue: true people made from the training heads, "
+            "what a perfect generator would reach.",
             "Dots on a logarithmic axis, one row a distance, beside the floor at one.",
         )
     paths = []

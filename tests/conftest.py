@@ -10,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+if SIDE_BY_SIDE:  # before torch is imported, and for the kernels that chapters run in: one core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
@@ -76,5 +80,5 @@ def all_widgets(widget):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """Notebooks last: they take minutes, and mostly fail for a reason that a unit test names better."""
-    items.sort(key=lambda item: item.path.name == "test_notebooks.py")
+    """Side by side, chapters come first, being longest; alone last: a unit test names most reasons better."""
+    items.sort(key=lambda item: item.path.name == "test_notebooks.py", reverse=SIDE_BY_SIDE)

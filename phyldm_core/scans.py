@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+import scipy  # loads ndimage when it is first asked for: rendering need not wait for it
 from nibabel.affines import apply_affine, obliquity, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy import ndimage
 
 from .bids import (
     CONTRASTS,
@@ -416,12 +416,12 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
     """
     mine, wanted = voxel_sizes(scan.affine), voxel_sizes(grid.affine)
     fwhm = np.sqrt(np.maximum(wanted**2 - mine**2, 0)) / mine
-    image = ndimage.gaussian_filter(scan.image, fwhm / np.sqrt(8 * np.log(2))) if fwhm.any() else scan.image
+    image = scipy.ndimage.gaussian_filter(scan.image, fwhm / np.sqrt(8 * np.log(2))) if fwhm.any() else scan.image
     matrix = np.linalg.inv(scan.affine) @ grid.affine
     nearest = np.round(matrix)
     order = 0 if np.allclose(matrix, nearest, atol=1e-4) else 3
     matrix = matrix if order else nearest
-    volume = ndimage.affine_transform(image, matrix, output_shape=grid.shape, order=order, output=np.float32)
+    volume = scipy.ndimage.affine_transform(image, matrix, output_shape=grid.shape, order=order, output=np.float32)
     if not volume.any():
         raise BadInput(f"{scan.path}: does not overlap the session's other scans: nothing of it lies in these slices")
     return volume
@@ -430,4 +430,4 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
 def resample_mask(where: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     """``(x, y, z)`` bool on a grid, of a mask with its affine: linear, so that no spline rings across the border."""
     matrix = np.linalg.inv(affine) @ grid.affine
-    return ndimage.affine_transform(where.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5
+    return scipy.ndimage.affine_transform(where.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5

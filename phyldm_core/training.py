@@ -256,7 +256,7 @@ def training_loop(
     torch.manual_seed(schedule.seed)  # dropout and posterior noise draw from torch's own generator
     generator = torch.Generator().manual_seed(schedule.seed)
     optimizer = torch.optim.AdamW(
-        objective.parameters(), lr=schedule.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
+        objective.parameters(), lr=schedule.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
     )
     ema = EMAModel(objective.parameters(), decay=schedule.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     checkpoint = Checkpoint(folder / "checkpoint", objective, optimizer, ema, generator, schedule)

@@ -31,7 +31,7 @@ T1_NODES = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
 """s. Between them the missing part is interpolated, beyond them it stays."""
 
 LEVEL = 0.9
-N_PEOPLE, N_SAMPLES = 5, 8
+N_PEOPLE, N_SAMPLES = 5, 4
 
 
 def calibrate(vae, people: list[Person], scales: tuple[bool, ...] = (True, False), seed: int = 0) -> dict:

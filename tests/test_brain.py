@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import ROOT
@@ -123,49 +124,71 @@ def trained():
     pytest.skip("no trained weights: set PHYLDM_WEIGHTS, or run phyldm reproduce")
 
 
+def scanned_in_place(who: Subject, recipe: CohortRecipe, prepared, noise: float) -> list[np.ndarray]:
+    """The three scans on the grid of ``prepared`` without having moved: 1 mm voxels, without skull, averaged by eights.
+
+    Averaged as signals, as a scanner and :func:`scans.resample` do. A cohort of 2 mm mixes properties within a voxel
+    instead, and the two differ where tissues meet, above all in FLAIR.
+    """
+    finer = prepared.affine.copy()
+    finer[:3, :3] /= 2
+    finer[:3, 3] -= finer.diagonal()[:3] / 2
+    shape = prepared.brain.shape
+    person = simulated(who, replace(recipe, voxel_mm=1.0, slice_mm=1.0), scans.Grid(tuple(2 * n for n in shape), finer))
+    fine = (noisy(person.images[:, m], noise, m) for m in range(len(MODALITIES)))
+    eights = (image.reshape(shape[0], 2, shape[1], 2, shape[2], 2) for image in fine)
+    return [image.mean((1, 3, 5)) for image in eights]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("head", HEADS)
-def test_a_session_through_preprocessing_reproduces_its_truth(head, shared_data, trained, tmp_path):
+def test_sessions_through_preprocessing_reproduce_their_truth(shared_data, trained, tmp_path):
     """Within 1.2 × the error without preprocessing: T1 and T2 of pure WM and GM, at the heights that were trained.
 
     With: scans of 1 mm, the head in another place for each, written, read, registered, stripped and brought to the
-    grid of the weights. Without: the same person scanned on that very grid, without skull, as in a cohort.
+    grid of the weights. Without: the same person scanned on that very grid, without skull. Mean over the heads.
     """
-    who = Subject(f"sub-{head}", "test", f"training_seg_{head}.nii.gz", int(head))
-    recipe = replace(RECIPE, anatomies=str(shared_data / "synthseg_labels"), n_slices=84, shape=(116, 96))
-    affine = np.eye(4)
-    affine[:3, 3] = -95.5, -115.5, -83.5
-    fine, images = replace(recipe, voxel_mm=1.0, slice_mm=1.0, n_slices=168, head=True), []
-    for m, pose in enumerate(POSES.values()):
-        scanned = simulated(who, fine, scans.Grid((192, 232, 168), affine), pose)
-        images.append(noisy(scanned.images[:, m], 0.03, m))
-    prepared = fit.prepare(session(images, scanned.nominal, affine, tmp_path / "scanned"), trained)
-    bare = simulated(who, recipe, scans.Grid(prepared.brain.shape, prepared.affine))
-    true, found = (bare.maps[:, 0] > 0.05).numpy().T, prepared.brain
-    images = [noisy(bare.images[:, m], 0.018, m) for m in range(len(MODALITIES))]
-    aligned = session(images, bare.nominal, prepared.affine, tmp_path / "bare")
-    both = {"with": prepared, "without": fit.prepare(aligned, trained, mask=true)}
+    vae, rows = trained.vae(), []
+    for head in HEADS:
+        who = Subject(f"sub-{head}", "test", f"training_seg_{head}.nii.gz", int(head))
+        recipe = replace(RECIPE, anatomies=str(shared_data / "synthseg_labels"), n_slices=168, shape=(232, 192))
+        affine = np.eye(4)
+        affine[:3, 3] = -95.5, -115.5, -83.5
+        fine, images = replace(recipe, voxel_mm=1.0, slice_mm=1.0, head=True), []
+        for m, pose in enumerate(POSES.values()):
+            scanned = simulated(who, fine, scans.Grid((192, 232, 168), affine), pose)
+            images.append(noisy(scanned.images[:, m], 0.03, m))
+        prepared = fit.prepare(session(images, scanned.nominal, affine, tmp_path / head / "scanned"), trained)
+        bare = simulated(who, replace(recipe, n_slices=84, shape=(116, 96)),
+                         scans.Grid(prepared.brain.shape, prepared.affine))  # fmt: skip
+        true, found = (bare.maps[:, 0] > 0.05).numpy().T, prepared.brain
+        in_place = scanned_in_place(who, recipe, prepared, 0.03)
+        aligned = session(in_place, bare.nominal, prepared.affine, tmp_path / head / "in place")
+        both = {"with": prepared, "without": fit.prepare(aligned, trained, mask=true)}
 
-    shared = (found & true).sum()
-    dice = 2 * shared / (found.sum() + true.sum())
-    print(f"head {head}: Dice {dice:.3f}, {1 - shared / true.sum():.1%} cut, {1 - shared / found.sum():.1%} no brain")
-    assert prepared.mask_from == "template" and dice > 0.93
-    height = np.abs(apply_affine(prepared.affine, [(0, 0, k) for k in range(true.shape[2])])[:, 2])
-    errors: dict = {}
-    for kind, each in both.items():
-        vae = trained.vae()
-        slices, window = fit.session_slices(each, trained, vae.downsampling, k=np.flatnonzero(height < trained.slab_mm))
-        maps = infer(vae, slices, common_scale=False, scale=fit.volume_brightness(slices))[1]
-        for i, tissue in enumerate(("WM", "GM")):
-            pure = (bare.fractions[:, i] >= 0.9).numpy().T & (height < trained.slab_mm / 2)
-            inside = pure & found
-            assert inside.sum() > 0.97 * pure.sum(), f"{tissue}: cut off"
-            for p, quantity in ((1, "T1"), (2, "T2")):
-                estimate = window.into_volume(maps[p].numpy(), true.shape)[inside]
-                truth = bare.maps[:, p].numpy().T[inside]
-                errors.setdefault((tissue, quantity), {})[kind] = metrics.median_absolute_error(estimate, truth)
-    for (tissue, quantity), e in errors.items():
-        print(f"head {head}, {quantity} of {tissue}: {e['with']:.2%} with, {e['without']:.2%} without, "
-              f"× {e['with'] / e['without']:.2f}")  # fmt: skip
-    assert all(e["with"] <= 1.2 * e["without"] for e in errors.values()), errors
+        shared = (found & true).sum()
+        dice = 2 * shared / (found.sum() + true.sum())
+        print(
+            f"head {head}: Dice {dice:.3f}, {1 - shared / true.sum():.1%} cut, {1 - shared / found.sum():.1%} no brain"
+        )
+        assert dice > 0.93
+        height = np.abs(apply_affine(prepared.affine, [(0, 0, k) for k in range(true.shape[2])])[:, 2])
+        errors: dict = {}
+        for kind, each in both.items():
+            k = np.flatnonzero(height < trained.slab_mm)
+            slices, window = fit.session_slices(each, trained, vae.downsampling, k=k)
+            maps = infer(vae, slices, common_scale=False, scale=fit.volume_brightness(slices))[1]
+            for i, tissue in enumerate(("WM", "GM")):
+                pure = (bare.fractions[:, i] >= 0.9).numpy().T & (height < trained.slab_mm / 2)
+                inside = pure & found
+                assert inside.sum() > 0.97 * pure.sum(), f"head {head}, {tissue}: cut off"
+                for p, quantity in ((1, "T1"), (2, "T2")):
+                    estimate = window.into_volume(maps[p].numpy(), true.shape)[inside]
+                    truth = bare.maps[:, p].numpy().T[inside]
+                    errors[f"{quantity} of {tissue}", kind] = metrics.median_absolute_error(estimate, truth)
+        print(pandas.Series(errors).unstack().map("{:.2%}".format).to_string())
+        rows.append(pandas.Series(errors))
+    mean = pandas.concat(rows, axis=1).mean(axis=1).unstack()
+    ratio = mean["with"] / mean["without"]
+    print(mean.map("{:.2%}".format).assign(ratio=ratio.round(2)).to_string())
+    assert (ratio <= 1.2).all(), ratio

@@ -405,8 +405,8 @@ def axial_slices(scan: Scan, grid: Grid) -> np.ndarray:
 def resample(scan: Scan, grid: Grid) -> np.ndarray:
     """``(x, y, z)`` float32: a scan on another grid, 0 outside what was scanned.
 
-    Where the grid is coarser than the scan, a Gaussian first averages what a coarse voxel would have
-    (its FWHM makes up the difference of the two voxel sizes in quadrature); then cubic splines.
+    Where the grid is coarser than the scan, a Gaussian first averages what a coarse voxel would have: a voxel is a box,
+    with a variance of a twelfth of its size squared, and the Gaussian's makes up the difference. Then cubic splines.
     Where every voxel of the grid is a voxel of the scan, nothing is interpolated.
 
     Raises
@@ -415,8 +415,8 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
         The scan and the grid do not overlap.
     """
     mine, wanted = voxel_sizes(scan.affine), voxel_sizes(grid.affine)
-    fwhm = np.sqrt(np.maximum(wanted**2 - mine**2, 0)) / mine
-    image = scipy.ndimage.gaussian_filter(scan.image, fwhm / np.sqrt(8 * np.log(2))) if fwhm.any() else scan.image
+    sd = np.sqrt(np.maximum(wanted**2 - mine**2, 0) / 12) / mine
+    image = scipy.ndimage.gaussian_filter(scan.image, sd) if sd.any() else scan.image
     matrix = np.linalg.inv(scan.affine) @ grid.affine
     nearest = np.round(matrix)
     order = 0 if np.allclose(matrix, nearest, atol=1e-4) else 3

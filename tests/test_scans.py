@@ -235,7 +235,7 @@ def test_coarser_grid_averages_instead_of_picking(tmp_path):
     scan = scan_of(noise, np.eye(4), tmp_path)
     slices = scans.axial_slices(scan, scans.axial_grid(scan, (20, 20), 2.0, z=8, centre=(40, 40, 40)))
     assert slices.mean() == pytest.approx(500, abs=5)
-    assert slices.std() < 50  # eight voxels averaged would leave 35
+    assert slices.std() < 55  # a Gaussian of that variance, centred on a voxel, leaves half
 
 
 def test_scans_that_do_not_overlap_are_told(tmp_path):

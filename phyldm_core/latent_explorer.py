@@ -26,9 +26,10 @@ from .painting import HEIGHT
 from .physics import REFERENCE, TissueMaps, render
 from .pictures import beside, opened, picture, strip, titled, under
 from .protocols import effective_protocol
+from .readings import to_html
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer, Worker
+from .widgets import Explorer, Worker, letters
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
@@ -40,7 +41,7 @@ SD_SAMPLES = 16  # an SD from 16 is known to 18 %
 class Slow(Explorer):
     """An explorer whose pictures take a while: a progress bar, a Stop button, a status line."""
 
-    _size = {"layout": widgets.Layout(width="430px"), "style": {"description_width": "120px"}}
+    _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
         self.worker = Worker()
@@ -54,21 +55,29 @@ class Slow(Explorer):
     def recompute(self, change=None) -> None:
         """Start over with the controls as they are; what is shown stays until the new is there."""
         if self._listening:
-            self.halt.disabled, self.progress.value = False, 0
+            self._working(True)
             self.worker.start(self._run)
+
+    def _working(self, on: bool) -> None:
+        """Bar and button are seen only while there is something to wait for or to stop."""
+        self.halt.disabled = not on
+        if on:
+            self.progress.value = 0
+        self.progress.layout.visibility = self.halt.layout.visibility = "visible" if on else "hidden"
 
     def _run(self, check) -> None:
         check()  # another change may have come while the thread before this one ended
+        self._working(True)  # which that thread has just ended
         try:
             self._compute(check)
         except (BadInput, RuntimeError, ValueError) as error:  # in a thread, nobody else would tell
             check()
             self._say(f"That could not be computed: {error}", wrong=True)
-        self.halt.disabled = True
+        self._working(False)
 
     def _halted(self) -> None:
         self.worker.stop()
-        self.halt.disabled, self.progress.value = True, 0
+        self._working(False)
         self._say("Stopped: the pictures are of the setting before.", wrong=True)
 
     def _arrange(self) -> widgets.Widget:
@@ -218,7 +227,7 @@ class ExpertSwitchboard(Slow):
         self.slice = widgets.IntSlider(0, min=0, max=0, description="slice ↑", **self._size)
         self.ticks = [widgets.Checkbox(True, description=name, indent=False) for name in MODALITIES]
         below = ["SD", "error"] if truth is not None else ["SD"]
-        style = {"description_width": "120px"}
+        style = {"description_width": letters(8), "button_width": letters(6)}
         self.below = widgets.ToggleButtons(options=below, description="second row", style=style)
         self.maps, self.scans = widgets.Image(format="png"), widgets.Image(format="png")
         self.numbers = widgets.HTML()
@@ -301,8 +310,8 @@ class ExpertSwitchboard(Slow):
             frame = picture(image if on else np.zeros_like(image), "", None, HEIGHT // 3 - 30, self.voxel_mm)
             columns.append(titled(frame, name if on else f"no {name}"))
         self.scans.value = to_png(np.asarray(under(columns)))
-        table = self.summary().map("{:.2f} %".format).to_string()
-        self.numbers.value = f"<pre>median over the brain<br>{table.replace(chr(10), '<br>')}</pre>"
+        summary = self.summary().map("{:.2f} %".format)
+        self.numbers.value = to_html([("brain median", *summary.columns), *summary.itertuples(name=None)])
 
     def _second_row(self):
         """SD in % of the mean, or signed error in % of the truth, each ``(n, y, x)``."""

@@ -297,7 +297,7 @@ def test_a_notebook_that_shows_a_figure_holds_its_alt_text(tmp_path):
     shell = InteractiveShell.instance()
     try:
         select_figure_formats(shell, {"png"})
-        told, silent = (plt.figure(figsize=(1, 1)) for _ in range(2))
+        told, silent = (plt.subplots(figsize=(1, 1))[0] for _ in range(2))
         for k in range(2):
             figures.save_figure(told, tmp_path, "fig01_a", caption="c", alt=f"Nothing, {k}.")
         assert shell.display_formatter.format(told)[1] == {"image/png": {"alt": "Nothing, 1."}}

@@ -45,7 +45,8 @@ class Slow(Explorer):
 
     def __init__(self):
         self.worker = Worker()
-        self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **self._size)
+        own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
+        self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
         self.status = widgets.HTML()
         self.halt.on_click(lambda button: self._halted())

@@ -7,6 +7,7 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from html import escape
 
@@ -44,7 +45,7 @@ class Slow(Explorer):
     _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
-        self.worker = Worker()
+        self.worker, self._painting = Worker(), threading.Lock()
         own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
         self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
@@ -76,6 +77,11 @@ class Slow(Explorer):
             self._say(f"That could not be computed: {error}", wrong=True)
         self._working(False)
 
+    def _repaint(self) -> None:
+        """In one thread at a time: who paints last has seen the controls as they are."""
+        with self._painting:
+            self._paint()
+
     def _halted(self) -> None:
         self.worker.stop()
         self._working(False)
@@ -85,6 +91,9 @@ class Slow(Explorer):
         raise NotImplementedError
 
     def _compute(self, check) -> None:
+        raise NotImplementedError
+
+    def _paint(self) -> None:
         raise NotImplementedError
 
 
@@ -120,7 +129,7 @@ class NoiseExplorer(Slow):
         about = {"min": -1, "max": 1, "step": 0.25, "continuous_update": False}
         self.height = widgets.FloatSlider(0, description="height in stack", **about, **self._size)
         self.shown = widgets.Dropdown(options=(*MAPS, *REFERENCE), value="T1", description="show", **self._size)
-        self.brain, self.along, self.path = (widgets.Image(format="png") for _ in range(3))
+        self.brain, self.along, self.path = (_picture() for _ in range(3))
         for control in (self.a, self.b, self.way, self.steps, self.height):
             control.observe(self.recompute, "value")
         for control in (self.between, self.stage, self.shown):
@@ -169,7 +178,7 @@ class NoiseExplorer(Slow):
         self._repaint()
         self._say(f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, height {height:+.2f}: {STOPS} brains from A to B")
 
-    def _repaint(self):
+    def _paint(self):
         if not self._listening or self.maps is None:
             return
         stage, stop, name = self.stage.value, self.between.value, self.shown.value
@@ -230,7 +239,7 @@ class ExpertSwitchboard(Slow):
         below = ["SD", "error"] if truth is not None else ["SD"]
         style = {"description_width": letters(8), "button_width": letters(6)}
         self.below = widgets.ToggleButtons(options=below, description="second row", style=style)
-        self.maps, self.scans = widgets.Image(format="png"), widgets.Image(format="png")
+        self.maps, self.scans = _picture(), _picture()
         self.numbers = widgets.HTML()
         self._choose_person()
         self.person.observe(self._on_person, "value")
@@ -289,7 +298,7 @@ class ExpertSwitchboard(Slow):
         self._repaint()
         self._say(f"{' × '.join(self._ticked())}: posterior mean, and SD over {SD_SAMPLES} samples")
 
-    def _repaint(self):
+    def _paint(self):
         if not self._listening or self.mean is None:
             return
         (person, _, shown), k = self._seen, self.slice.value
@@ -366,6 +375,11 @@ class LatentExplorer(widgets.VBox):
 
         self.noise, self.experts = _or_sentence(noise), _or_sentence(experts)
         super().__init__([self.noise, self.experts])
+
+
+def _picture() -> widgets.Image:
+    """No wider than the page: a notebook's is narrower than three maps."""
+    return widgets.Image(format="png", layout=widgets.Layout(max_width="100%", height="auto"))
 
 
 def _in_a_row(*children: widgets.Widget) -> widgets.Box:

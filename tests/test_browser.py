@@ -331,6 +331,8 @@ def test_latents(opened, run_dir, tmp_path):
     noise, experts = explorer(page, 0), explorer(page, 1)
     twin = LatentExplorer(run_dir)  # the same, driven without a browser
     seed = twin.noise.a.value
+    twin.noise.worker.wait()
+    twin.experts.worker.wait()
 
     def alike() -> bool:
         """The pictures are the twin's, up to a rounding of the last digit."""

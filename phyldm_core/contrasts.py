@@ -24,9 +24,9 @@ from .readings import table, to_html
 from .scans import write_image
 from .subjects import Subject, draw_person, of_maps, read_subject
 from .tissue import three_medians
-from .widgets import Explorer, Mouse, Task
+from .widgets import Explorer, Mouse, Task, letters
 
-CONTROLS = 370  # pixels, width of a control
+CONTROLS = 25  # times the height of letters, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
 PLOT_WIDTH = "max(430px, 54vh)"
 HINT = (
@@ -176,7 +176,7 @@ class ContrastExplorer(Explorer):
 
     def _build(self):
         def look(width=CONTROLS):
-            return {"layout": widgets.Layout(width=f"{width}px"), "style": {"description_width": "106px"}}
+            return {"layout": widgets.Layout(width=letters(width)), "style": {"description_width": letters(7)}}
 
         def setting(name):
             low, high = RANGES[name]
@@ -187,33 +187,34 @@ class ContrastExplorer(Explorer):
             ends = {"min": np.log10(low), "max": np.log10(high)}
             return widgets.FloatLogSlider(getattr(self.protocol, name), base=10, step=0.01, **ends, **about)
 
-        def toggles(description, options, width, button):
-            layout, style = {"width": f"{width}px"}, {"button_width": f"{button}px", "description_width": "auto"}
+        def toggles(description, options, width, button, about):
+            layout = {"width": letters(width)}
+            style = {"button_width": letters(button), "description_width": letters(about)}
             return widgets.ToggleButtons(options=options, description=description, layout=layout, style=style)
 
         def button(text):
-            return widgets.Button(description=text, layout=widgets.Layout(width="78px"))
+            return widgets.Button(description=text, layout=widgets.Layout(width=letters(5)))
 
         self.subject = widgets.Dropdown(options=list(self.subjects), description="subject", **look())
         self.slice = widgets.IntSlider(1, min=1, max=1, description="slice ↑", **look())
-        self.compare = widgets.Checkbox(False, description="two protocols", indent=False, **look(170))
-        self.which = toggles("set", ["A", "B"], 190, 56)
+        self.compare = widgets.Checkbox(False, description="two protocols", indent=False, **look(10.5))
+        self.which = toggles("set", ["A", "B"], 14, 4, 3)
         self.which.disabled = True
         self.preset = widgets.Dropdown(options=[OWN, *PRESETS], description="preset", **look())
         self.sequence = widgets.Dropdown(options=[s.value for s in Sequence], description="sequence", **look())
         self.te, self.tr, self.ti, self.flip_angle_deg = (setting(name) for name in NAMES)
-        self.along = toggles("curve over", [("TI", "ti")], CONTROLS, 84)
+        self.along = toggles("curve over", [("TI", "ti")], CONTROLS, 5, 7)
         self.auto = widgets.Checkbox(True, description="window follows the image", indent=False, **look())
         fine = {"step": 0.001, "readout_format": ".3f"}
         self.level = widgets.FloatSlider(0.5, min=0, max=1.2, description="level", **fine, **look())
         self.width = widgets.FloatSlider(1, min=0.005, max=2, description="width", **fine, **look())
         self.row = widgets.IntSlider(0, min=0, max=1, description="row ↓", **look())
         self.column = widgets.IntSlider(0, min=0, max=1, description="column →", **look())
-        about = {"description": "own maps", "placeholder": "folder of PDmap, T1map, T2map"}
-        self.folder, self.open_folder = widgets.Text(**about, **look(CONTROLS - 82)), button("Open")
-        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **look(CONTROLS - 82))
+        about = {"description": "own maps", "placeholder": "folder of PDmap …"}
+        self.folder, self.open_folder = widgets.Text(**about, **look(CONTROLS - 5.5)), button("Open")
+        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **look(CONTROLS - 5.5))
         self.draw_brain = button("Draw")
-        self.file_name = widgets.Text("contrast", description="file", **look(CONTROLS - 164))
+        self.file_name = widgets.Text("contrast", description="file", **look(CONTROLS - 11))
         self.save_png, self.save_nifti = button("PNG"), button("NIfTI")
         self.plot = widgets.Image(format="png", layout=widgets.Layout(width=PLOT_WIDTH))
         self.numbers, self.status = widgets.HTML(), widgets.HTML()

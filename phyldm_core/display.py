@@ -301,7 +301,7 @@ def save_figure(fig: Figure, figures_dir: str | Path, name: str, *, caption: str
     caption
         What, n, protocol, what to see.
     alt
-        The picture in a sentence, for those who cannot see it.
+        The picture in a sentence, for those who cannot see it; a notebook that shows the figure holds it, too.
 
     Raises
     ------
@@ -322,4 +322,23 @@ def save_figure(fig: Figure, figures_dir: str | Path, name: str, *, caption: str
     files = {".png": raster, ".pdf": vector.getvalue(), ".json": text.encode()}
     for suffix, data in files.items():
         write_atomically(folder / (name + suffix), data)
+    _tell_notebook(fig, alt.strip())
     return tuple(folder / (name + suffix) for suffix in files)
+
+
+def _tell_notebook(fig: Figure, alt: str):
+    """Where a notebook shows the figure, its alt text goes along."""
+    from IPython import get_ipython
+
+    if (shell := get_ipython()) is None:
+        return
+    fig.alt, formatter = alt, shell.display_formatter.formatters["image/png"]
+    if Figure not in formatter or hasattr(draw := formatter.lookup_by_type(Figure), "tells_alt"):
+        return
+
+    def draw_and_tell(fig: Figure):
+        png = draw(fig)
+        return (png, {"alt": fig.alt}) if hasattr(fig, "alt") and isinstance(png, str) else png
+
+    draw_and_tell.tells_alt = True
+    formatter.for_type(Figure, draw_and_tell)

@@ -26,7 +26,8 @@ from .curves import TISSUE_NAMES
 from .display import FIGURE_WIDTH, quantity_of, save_figure, to_png
 from .errors import BadInput
 from .physics import TissueMaps
-from .widgets import Explorer, Task
+from .readings import to_html
+from .widgets import Explorer, Task, letters
 
 FIELDS = ("1.5", "3", "7")  # tesla
 
@@ -89,7 +90,10 @@ class HistogramExplorer(Explorer):
         if wrong := self._problem():
             raise ValueError(wrong)
         picture = Image.open(io.BytesIO(self.image.value))
-        lines = [*textwrap.wrap(self._verdict(), 86), "", *self._summary()]
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)) for row in rows]
+        lines = [*textwrap.wrap(self._verdict(), 86), "", *table]
         page = Image.new("RGB", (picture.width, picture.height + 20 + 20 * len(lines)), "white")
         page.paste(picture, (0, 0))
         ImageDraw.Draw(page).multiline_text((16, picture.height + 8), "\n".join(lines), "black", self._font, spacing=5)
@@ -114,8 +118,8 @@ class HistogramExplorer(Explorer):
     # Controls -----------------------------------------------------------------------------------------------
 
     def _build(self, names: tuple[str, ...]):
-        wide = {"layout": widgets.Layout(width="330px"), "style": {"description_width": "90px"}}
-        buttons = {"style": {"button_width": "68px", "description_width": "90px"}}
+        wide = {"layout": widgets.Layout(width=letters(24.5)), "style": {"description_width": letters(7.4)}}
+        buttons = {"style": {"button_width": letters(4.8), "description_width": letters(7.4)}}
         self.tissue = widgets.ToggleButtons(options=["WM", "GM", "CSF"], description="tissue", **buttons)
         self.quantity = widgets.ToggleButtons(options=["T1", "T2", "PD"], description="property", **buttons)
         fields = [(f"{field} T", field) for field in FIELDS]
@@ -131,9 +135,9 @@ class HistogramExplorer(Explorer):
             2.0, base=10, min=-0.3, max=1.5, step=0.02, description="bandwidth (%)", readout_format=".2g", **wide
         )
         self.cited = widgets.SelectMultiple(rows=8, description="studies", **wide)
-        shorter = wide | {"layout": widgets.Layout(width="240px")}
+        shorter = wide | {"layout": widgets.Layout(width=letters(19))}
         self.file_name = widgets.Text("histogram_wm_t1", description="figure", **shorter)
-        self.save = widgets.Button(description="Save", layout=widgets.Layout(width="86px"))
+        self.save = widgets.Button(description="Save", layout=widgets.Layout(width=letters(5)))
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="max(760px, 88vh)"))
         self.numbers, self.references, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
@@ -146,9 +150,10 @@ class HistogramExplorer(Explorer):
         self.save.on_click(self._on_save)
 
     def _arrange(self):
-        ticks = widgets.HBox(list(self.ticks.values()), layout=widgets.Layout(flex_flow="row wrap", width="330px"))
+        wide = widgets.Layout(flex_flow="row wrap", width=letters(24.5))
+        ticks = widgets.HBox(list(self.ticks.values()), layout=wide)
         for box in self.ticks.values():
-            box.layout.width = "105px"
+            box.layout.width = letters(7.8)
         controls = [self.tissue, self.quantity, self.field_T, ticks, self.n_slices, self.bandwidth, self.cited]
         controls += [widgets.HBox([self.file_name, self.save]), self.task]
         side = widgets.VBox([self.image, self.numbers])
@@ -236,8 +241,7 @@ class HistogramExplorer(Explorer):
         self.histograms.paint(self.canvas.figure, self.choice)
         self.canvas.draw()
         self.image.value = to_png(np.asarray(self.canvas.buffer_rgba())[..., :3])
-        lines = "<br>".join(map(escape, self._summary()))
-        self.numbers.value = f'<pre style="font-size: max(14px, 1.5vh)">{lines}</pre>'
+        self.numbers.value = to_html(self._rows())
         self.references.value = self._citations()
         self._say(self._verdict())
 
@@ -250,17 +254,17 @@ class HistogramExplorer(Explorer):
         far = ", ".join(f"{name} {table.distance[name]:.3f}" for name in others)
         return f"{self.choice}: distance from {reference} (Wasserstein-1 / median): {far}."
 
-    def _summary(self) -> list[str]:
-        """Lines of text, a source each: slices, voxels, median and quartiles, shares in the bands."""
+    def _rows(self) -> list[tuple[str, ...]]:
+        """A heading, then a row of text for each source: slices, voxels, quartiles, shares in the bands."""
         table, unit = self.histograms.table(self.choice), self._unit
         label = quantity_of(self.choice.quantity).label.replace("$", "").replace("_", "")
         shares = list(self.choice.bands())
-        lines = [f"{'':<11}{'slices':>6}{'voxels':>9}  {label + ', quartiles':<23}" + "  ".join(shares)]
+        rows = [("", "slices", "voxels", f"{label}, quartiles", *shares)]
         for name, row in table.iterrows():
             low, middle, high = (unit * row[c] for c in ("lower quartile", "median", "upper quartile"))
-            text = f"{name[:10]:<11}{row.slices:>6.0f}{row.voxels:>9.0f}  {f'{low:.3g}, {middle:.3g}, {high:.3g}':<23}"
-            lines.append(text + "  ".join(f"{row[c]:.0%}".rjust(len(c)) for c in shares))
-        return lines
+            counted = (f"{row.slices:.0f}", f"{row.voxels:.0f}", f"{low:.3g}, {middle:.3g}, {high:.3g}")
+            rows.append((name, *counted, *(f"{row[c]:.0%}" for c in shares)))
+        return rows
 
     def _citations(self) -> str:
         rows, unit = self.choice.studies(), self._unit

@@ -7,6 +7,7 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from html import escape
 
@@ -26,9 +27,10 @@ from .painting import HEIGHT
 from .physics import REFERENCE, TissueMaps, render
 from .pictures import beside, opened, picture, strip, titled, under
 from .protocols import effective_protocol
+from .readings import to_html
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer, Worker
+from .widgets import Explorer, Worker, letters
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
@@ -40,11 +42,12 @@ SD_SAMPLES = 16  # an SD from 16 is known to 18 %
 class Slow(Explorer):
     """An explorer whose pictures take a while: a progress bar, a Stop button, a status line."""
 
-    _size = {"layout": widgets.Layout(width="430px"), "style": {"description_width": "120px"}}
+    _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
-        self.worker = Worker()
-        self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **self._size)
+        self.worker, self._painting = Worker(), threading.Lock()
+        own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
+        self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
         self.status = widgets.HTML()
         self.halt.on_click(lambda button: self._halted())
@@ -54,27 +57,43 @@ class Slow(Explorer):
     def recompute(self, change=None) -> None:
         """Start over with the controls as they are; what is shown stays until the new is there."""
         if self._listening:
-            self.halt.disabled, self.progress.value = False, 0
+            self._working(True)
             self.worker.start(self._run)
+
+    def _working(self, on: bool) -> None:
+        """Bar and button are seen only while there is something to wait for or to stop."""
+        self.halt.disabled = not on
+        if on:
+            self.progress.value = 0
+        self.progress.layout.visibility = self.halt.layout.visibility = "visible" if on else "hidden"
 
     def _run(self, check) -> None:
         check()  # another change may have come while the thread before this one ended
+        self._working(True)  # which that thread has just ended
         try:
             self._compute(check)
         except (BadInput, RuntimeError, ValueError) as error:  # in a thread, nobody else would tell
             check()
             self._say(f"That could not be computed: {error}", wrong=True)
-        self.halt.disabled = True
+        self._working(False)
+
+    def _repaint(self) -> None:
+        """In one thread at a time: who paints last has seen the controls as they are."""
+        with self._painting:
+            self._paint()
 
     def _halted(self) -> None:
         self.worker.stop()
-        self.halt.disabled, self.progress.value = True, 0
+        self._working(False)
         self._say("Stopped: the pictures are of the setting before.", wrong=True)
 
     def _arrange(self) -> widgets.Widget:
         raise NotImplementedError
 
     def _compute(self, check) -> None:
+        raise NotImplementedError
+
+    def _paint(self) -> None:
         raise NotImplementedError
 
 
@@ -110,7 +129,7 @@ class NoiseExplorer(Slow):
         about = {"min": -1, "max": 1, "step": 0.25, "continuous_update": False}
         self.height = widgets.FloatSlider(0, description="height in stack", **about, **self._size)
         self.shown = widgets.Dropdown(options=(*MAPS, *REFERENCE), value="T1", description="show", **self._size)
-        self.brain, self.along, self.path = (widgets.Image(format="png") for _ in range(3))
+        self.brain, self.along, self.path = (_picture() for _ in range(3))
         for control in (self.a, self.b, self.way, self.steps, self.height):
             control.observe(self.recompute, "value")
         for control in (self.between, self.stage, self.shown):
@@ -159,7 +178,7 @@ class NoiseExplorer(Slow):
         self._repaint()
         self._say(f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, height {height:+.2f}: {STOPS} brains from A to B")
 
-    def _repaint(self):
+    def _paint(self):
         if not self._listening or self.maps is None:
             return
         stage, stop, name = self.stage.value, self.between.value, self.shown.value
@@ -218,9 +237,9 @@ class ExpertSwitchboard(Slow):
         self.slice = widgets.IntSlider(0, min=0, max=0, description="slice ↑", **self._size)
         self.ticks = [widgets.Checkbox(True, description=name, indent=False) for name in MODALITIES]
         below = ["SD", "error"] if truth is not None else ["SD"]
-        style = {"description_width": "120px"}
+        style = {"description_width": letters(8), "button_width": letters(6)}
         self.below = widgets.ToggleButtons(options=below, description="second row", style=style)
-        self.maps, self.scans = widgets.Image(format="png"), widgets.Image(format="png")
+        self.maps, self.scans = _picture(), _picture()
         self.numbers = widgets.HTML()
         self._choose_person()
         self.person.observe(self._on_person, "value")
@@ -279,7 +298,7 @@ class ExpertSwitchboard(Slow):
         self._repaint()
         self._say(f"{' × '.join(self._ticked())}: posterior mean, and SD over {SD_SAMPLES} samples")
 
-    def _repaint(self):
+    def _paint(self):
         if not self._listening or self.mean is None:
             return
         (person, _, shown), k = self._seen, self.slice.value
@@ -301,8 +320,8 @@ class ExpertSwitchboard(Slow):
             frame = picture(image if on else np.zeros_like(image), "", None, HEIGHT // 3 - 30, self.voxel_mm)
             columns.append(titled(frame, name if on else f"no {name}"))
         self.scans.value = to_png(np.asarray(under(columns)))
-        table = self.summary().map("{:.2f} %".format).to_string()
-        self.numbers.value = f"<pre>median over the brain<br>{table.replace(chr(10), '<br>')}</pre>"
+        summary = self.summary().map("{:.2f} %".format)
+        self.numbers.value = to_html([("brain median", *summary.columns), *summary.itertuples(name=None)])
 
     def _second_row(self):
         """SD in % of the mean, or signed error in % of the truth, each ``(n, y, x)``."""
@@ -356,6 +375,11 @@ class LatentExplorer(widgets.VBox):
 
         self.noise, self.experts = _or_sentence(noise), _or_sentence(experts)
         super().__init__([self.noise, self.experts])
+
+
+def _picture() -> widgets.Image:
+    """No wider than the page: a notebook's is narrower than three maps."""
+    return widgets.Image(format="png", layout=widgets.Layout(max_width="100%", height="auto"))
 
 
 def _in_a_row(*children: widgets.Widget) -> widgets.Box:

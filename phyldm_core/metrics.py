@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, stats
 from skimage.filters import threshold_multiotsu
 from skimage.metrics import structural_similarity
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from . import physics, tissue
 from .bids import write_atomically
@@ -139,6 +138,8 @@ def ms_ssim(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None
     Three scales with the usual 11-pixel window, their weights rescaled to sum to 1: five scales would need
     176 pixels, and the same three serve slices of 80 and of 160 pixels. The smaller side must be at least 44.
     """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure  # 2 s, for this alone
+
     _inside(estimate, truth, mask)
     peak = peak_of(truth, mask) if peak is None else peak
     e, t = (np.asarray(a, dtype=float) for a in (estimate, truth))

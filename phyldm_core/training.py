@@ -19,8 +19,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from monai.losses import SSIMLoss
-from monai.networks.nets import PatchDiscriminator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -90,6 +88,9 @@ class VAEObjective(nn.Module):
     """The VAE, its patch adversary, and the loss that joins them through the physics layer."""
 
     def __init__(self, vae: PoEVAE, weights: VAELoss):
+        from monai.losses import SSIMLoss  # seconds of imports, for those who train
+        from monai.networks.nets import PatchDiscriminator
+
         super().__init__()
         if weights.gain not in ("solved", "fixed"):
             raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")

@@ -29,9 +29,18 @@ STYLE = """<style>
 .phyldm .widget-image { cursor: crosshair; max-width: none; }
 .phyldm table.numbers { line-height: 1.2; border-spacing: 0; margin: 0; }
 .phyldm table.numbers td, .phyldm table.numbers th { padding: 3px 11px 3px 0; text-align: left; white-space: nowrap; }
+.phyldm p, .phyldm li { font-size: max(14px, 1.5vh); line-height: 1.4; margin: 0 0 4px; }
+.phyldm .widget-toggle-buttons { display: flex; align-items: center; }
+.phyldm .widget-toggle-buttons > .widget-label { flex: none; text-align: right; margin-right: 8px; }
+.phyldm .widget-toggle-buttons .widget-toggle-button { padding: 0; }
 .phyldm :focus-visible { outline: 2px solid #0173b2; }
 </style>"""
 """Letters that are read from the last row, and a visible focus for the keyboard."""
+
+
+def letters(n: float) -> str:
+    """A width that grows with the letters, n times their height."""
+    return f"calc({n:g} * var(--letters))"
 
 
 class Explorer(widgets.VBox):

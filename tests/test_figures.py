@@ -290,6 +290,22 @@ def drawn_texts(fig, monkeypatch) -> dict[str, list]:
     return [(text.get_text(), text.get_window_extent()) for text in seen.values()]
 
 
+def test_a_notebook_that_shows_a_figure_holds_its_alt_text(tmp_path):
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.pylabtools import select_figure_formats
+
+    shell = InteractiveShell.instance()
+    try:
+        select_figure_formats(shell, {"png"})
+        told, silent = (plt.subplots(figsize=(1, 1))[0] for _ in range(2))
+        for k in range(2):
+            figures.save_figure(told, tmp_path, "fig01_a", caption="c", alt=f"Nothing, {k}.")
+        assert shell.display_formatter.format(told)[1] == {"image/png": {"alt": "Nothing, 1."}}
+        assert not shell.display_formatter.format(silent)[1]
+    finally:
+        InteractiveShell.clear_instance()
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_label_overlaps_another_or_leaves_the_page(name, maps, scans, monkeypatch):
     fig = FIGURES[name](maps, scans)

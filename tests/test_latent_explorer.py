@@ -185,6 +185,8 @@ def test_progress_is_shown(noise):
     noise.a.value = 50
     settled(noise)
     assert len(seen) > 20 and seen[-1] == 1 and seen[1:] == sorted(seen[1:])
+    assert noise.progress.layout.visibility == noise.halt.layout.visibility == "hidden"  # until there is work again
+    assert noise.a.layout.visibility is None
 
 
 def test_a_computation_that_fails_says_so(noise):

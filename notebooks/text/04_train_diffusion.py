@@ -115,6 +115,7 @@ for c, ax in enumerate(above.subplots(1, n_shown)):
     figures.show_image(ax, picture, (-3, 3), voxel_mm=recipe.voxel_mm * vae.downsampling, marks="RLA" if c == 0 else "")
     ax.images[0].set_cmap("PuOr")
     ax.set_title(f"channel {c}", size=7)
+above.colorbar(ax.images[0], ax=above.axes, extend="both", ticks=(-3, 0, 3), label="spreads from mean")
 axes = below.subplots(1, 4, width_ratios=(3, 1, 1, 1))
 look = {"cmap": figures.QUANTITIES["error"].cmap, "center": 0, "cbar": False, "annot": True, "annot_kws": {"size": 6.5}}
 sns.heatmap(effect.T.numpy(), ax=axes[0], fmt=".1f", linewidths=0.5, yticklabels=figures.MAPS, **look)
@@ -122,7 +123,8 @@ axes[0].set(xlabel="channel raised by one spread", title="mean change in the bra
 axes[0].tick_params(rotation=0, length=0)
 for ax, change, quantity in zip(axes[1:], reach, figures.MAPS, strict=True):
     figures.show_map(ax, change, "error", inside=inside, voxel_mm=recipe.voxel_mm, marks="")
-    ax.set_xlabel(f"{quantity}, ±30 %", size=7)
+    ax.set_xlabel(quantity, size=7)
+below.colorbar(ax.images[0], ax=ax, extend="both", shrink=0.8, ticks=(-30, 0, 30), label="change (%)")
 axes[2].set_title("one value raised by four spreads", size=8)
 caption = f"""What a latent holds (validation set, n = 1 slice). Above: its channels, in units of their spread. Below:
 mean change of PD, T1 and T2 when a channel is raised, and change when one value of channel {strongest} is."""

@@ -218,7 +218,7 @@ wide.loc[psnr.quantity.drop_duplicates(), psnr.inputs.drop_duplicates()].rename_
 flair = REFERENCE["FLAIR"]
 tis = (0.1, 0.4, 0.6, 1.0, 1.6, 2.5, 4.0, 6.0)
 sweep = [Protocol(Sequence.FLAIR, te=flair.te, tr=flair.tr, ti=ti) for ti in tis]
-top = [Panel(render(one, p), title=f"{p.ti:g} s", side="inferred" if k == 0 else "") for k, p in enumerate(sweep)]
+top = [Panel(render(one, p), title=f"TI {p.ti:g} s", side="inferred" if k == 0 else "") for k, p in enumerate(sweep)]
 low = [Panel(render(true_one, p), side="true" if k == 0 else "", window=figures.percentile_window(render(true_one, p)))
        for k, p in enumerate(sweep)]  # fmt: skip
 top = [Panel(t.values, title=t.title, side=t.side, window=b.window) for t, b in zip(top, low, strict=True)]
@@ -241,7 +241,9 @@ for name in names:
 for t1_of_tissue in t1.tolist():
     ax.plot(null_ti(t1_of_tissue, flair.tr, "FLAIR"), 0, "|", color="black", ms=9, mew=1.5)
 ax.set(xlabel="TI (s)", ylabel="mean signal (water = 1)", xlim=(0, 6), ylim=(0, None))
-ax.legend(ncols=3)
+for look, source in (("-", "inferred"), ("--", "true")):
+    ax.plot([], [], color="0.3", ls=look, label=source)
+ax.legend(ncols=5, columnspacing=1.2, handlelength=1.6)
 caption = f"""Mean FLAIR signal of pure white matter, grey matter and CSF against TI (TE {1000 * flair.te:g} ms, TR
 {flair.tr:g} s) in n = 1 held-out person ({n_z} slices): from inferred maps (solid) and from true ones (dashed). Ticks:
 null points of median tissue."""

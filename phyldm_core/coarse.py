@@ -13,13 +13,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from .diffusion import LatentBatch, Latents
 from .physics import REFERENCE, Protocol, TissueMaps, render
 from .protocols import effective_protocol
-from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, PoEVAE, Posterior, plain_block
+from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
 
 
 class CoarseVAE(ModelMixin, ConfigMixin):
@@ -58,7 +57,7 @@ class CoarseVAE(ModelMixin, ConfigMixin):
         for i in reversed(range(len(widths))):
             up += [plain_block(widths[i], widths[i]) for _ in range(blocks)]
             if i:
-                up.append(Upsample2D(widths[i], use_conv=True, out_channels=widths[i - 1]))
+                up.append(Enlarge(widths[i], widths[i - 1]))
         up += [nn.Conv2d(widths[0], fine_channels * stem**2, 3, padding=1), nn.PixelShuffle(stem)]
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
 

@@ -16,6 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from .diffusion import LatentBatch, Latents
+from .on_disk import in_a_file
 from .physics import REFERENCE, Protocol, TissueMaps, render
 from .protocols import effective_protocol
 from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
@@ -110,5 +111,5 @@ class CoarseObjective(nn.Module):
 @torch.no_grad()
 def squeeze(coarse: CoarseVAE, fine: Latents, like: Latents | None = None) -> Latents:
     """Coarse posterior means of all fine latents, normalised (``like`` others, for held-out ones)."""
-    means = torch.cat([coarse.encode(part).mean for part in fine.values.split(64)])
+    means = in_a_file(coarse.encode(part).mean for part in fine.values.split(64))
     return Latents(means, fine.position, like)

@@ -25,6 +25,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .on_disk import in_a_file
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
@@ -133,7 +134,8 @@ class Latents:
     def __init__(self, means: Tensor, position: Tensor, like: Latents | None = None):
         self.mean = means.mean((0, 2, 3)) if like is None else like.mean
         self.scale = means.std((0, 2, 3)).clamp_min(1e-3) if like is None else like.scale
-        self.values = (means - self.mean[:, None, None]) / self.scale[:, None, None]
+        shift, scale = self.mean[:, None, None], self.scale[:, None, None]
+        self.values = in_a_file((part - shift) / scale for part in means.split(256))
         self.position = position
 
     def __len__(self):

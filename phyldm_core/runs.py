@@ -16,6 +16,7 @@ import diffusers
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from . import cohort, metrics
 from .bids import replace_folder, to_json, write_atomically
@@ -24,12 +25,13 @@ from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from .errors import BadInput
-from .inference import encode
+from .inference import INFERENCE_BATCH, encode
+from .on_disk import in_a_file
 from .physics import TissueMaps
 from .profiles import PROFILES, Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
-from .vae import PoEVAE
+from .vae import PoEVAE, brightness
 
 
 class MissingResult(BadInput):
@@ -285,9 +287,16 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
 
 def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
     """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
-    mirrored = replace(slices, images=slices.images.flip(-1))
-    means = [encode(vae, s, common_scale).mean for s in (slices, mirrored)]
-    return Latents(torch.cat(means), slices.position.repeat(2), like)
+    scale = brightness(slices.images, slices.observed, slices.subject)
+
+    def means() -> Iterator[Tensor]:
+        for mirrored in (False, True):
+            for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
+                part = slices[rows]
+                part = replace(part, images=part.images.flip(-1)) if mirrored else part
+                yield encode(vae, part, common_scale, scale=scale[rows]).mean
+
+    return Latents(in_a_file(means()), slices.position.repeat(2), like)
 
 
 # --- folders that are either complete or absent ---------------------------------------------------

@@ -195,8 +195,8 @@ class VAEData:
 
     def __init__(self, slices: Slices, weights: VAELoss):
         self.slices, self.weights = slices, weights
-        self.images = slices.images / TYPICAL_SIGNAL
-        self.level = brightness(self.images, slices.observed, slices.subject)
+        level = brightness(slices.images, slices.observed, slices.subject)
+        self.level = torch.where(slices.observed, level / TYPICAL_SIGNAL, 1.0)
         complete = slices.observed.all(1)
         share = complete.float().mean().clamp(0.01, 0.99)
         self.chances = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
@@ -215,7 +215,7 @@ class VAEData:
         shown[empty] = observed[empty]  # nothing left: show all there is
         common = torch.rand(len(rows), generator=generator) >= self.weights.unscaled
         flip = torch.rand(len(rows), generator=generator) < 0.5  # left and right are alike in this anatomy
-        images = self.images[rows]
+        images = self.slices.images[rows] / TYPICAL_SIGNAL
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         return VAEBatch(images, self.level[rows], self.slices.settings[rows], observed, shown, common)
 

@@ -64,7 +64,9 @@ def slices(truth) -> Slices:
 def batch(slices) -> VAEBatch:
     data = VAEData(slices, VAELoss())
     common = torch.tensor([True, False] * 3)
-    return VAEBatch(data.images, data.level, slices.settings, slices.observed, slices.observed, common)
+    return VAEBatch(
+        slices.images / TYPICAL_SIGNAL, data.level, slices.settings, slices.observed, slices.observed, common
+    )
 
 
 def objective(weights=SMOKE.vae_loss, **changes) -> VAEObjective:

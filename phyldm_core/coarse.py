@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .diffusion import LatentBatch, Latents
 from .on_disk import in_a_file
 from .physics import REFERENCE, Protocol, TissueMaps, render
+from .processes import drawn, mean
 from .protocols import effective_protocol
 from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
 
@@ -97,13 +98,14 @@ class CoarseObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
         posterior = self.coarse.encode(batch.latents)
-        restored = self.coarse.decode(posterior.sample())
+        noise = drawn(torch.randn, *posterior.mean.shape, device=posterior.mean.device, dtype=posterior.mean.dtype)
+        restored = self.coarse.decode(posterior.at(noise))
         with torch.no_grad():
             target = self.scans(batch.latents)
         losses = {
-            "latent": ((restored - batch.latents) ** 2).mean(),
-            "scans": (self.scans(restored) - target).abs().mean(),
-            "kl": Posterior(*(t.float() for t in posterior)).kl().mean(),
+            "latent": mean((restored - batch.latents) ** 2),
+            "scans": mean((self.scans(restored) - target).abs()),
+            "kl": mean(Posterior(*(t.float() for t in posterior)).kl()),
         }
         return {"total": 0.1 * losses["latent"] + losses["scans"] + self.kl * losses["kl"], **losses}
 

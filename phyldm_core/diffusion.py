@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .errors import BadInput
 from .on_disk import in_a_file
+from .processes import drawn, mean
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
@@ -162,16 +163,16 @@ class DiffusionObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
         x, n = batch.latents, len(batch.latents)
-        noise = torch.randn_like(x)
+        noise = drawn(torch.randn, *x.shape, device=x.device, dtype=x.dtype)
         if self.process == "ddpm":
-            clock = torch.randint(TRAIN_STEPS, (n,), device=x.device)
+            clock = drawn(lambda rows: torch.randint(TRAIN_STEPS, (rows,), device=x.device), n)
             noisy, target = self.noise.add_noise(x, noise, clock), noise
         else:
-            sigma = torch.sigmoid(torch.randn(n, device=x.device))
+            sigma = torch.sigmoid(drawn(torch.randn, n, device=x.device))
             clock, s = TRAIN_STEPS * sigma, sigma.view(-1, 1, 1, 1)
             noisy, target = (1 - s) * x + s * noise, noise - x
         guess = self.denoiser(with_position(self.denoiser, noisy, batch.position), clock).sample
-        loss = ((guess - target) ** 2).mean()
+        loss = mean((guess - target) ** 2)
         return {"total": loss}
 
 

@@ -28,6 +28,7 @@ from .errors import BadInput
 from .inference import INFERENCE_BATCH, encode
 from .on_disk import in_a_file
 from .physics import TissueMaps
+from .processes import main_first
 from .profiles import PROFILES, Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
@@ -100,16 +101,20 @@ class Run:
         folder, settings = self.folder / "vae", self._vae_settings()
         if _made_with(folder) == settings:
             return
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         torch.manual_seed(self.seed)
         objective = VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
         yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
-        objective.vae.save_pretrained(work)
-        if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
-            heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
-            write_calibration(objective.vae.eval(), self.recipe, heads, work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            objective.vae.save_pretrained(work)
+            if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
+                heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
+                write_calibration(objective.vae.eval(), self.recipe, heads, work)
+            replace_folder(work, folder)
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
@@ -139,14 +144,18 @@ class Run:
         folder, settings = self.folder / "coarse", self._coarse_settings()
         if self.profile.coarse is None or _made_with(folder) == settings:
             return
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
         coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
         objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
         yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
-        coarse.save_pretrained(work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            coarse.save_pretrained(work)
+            replace_folder(work, folder)
 
     def coarse(self) -> CoarseVAE | None:
         """The trained coarse level; None in a profile without one."""
@@ -171,7 +180,8 @@ class Run:
         if _made_with(folder) == settings:
             return
         coarse = self.coarse()
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         fine = train = self.fine_latents("train")
         held_out = self.fine_latents("val")
         if coarse is not None:
@@ -189,8 +199,11 @@ class Run:
             denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
         )  # fmt: skip
-        pipeline.save_pretrained(work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            pipeline.save_pretrained(work)
+            replace_folder(work, folder)
 
     def pipeline(self) -> TissuePipeline:
         """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""

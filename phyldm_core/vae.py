@@ -37,7 +37,12 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.at(
+            torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        )
+
+    def at(self, noise: Tensor) -> Tensor:
+        """The sample that unit Gaussian noise ``(n, c, y, x)`` stands for."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def kl(self) -> Tensor:

@@ -11,10 +11,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -259,18 +257,25 @@ def _scan(clean: Tensor, recipe: CohortRecipe, rng, generator):
 # --- the dataset on disk ------------------------------------------------------------------------
 
 
-def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None = None) -> Iterator[int]:
+def make_cohort(
+    recipe: CohortRecipe, folder: str | Path, n_workers: int | None = None, scheduler: str | None = None
+) -> Iterator[int]:
     """Write the cohort, yielding the number of people done; nothing happens where it exists already.
 
     A killed run goes on with the next person. Another recipe in ``folder`` is replaced only when
-    the new cohort is complete.
+    the new cohort is complete. The files are the same whoever made them.
+
+    Parameters
+    ----------
+    n_workers, scheduler
+        Processes of this machine (None: one a core), or a Dask scheduler: :func:`shards.run_shards`.
 
     Raises
     ------
     BadInput
         The anatomies cannot be used, or the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # workers elsewhere start from folders of their own
     if read_recipe(folder) == as_json(recipe):
         return
     people = recipe.subjects()
@@ -281,18 +286,10 @@ def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None 
     todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
     todo.sort(key=lambda p: p.head)  # a worker reads each head once
     done = len(people) - len(todo)
-    n_workers = n_workers or os.cpu_count() or 1
-    chunks = [todo[i : i + 4] for i in range(0, len(todo), 4)]
-    with ProcessPoolExecutor(
-        n_workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = [pool.submit(_write_people, chunk, recipe, building) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                yield done
-        finally:
-            pool.shutdown(cancel_futures=True)
+    chunks = [(todo[i : i + 4], recipe, building) for i in range(0, len(todo), 4)]
+    for n in run_shards(_write_people, chunks, n_workers or os.cpu_count() or 1, scheduler):
+        done += n
+        yield done
     _write_dataset_files(building, people, recipe)
     (building / "recipe.part.json").unlink()
     replace_folder(building, folder)
@@ -328,6 +325,7 @@ def _volume(slices: Tensor) -> np.ndarray:
 
 
 def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> int:
+    torch.set_num_threads(1)  # a core a worker, and the same rounding however many there are
     affine = _slice_affine(recipe)
     for subject in people:
         person = simulate(subject, recipe)

@@ -60,12 +60,12 @@ class Run:
     def cohort_folder(self) -> Path:
         return self.folder / "cohort"
 
-    def make_cohort(self) -> Iterator[int]:
-        """Write the cohort if it is not there, yielding the number of people done."""
+    def make_cohort(self, n_workers: int | None = None, scheduler: str | None = None) -> Iterator[int]:
+        """Write the cohort if it is not there, yielding the number of people done; see :func:`cohort.make_cohort`."""
         if isinstance(self.recipe, ScanRecipe):
             self.require_cohort()  # real people cannot be made
         else:
-            yield from cohort.make_cohort(self.recipe, self.cohort_folder)
+            yield from cohort.make_cohort(self.recipe, self.cohort_folder, n_workers, scheduler)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""

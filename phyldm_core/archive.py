@@ -12,10 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +35,7 @@ from .errors import BadInput
 from .preprocess import TEMPLATE, Prepared, prepare_session
 from .protocols import SEQUENCE_OF, family_ti
 from .scans import Scan, read_scan, read_session, read_volume, write_image
+from .shards import run_shards
 
 METHOD = 2  # raised when the same inputs would be prepared differently
 OASIS3_LABEL = "OAS3"
@@ -58,7 +57,13 @@ class Outcome:
 
 
 def prepare_dataset(
-    root: str | Path, out: str | Path, *, voxel_mm: float = 1.0, mask: str | Path | None = None, n_workers: int = 1
+    root: str | Path,
+    out: str | Path,
+    *,
+    voxel_mm: float = 1.0,
+    mask: str | Path | None = None,
+    n_workers: int = 1,
+    scheduler: str | None = None,
 ) -> Iterator[Outcome]:
     """Prepare every session of a dataset, yielding each as it is done, in no fixed order; then write ``skipped.tsv``.
 
@@ -73,45 +78,33 @@ def prepare_dataset(
         or None: see :func:`preprocess.prepare_session`.
     n_workers
         Sessions at a time, a process each; 1 to 2 GiB of memory a process at 1 mm.
+    scheduler
+        A Dask scheduler whose workers do it instead: :func:`shards.run_shards`.
 
     Raises
     ------
     BadInput
-        There is no session at all, ``out`` cannot be written, or a worker died.
+        There is no session at all, ``out`` cannot be written, or workers die again and again.
     """
     root, out = Path(root), Path(out)
     if mask not in (None, TEMPLATE) and not Path(mask).is_dir():
         raise BadInput(f"{mask}: not a folder of brain masks: give one, or the word {TEMPLATE}")
     if out.resolve() == root.resolve():
         raise BadInput(f"{out}: prepared scans would lie among the scans they are made from: choose another folder")
+    if scheduler:  # whose workers start from folders of their own
+        root, out = root.resolve(), out.resolve()
+        mask = mask if mask in (None, TEMPLATE) else Path(mask).resolve()
     unreadable: dict[Path, str] = {}
     sessions = find_sessions(root, unreadable)
     _describe(root, out)
     outcomes = [_outcome_of_folder(folder, reason) for folder, reason in unreadable.items()]
     yield from outcomes
     tasks = [(root, out, labels, paths, voxel_mm, mask) for labels, paths in sessions.items()]
-    for outcome in _map(prepare_one, tasks, n_workers):
+    alone = n_workers == 1 and not scheduler
+    for outcome in starmap(prepare_one, tasks) if alone else run_shards(prepare_one, tasks, n_workers, scheduler):
         outcomes.append(outcome)
         yield outcome
     write_skipped(out / "skipped.tsv", outcomes)
-
-
-def _map(function, tasks: list[tuple], n_workers: int) -> Iterator:
-    if n_workers <= 1:
-        yield from (function(*task) for task in tasks)
-        return
-    with ProcessPoolExecutor(min(n_workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(function, *task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise BadInput(
-                "a worker was killed, most likely for want of memory: run again with fewer --workers, "
-                "finished sessions are kept"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def write_skipped(path: Path, outcomes: list[Outcome]):

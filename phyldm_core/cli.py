@@ -75,30 +75,79 @@ def reproduce(
     reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
 
 
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(help="Instead of --workers: a Dask scheduler (tcp://HOST:8786), whose workers see the same files."),
+]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path | None, typer.Option(help="The run that will train on them; runs/PROFILE by default.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, laptop (2 mm) or paper (1 mm): how many people, how fine.")] = (
+        "laptop"
+    ),
+    anatomies: Annotated[
+        Path | None, typer.Option(help="Folder of label maps in NIfTI; without it, the MNI152 template.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
+    scheduler: SchedulerOption = None,
+):
+    """Only the people of a run, with their true maps, for many machines; reproduce then finds them. Resumes."""
+    from tqdm import tqdm
+
+    from .reproduce import check_anatomies
+    from .runs import open_run
+
+    if anatomies is not None:
+        check_anatomies(anatomies)
+    run = open_run(out or Path("runs") / profile, profile, anatomies or "")
+    if not run.common_scale:
+        raise BadInput(f"{run.folder} holds people who were scanned: choose another folder with --out")
+    n = len(run.recipe.subjects())
+    with tqdm(desc="simulate", total=n, unit="person", disable=None) as bar:
+        for done in run.make_cohort(workers, scheduler):
+            bar.update(done - bar.n)
+    typer.echo(f"{n} people in {run.cohort_folder}")
+
+
 @app.command()
 def prepare(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset: sub-*/[ses-*/]anat/*_T1w.nii.gz with sidecars.")],
     out: Annotated[Path, typer.Option(help="Where prepared scans go, such as BIDS_DIR/derivatives/phyldm.")],
     voxel_mm: Annotated[float, typer.Option(help="Size of the isotropic voxels, mm.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Sessions at a time.", min=1)] = 1,
+    scheduler: SchedulerOption = None,
     mask: Annotated[
         str | None,
         typer.Option(help="Brain masks: a folder of sub-*/**/*_mask.nii.gz, or the word template; heads without it."),
     ] = None,
 ):
     """Align the scans of every session on one grid; finished sessions are kept, unusable ones named in skipped.tsv."""
-    _finish(_prepare(bids_dir, out, voxel_mm, workers, mask), out)
+    _finish(_prepare(bids_dir, out, voxel_mm, workers, mask, scheduler), out)
 
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="BIDS dataset of real people, such as OASIS-3 (data/OASIS-3.md).")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="BIDS dataset of real people, such as OASIS-3 (data/OASIS-3.md); simulated people without it."
+        ),
+    ] = None,
     profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (2 mm) or paper (1 mm, a GPU).")] = "laptop",
-    out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/PROFILE-scans by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the run is kept; runs/PROFILE-scans by default, runs/PROFILE if simulated."),
+    ] = None,
     prepared: Annotated[
         Path | None, typer.Option(help="Where prepared scans are, or will be; OUT/prepared by default.")
     ] = None,
+    anatomies: Annotated[
+        Path | None, typer.Option(help="Of simulated people: folder of label maps; without it, the MNI152 template.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Sessions prepared at a time.", min=1)] = 1,
+    scheduler: SchedulerOption = None,
     mask: Annotated[
         str | None,
         typer.Option(
@@ -107,40 +156,49 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 7,
 ):
-    """Train a profile on real scans: prepare, split by subject, VAE, diffusion model. Resumes when killed."""
+    """Train a profile: people, VAE, diffusion model. Resumes when killed; under torchrun processes share each batch."""
     from tqdm import tqdm
 
+    from .processes import is_main, main_first
     from .profiles import find_profile
-    from .runs import scan_run
+    from .runs import open_run, scan_run
     from .scanned import make_cohort
 
     settings = find_profile(profile)
-    out = out or Path("runs") / f"{profile}-scans"
-    prepared = prepared or out / "prepared"
-    mask = mask or (None if settings.cohort.head else "template")
-    outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask)
-    recipe = make_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
-    run = scan_run(out, settings, recipe, seed)
+    out = out or Path("runs") / (f"{profile}-scans" if data else profile)
+    outcomes, prepared = [], prepared or out / "prepared"
+    with main_first():
+        if data is None:
+            run = open_run(out, profile, anatomies or "", seed)
+            for _ in run.make_cohort(None, scheduler):
+                pass
+        else:
+            mask = mask or (None if settings.cohort.head else "template")
+            outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask, scheduler)
+            recipe = make_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
+            run = scan_run(out, settings, recipe, seed)
     for name, steps, n in (
         ("VAE", run.train_vae, settings.vae_schedule.steps),
         ("coarse level", run.train_coarse, settings.coarse_schedule.steps),
         ("diffusion model", run.train_diffusion, settings.diffusion_schedule.steps),
     ):
-        with tqdm(desc=name, total=n, unit="step", disable=None) as bar:
+        with tqdm(desc=name, total=n, unit="step", disable=None if is_main() else True) as bar:
             for step in steps():
                 bar.update(step.step + 1 - bar.n)
-    typer.echo(f"trained in {out}: split in {out / 'cohort' / 'participants.tsv'}, model in {out / 'pipeline'}")
-    _finish(outcomes, prepared)
+    if is_main():
+        typer.echo(f"trained in {out}: split in {out / 'cohort' / 'participants.tsv'}, model in {out / 'pipeline'}")
+        if data is not None:
+            _finish(outcomes, prepared)
 
 
-def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None) -> list:
+def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None, scheduler: str | None) -> list:
     from tqdm import tqdm
 
     from .archive import prepare_dataset
     from .bids import find_sessions
 
     n = len(find_sessions(data, {}))
-    steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers)
+    steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers, scheduler=scheduler)
     return list(tqdm(steps, desc="prepare", total=n, unit="session", disable=None))
 
 

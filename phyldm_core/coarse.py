@@ -13,13 +13,14 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from .diffusion import LatentBatch, Latents
+from .on_disk import in_a_file
 from .physics import REFERENCE, Protocol, TissueMaps, render
+from .processes import drawn, mean
 from .protocols import effective_protocol
-from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, PoEVAE, Posterior, plain_block
+from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
 
 
 class CoarseVAE(ModelMixin, ConfigMixin):
@@ -58,7 +59,7 @@ class CoarseVAE(ModelMixin, ConfigMixin):
         for i in reversed(range(len(widths))):
             up += [plain_block(widths[i], widths[i]) for _ in range(blocks)]
             if i:
-                up.append(Upsample2D(widths[i], use_conv=True, out_channels=widths[i - 1]))
+                up.append(Enlarge(widths[i], widths[i - 1]))
         up += [nn.Conv2d(widths[0], fine_channels * stem**2, 3, padding=1), nn.PixelShuffle(stem)]
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
 
@@ -97,13 +98,14 @@ class CoarseObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
         posterior = self.coarse.encode(batch.latents)
-        restored = self.coarse.decode(posterior.sample())
+        noise = drawn(torch.randn, *posterior.mean.shape, device=posterior.mean.device, dtype=posterior.mean.dtype)
+        restored = self.coarse.decode(posterior.at(noise))
         with torch.no_grad():
             target = self.scans(batch.latents)
         losses = {
-            "latent": ((restored - batch.latents) ** 2).mean(),
-            "scans": (self.scans(restored) - target).abs().mean(),
-            "kl": Posterior(*(t.float() for t in posterior)).kl().mean(),
+            "latent": mean((restored - batch.latents) ** 2),
+            "scans": mean((self.scans(restored) - target).abs()),
+            "kl": mean(Posterior(*(t.float() for t in posterior)).kl()),
         }
         return {"total": 0.1 * losses["latent"] + losses["scans"] + self.kl * losses["kl"], **losses}
 
@@ -111,5 +113,5 @@ class CoarseObjective(nn.Module):
 @torch.no_grad()
 def squeeze(coarse: CoarseVAE, fine: Latents, like: Latents | None = None) -> Latents:
     """Coarse posterior means of all fine latents, normalised (``like`` others, for held-out ones)."""
-    means = torch.cat([coarse.encode(part).mean for part in fine.values.split(64)])
+    means = in_a_file(coarse.encode(part).mean for part in fine.values.split(64))
     return Latents(means, fine.position, like)

@@ -11,10 +11,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,10 @@ from . import scans
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
 from .bids import replace_folder, to_json, write_atomically
 from .errors import BadInput
+from .on_disk import in_a_file
 from .physics import Protocol, TissueMaps, signed_signal
 from .protocols import SESSION_CONTRASTS, effective_protocol, oasis3_protocols
+from .shards import run_shards
 from .tissue import REPORTED, TISSUES, in_vivo_3t
 
 MODALITIES = ("T1w", "T2w", "FLAIR")
@@ -97,7 +97,7 @@ class Slices:
     Parameters
     ----------
     images
-        ``(n, m, y, x)`` float32; a scan that does not exist is zero.
+        ``(n, m, y, x)`` float32; a scan that does not exist is zero. Of :func:`load_scans` it lies in a file.
     settings
         ``(n, m, 4)``: sequence, TE, TR, TI of each scan, effective TE where that applies.
     observed
@@ -257,18 +257,25 @@ def _scan(clean: Tensor, recipe: CohortRecipe, rng, generator):
 # --- the dataset on disk ------------------------------------------------------------------------
 
 
-def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None = None) -> Iterator[int]:
+def make_cohort(
+    recipe: CohortRecipe, folder: str | Path, n_workers: int | None = None, scheduler: str | None = None
+) -> Iterator[int]:
     """Write the cohort, yielding the number of people done; nothing happens where it exists already.
 
     A killed run goes on with the next person. Another recipe in ``folder`` is replaced only when
-    the new cohort is complete.
+    the new cohort is complete. The files are the same whoever made them.
+
+    Parameters
+    ----------
+    n_workers, scheduler
+        Processes of this machine (None: one a core), or a Dask scheduler: :func:`shards.run_shards`.
 
     Raises
     ------
     BadInput
         The anatomies cannot be used, or the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # workers elsewhere start from folders of their own
     if read_recipe(folder) == as_json(recipe):
         return
     people = recipe.subjects()
@@ -279,18 +286,10 @@ def make_cohort(recipe: CohortRecipe, folder: str | Path, n_workers: int | None 
     todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
     todo.sort(key=lambda p: p.head)  # a worker reads each head once
     done = len(people) - len(todo)
-    n_workers = n_workers or os.cpu_count() or 1
-    chunks = [todo[i : i + 4] for i in range(0, len(todo), 4)]
-    with ProcessPoolExecutor(
-        n_workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = [pool.submit(_write_people, chunk, recipe, building) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                yield done
-        finally:
-            pool.shutdown(cancel_futures=True)
+    chunks = [(todo[i : i + 4], recipe, building) for i in range(0, len(todo), 4)]
+    for n in run_shards(_write_people, chunks, n_workers or os.cpu_count() or 1, scheduler):
+        done += n
+        yield done
     _write_dataset_files(building, people, recipe)
     (building / "recipe.part.json").unlink()
     replace_folder(building, folder)
@@ -326,6 +325,7 @@ def _volume(slices: Tensor) -> np.ndarray:
 
 
 def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> int:
+    torch.set_num_threads(1)  # a core a worker, and the same rounding however many there are
     affine = _slice_affine(recipe)
     for subject in people:
         person = simulate(subject, recipe)
@@ -390,34 +390,31 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
     """
     folder = Path(folder)
     people = participants(folder)
-    sessions = []
-    for name in people.participant_id[people.split == split]:
-        for labels in scans.bids_sessions(folder / name):
-            sessions.append((name, {scan.suffix: scan for scan in scans.read_session(folder / name, *labels)}))
-    rows = []
-    for index, (name, found) in enumerate(sessions):
-        gains = None
-        if common_scale:
-            gains = json.loads((folder / "derivatives" / "truth" / name / "anat" / f"{name}_gains.json").read_text())
-        n_z = next(iter(found.values())).image.shape[2]
-        for z in range(n_z):
-            position = 2 * z / max(n_z - 1, 1) - 1
-            rows.append((found, gains, z, index, position))
-    shape = next(iter(rows[0][0].values())).image.shape[1::-1]
-    n, m = len(rows), len(MODALITIES)
-    out = Slices(
-        torch.zeros(n, m, *shape), torch.zeros(n, m, 4), torch.zeros(n, m, dtype=torch.bool),
-        torch.tensor([row[3] for row in rows]), torch.tensor([row[4] for row in rows], dtype=torch.float32),
-    )  # fmt: skip
-    for i, (found, gains, z, _, _) in enumerate(rows):
-        for j, modality in enumerate(MODALITIES):
-            if modality in found:
-                scan = found[modality]
-                image = torch.from_numpy(np.ascontiguousarray(scan.image[:, :, z].T))
-                out.images[i, j] = image / gains[modality] if gains else image
-                out.settings[i, j] = scan.protocol.settings()
-                out.observed[i, j] = True
-    return out
+    told = []  # of each session: settings, observed, subject, position of its slices
+
+    def sessions() -> Iterator[Tensor]:
+        for name in people.participant_id[people.split == split]:
+            gains = None
+            if common_scale:
+                truth = folder / "derivatives" / "truth" / name / "anat"
+                gains = json.loads((truth / f"{name}_gains.json").read_text())
+            for labels in scans.bids_sessions(folder / name):
+                found = {scan.suffix: scan for scan in scans.read_session(folder / name, *labels)}
+                nx, ny, nz = next(iter(found.values())).image.shape
+                images = torch.zeros(nz, len(MODALITIES), ny, nx)
+                settings, observed = torch.zeros(nz, len(MODALITIES), 4), torch.zeros(nz, len(MODALITIES)).bool()
+                for j, modality in enumerate(MODALITIES):
+                    if modality in found:
+                        image = torch.from_numpy(np.ascontiguousarray(found[modality].image.T))
+                        images[:, j] = image / gains[modality] if gains else image
+                        settings[:, j] = found[modality].protocol.settings()
+                        observed[:, j] = True
+                position = [2 * z / max(nz - 1, 1) - 1 for z in range(nz)]
+                told.append((settings, observed, torch.full((nz,), len(told)), torch.tensor(position)))
+                yield images
+
+    images = in_a_file(sessions())
+    return Slices(images, *(torch.cat(of_all) for of_all in zip(*told, strict=True)))
 
 
 def load_truth(folder: str | Path, split: str) -> Truth:

@@ -25,6 +25,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .on_disk import in_a_file
+from .processes import drawn, mean
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
@@ -133,7 +135,8 @@ class Latents:
     def __init__(self, means: Tensor, position: Tensor, like: Latents | None = None):
         self.mean = means.mean((0, 2, 3)) if like is None else like.mean
         self.scale = means.std((0, 2, 3)).clamp_min(1e-3) if like is None else like.scale
-        self.values = (means - self.mean[:, None, None]) / self.scale[:, None, None]
+        shift, scale = self.mean[:, None, None], self.scale[:, None, None]
+        self.values = in_a_file((part - shift) / scale for part in means.split(256))
         self.position = position
 
     def __len__(self):
@@ -161,19 +164,19 @@ class DiffusionObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
         x, n = batch.latents, len(batch.latents)
-        noise = torch.randn_like(x)
+        noise = drawn(torch.randn, *x.shape, device=x.device, dtype=x.dtype)
         if self.process == "ddpm":
-            clock = torch.randint(TRAIN_STEPS, (n,), device=x.device)
+            clock = drawn(lambda rows: torch.randint(TRAIN_STEPS, (rows,), device=x.device), n)
             noisy, target = self.noise.add_noise(x, noise, clock), noise
         else:
-            sigma = torch.sigmoid(torch.randn(n, device=x.device))
+            sigma = torch.sigmoid(drawn(torch.randn, n, device=x.device))
             clock, s = TRAIN_STEPS * sigma, sigma.view(-1, 1, 1, 1)
             noisy, target = (1 - s) * x + s * noise, noise - x
         shown = with_position(self.denoiser, noisy, batch.position)
-        loss = ((self.denoiser(shown, clock).sample - target) ** 2).mean()
+        loss = mean((self.denoiser(shown, clock).sample - target) ** 2)
         if self.guide is None:
             return {"total": loss, "denoiser": loss}
-        guide = ((self.guide(shown, clock).sample - target) ** 2).mean()
+        guide = mean((self.guide(shown, clock).sample - target) ** 2)
         return {"total": loss + guide, "denoiser": loss, "guide": guide}  # no weights are shared
 
 

@@ -16,6 +16,7 @@ import diffusers
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from . import cohort, metrics
 from .bids import replace_folder, to_json, write_atomically
@@ -24,12 +25,14 @@ from .coarse import CoarseObjective, CoarseVAE, squeeze
 from .cohort import CohortRecipe, Slices
 from .diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from .errors import BadInput
-from .inference import encode
+from .inference import INFERENCE_BATCH, encode
+from .on_disk import in_a_file
 from .physics import TissueMaps
+from .processes import main_first
 from .profiles import PROFILES, Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
 from .training import Step, VAEData, VAEObjective, training_loop
-from .vae import PoEVAE
+from .vae import PoEVAE, brightness
 
 
 class MissingResult(BadInput):
@@ -57,12 +60,12 @@ class Run:
     def cohort_folder(self) -> Path:
         return self.folder / "cohort"
 
-    def make_cohort(self) -> Iterator[int]:
-        """Write the cohort if it is not there, yielding the number of people done."""
+    def make_cohort(self, n_workers: int | None = None, scheduler: str | None = None) -> Iterator[int]:
+        """Write the cohort if it is not there, yielding the number of people done; see :func:`cohort.make_cohort`."""
         if isinstance(self.recipe, ScanRecipe):
             self.require_cohort()  # real people cannot be made
         else:
-            yield from cohort.make_cohort(self.recipe, self.cohort_folder)
+            yield from cohort.make_cohort(self.recipe, self.cohort_folder, n_workers, scheduler)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""
@@ -98,16 +101,20 @@ class Run:
         folder, settings = self.folder / "vae", self._vae_settings()
         if _made_with(folder) == settings:
             return
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         torch.manual_seed(self.seed)
         objective = VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
         yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
-        objective.vae.save_pretrained(work)
-        if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
-            heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
-            write_calibration(objective.vae.eval(), self.recipe, heads, work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            objective.vae.save_pretrained(work)
+            if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
+                heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
+                write_calibration(objective.vae.eval(), self.recipe, heads, work)
+            replace_folder(work, folder)
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
@@ -137,14 +144,18 @@ class Run:
         folder, settings = self.folder / "coarse", self._coarse_settings()
         if self.profile.coarse is None or _made_with(folder) == settings:
             return
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
         coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
         objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
         yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
-        coarse.save_pretrained(work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            coarse.save_pretrained(work)
+            replace_folder(work, folder)
 
     def coarse(self) -> CoarseVAE | None:
         """The trained coarse level; None in a profile without one."""
@@ -169,7 +180,8 @@ class Run:
         if _made_with(folder) == settings:
             return
         coarse = self.coarse()
-        work = _workspace(folder, settings)
+        with main_first():
+            work = _workspace(folder, settings)
         fine = train = self.fine_latents("train")
         held_out = self.fine_latents("val")
         if coarse is not None:
@@ -189,8 +201,11 @@ class Run:
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
             guide=guide, guidance=self.profile.guidance,
         )  # fmt: skip
-        pipeline.save_pretrained(work)
-        replace_folder(work, folder)
+        with main_first():
+            if _made_with(folder) == settings:
+                return
+            pipeline.save_pretrained(work)
+            replace_folder(work, folder)
 
     def pipeline(self) -> TissuePipeline:
         """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""
@@ -287,9 +302,16 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
 
 def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
     """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
-    mirrored = replace(slices, images=slices.images.flip(-1))
-    means = [encode(vae, s, common_scale).mean for s in (slices, mirrored)]
-    return Latents(torch.cat(means), slices.position.repeat(2), like)
+    scale = brightness(slices.images, slices.observed, slices.subject)
+
+    def means() -> Iterator[Tensor]:
+        for mirrored in (False, True):
+            for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
+                part = slices[rows]
+                part = replace(part, images=part.images.flip(-1)) if mirrored else part
+                yield encode(vae, part, common_scale, scale=scale[rows]).mean
+
+    return Latents(in_a_file(means()), slices.position.repeat(2), like)
 
 
 # --- folders that are either complete or absent ---------------------------------------------------

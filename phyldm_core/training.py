@@ -26,6 +26,7 @@ from torch.func import functional_call
 from .cohort import Slices
 from .errors import BadInput
 from .physics import SEQUENCES, Sequence, signed_signal
+from .processes import alone, drawn, mean, share
 from .tissue import fluid_line, water_line
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
@@ -35,7 +36,7 @@ class Schedule:
     """How long and how fast; defaults suit minutes on two cores."""
 
     steps: int = 1000
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes together: how many they are does not change what is learned
     learning_rate: float = 1e-3
     warmup: int = 50  # steps until the full learning rate; a cosine brings it to zero at the end
     ema_decay: float = 0.995  # the averaged weights are what is kept
@@ -95,7 +96,7 @@ class VAEObjective(nn.Module):
         if weights.gain not in ("solved", "fixed"):
             raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")
         self.vae, self.weights = vae, weights
-        self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform")
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform", reduction="none")
         self.adversary = None
         if weights.adversarial:
             self.adversary = PatchDiscriminator(
@@ -105,7 +106,8 @@ class VAEObjective(nn.Module):
     def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
         inputs = batch.images / batch.level[..., None, None]
         posterior = self.vae.encode(inputs, batch.settings, batch.shown, batch.level, batch.common)
-        log_maps = self.vae.decode_log(posterior.sample())
+        noise = drawn(torch.randn, *posterior.mean.shape, device=inputs.device, dtype=posterior.mean.dtype)
+        log_maps = self.vae.decode_log(posterior.at(noise))
         with torch.autocast(inputs.device.type, enabled=False):  # exponentials and SSIM need float32
             losses = self._terms(Posterior(*(t.float() for t in posterior)), log_maps.float(), batch, step)
         return losses
@@ -123,14 +125,14 @@ class VAEObjective(nn.Module):
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
         spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
         losses = {
-            "l1": (predicted - target).abs().mean(),
-            "l2": ((predicted - target) ** 2).mean(),
-            "structure": self.ssim(predicted.clamp(0, 4), target.clamp(0, 4)),
-            "kl": posterior.kl().mean(),
-            "map_prior": (log_maps**2).mean(1).mul(inside).sum() / inside.sum(),
-            "water": water_prior(maps).mul(inside).sum() / inside.sum(),
-            "fluid": fluid_prior(maps).mul(inside).sum() / inside.sum(),
-            "air": (maps[:, 0] * (1 - inside) * spin_echo[:, None, None]).mean(),
+            "l1": mean((predicted - target).abs()),
+            "l2": mean((predicted - target) ** 2),
+            "structure": mean(self.ssim(predicted.clamp(0, 4), target.clamp(0, 4))),
+            "kl": mean(posterior.kl()),
+            "map_prior": mean((log_maps**2).mean(1), inside),
+            "water": mean(water_prior(maps), inside),
+            "fluid": mean(fluid_prior(maps), inside),
+            "air": mean(maps[:, 0] * (1 - inside) * spin_echo[:, None, None]),
         }
         total = sum(getattr(weights, name) * value for name, value in losses.items())
         if self.adversary is not None and step >= weights.adversarial_after:
@@ -142,9 +144,9 @@ class VAEObjective(nn.Module):
     def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""
         frozen = {name: p.detach() for name, p in self.adversary.named_parameters()}
-        fooled = ((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2).mean()
+        fooled = mean((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2)
         on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
-        return fooled, 0.5 * (((on_real - 1) ** 2).mean() + (on_fake**2).mean())
+        return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_fake**2))
 
 
 SPIN_ECHO = SEQUENCES.index(Sequence.SPIN_ECHO)
@@ -196,8 +198,8 @@ class VAEData:
 
     def __init__(self, slices: Slices, weights: VAELoss):
         self.slices, self.weights = slices, weights
-        self.images = slices.images / TYPICAL_SIGNAL
-        self.level = brightness(self.images, slices.observed, slices.subject)
+        level = brightness(slices.images, slices.observed, slices.subject)
+        self.level = torch.where(slices.observed, level / TYPICAL_SIGNAL, 1.0)
         complete = slices.observed.all(1)
         share = complete.float().mean().clamp(0.01, 0.99)
         self.chances = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
@@ -216,7 +218,7 @@ class VAEData:
         shown[empty] = observed[empty]  # nothing left: show all there is
         common = torch.rand(len(rows), generator=generator) >= self.weights.unscaled
         flip = torch.rand(len(rows), generator=generator) < 0.5  # left and right are alike in this anatomy
-        images = self.images[rows]
+        images = self.slices.images[rows] / TYPICAL_SIGNAL
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         return VAEBatch(images, self.level[rows], self.slices.settings[rows], observed, shown, common)
 
@@ -240,12 +242,13 @@ def training_loop(
         Holds ``checkpoint/`` while training and ``log.csv``; a run that was killed goes on from the
         last checkpoint and yields the same losses as one that was not.
 
-    Afterwards ``objective`` holds the averaged weights.
+    Afterwards ``objective`` holds the averaged weights. Started by ``torchrun`` or ``accelerate launch``, the processes
+    share each batch; losses and weights are those of one process, to rounding, and a checkpoint serves any number.
 
     Raises
     ------
     BadInput
-        The checkpoint in ``folder`` is of another network or schedule.
+        The checkpoint in ``folder`` is of another network or schedule, or the processes cannot share a batch.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,6 +257,11 @@ def training_loop(
         cpu=not torch.accelerator.is_available(),  # unasked, torchrun without a GPU trains every rank on its own
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the adversary starts late
     )
+    if schedule.batch_size % accelerator.num_processes:
+        raise BadInput(
+            f"{accelerator.num_processes} processes cannot share batches of {schedule.batch_size} evenly: "
+            "start a number of processes that divides it, or change the profile's batch size"
+        )
     torch.manual_seed(schedule.seed)  # dropout and posterior noise draw from torch's own generator
     generator = torch.Generator().manual_seed(schedule.seed)
     optimizer = torch.optim.AdamW(
@@ -276,10 +284,9 @@ def training_loop(
     log = TrainingLog(folder / "log.csv", first) if accelerator.is_main_process else None
     start = time.perf_counter() - spent
     for step in range(first, schedule.steps):
-        rows = data.draw(schedule.batch_size * accelerator.num_processes, generator)
+        rows = data.draw(schedule.batch_size, generator)
         batch = data.batch(rows, generator)
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        batch = type(batch)(*(t[mine].to(accelerator.device) for t in batch))
+        batch = type(batch)(*(t[share()].to(accelerator.device) for t in batch))
         with accelerator.autocast():
             losses = prepared(batch, step)
         accelerator.backward(losses["total"])
@@ -288,7 +295,8 @@ def training_loop(
         rate.step()
         optimizer.zero_grad()
         ema.step(objective.parameters())
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        means = accelerator.reduce(torch.stack([value.detach() for value in losses.values()]), "mean")
+        values = dict(zip(losses, means.tolist(), strict=True))
         if not np.isfinite(values["total"]):
             raise BadInput(f"training diverged at step {step} (loss is {values['total']}): lower the learning rate")
         last = step + 1 == schedule.steps
@@ -325,7 +333,7 @@ def validate(objective, ema: EMAModel, data, schedule: Schedule, step: int) -> d
     ema.copy_to(objective.parameters())
     device = next(objective.parameters()).device
     sums: dict[str, list[float]] = {}
-    with torch.random.fork_rng():  # validation must not change what training draws next, on any device
+    with alone(), torch.random.fork_rng():  # validation must not change what training draws next, on any device
         torch.manual_seed(schedule.seed + 1)
         for rows in torch.arange(len(data))[:128].split(2 * schedule.batch_size):
             batch = data.batch(rows, generator)

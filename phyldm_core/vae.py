@@ -37,7 +37,12 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.at(
+            torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        )
+
+    def at(self, noise: Tensor) -> Tensor:
+        """The sample that unit Gaussian noise ``(n, c, y, x)`` stands for."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def kl(self) -> Tensor:
@@ -214,7 +219,7 @@ class Decoder(nn.Module):
             layers += [plain_block(channels[0], channels[0]), self_attention(channels[0], groups)]
         for level, width in enumerate(channels):
             if level:
-                layers.append(Upsample2D(channels[level - 1], use_conv=True))
+                layers.append(Enlarge(channels[level - 1]))
             inside = channels[max(level - 1, 0)]
             for _ in range(blocks):
                 layers.append(plain_block(inside, width))
@@ -229,6 +234,22 @@ class Decoder(nn.Module):
         for block in self.blocks:
             h = block(h, None) if isinstance(block, ResnetBlock2D) else block(h)
         return self.head(h)
+
+
+class Enlarge(Upsample2D):
+    """Nearest-neighbour doubling, then a 3×3 convolution, as one transposed 4×4 convolution.
+
+    The same function of the same weights: a 3×3 kernel over doubled pixels is a 4×4 kernel over the pixels themselves,
+    of which each new pixel sees four taps instead of nine.
+    """
+
+    def __init__(self, inside: int, outside: int | None = None):
+        super().__init__(inside, use_conv=True, out_channels=outside)
+
+    def forward(self, h: Tensor) -> Tensor:
+        turned = functional.pad(self.conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+        kernel = 4 * functional.avg_pool2d(turned, 2, stride=1)  # sums of the weights that meet the same pixel
+        return functional.conv_transpose2d(h, kernel, self.conv.bias, stride=2, padding=1)
 
 
 def adaptive_block(inside: int, outside: int, embedding: int, groups: int) -> ResnetBlock2D:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from test_anatomy import synthetic_head
 
-from phyldm_core import anatomy, bids, cohort
+from phyldm_core import anatomy, bids, cohort, shards
 from phyldm_core.cohort import MODALITIES, SPLITS, CohortRecipe, load_scans, load_truth, make_cohort, participants
 from phyldm_core.errors import BadInput
 from phyldm_core.physics import Protocol, TissueMaps, render
@@ -42,7 +42,7 @@ def load_once():
 
 @pytest.fixture(autouse=True)
 def workers_in_this_process(monkeypatch, load_once):
-    monkeypatch.setattr(cohort, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(cohort, "load_anatomy", load_once)
 
 

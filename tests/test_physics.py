@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
 from phyldm_core.physics import (
+    PART,
     REFERENCE,
     SEQUENCES,
     UNSEEN,
@@ -319,6 +320,22 @@ def test_render_is_the_magnitude_of_the_signed_signal(protocol):
     signed = closed_form(maps, protocol)
     assert_close(render(maps, protocol), signed.abs())
     assert (render(maps, protocol) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 200, 301), (300001,), (1, 400, 500)], ids=str)
+def test_a_volume_rendered_in_parts_is_the_same_image(shape):
+    """As tensors, as strided views of a stack, as arrays, and with a gradient, which is not rendered in parts."""
+    stack = torch.rand(*shape[:-1], 3, shape[-1], generator=torch.Generator().manual_seed(7)).double()
+    maps = TissueMaps(*(t.movedim(-2, 0)[i] for i, t in enumerate((stack, 0.2 + 4 * stack, 0.02 + stack))))
+    maps = maps._replace(t2=maps.t2 * (maps.pd > 0.5))  # air among it: no signal, no NaN
+    protocol = REFERENCE["FLAIR"]
+    expected = closed_form(maps, protocol).abs()
+    assert math.prod(shape) > PART
+    assert_close(render(maps, protocol), expected)
+    assert_close(torch.from_numpy(render(TissueMaps(*(t.numpy() for t in maps)), protocol)), expected)
+    learned = render(maps._replace(t1=maps.t1.clone().requires_grad_()), protocol)
+    assert learned.requires_grad
+    assert_close(learned.detach(), expected)
 
 
 def test_short_ti_makes_negative_signal_that_only_the_magnitude_hides():

@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from torch import nn
 
+from phyldm_core import processes, training
 from phyldm_core.cohort import Slices
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
 from phyldm_core.errors import BadInput
@@ -64,7 +65,9 @@ def slices(truth) -> Slices:
 def batch(slices) -> VAEBatch:
     data = VAEData(slices, VAELoss())
     common = torch.tensor([True, False] * 3)
-    return VAEBatch(data.images, data.level, slices.settings, slices.observed, slices.observed, common)
+    return VAEBatch(
+        slices.images / TYPICAL_SIGNAL, data.level, slices.settings, slices.observed, slices.observed, common
+    )
 
 
 def objective(weights=SMOKE.vae_loss, **changes) -> VAEObjective:
@@ -355,44 +358,122 @@ def test_divergence_is_said_and_the_last_checkpoint_is_sound(tmp_path):
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
 
-TWO_PROCESSES = """
+# --- several processes --------------------------------------------------------------------------------
+
+ONE_OF_SEVERAL = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as distributed
 from safetensors.torch import load_file, save_file
-from phyldm_core.cohort import Slices
-from phyldm_core.profiles import SMOKE
-from phyldm_core.training import VAEData, VAEObjective, training_loop
-from phyldm_core.vae import PoEVAE
+from test_training import SCHEDULE, SMOKE, Slices, VAEData, VAELoss, diffusion_training, objective, training_loop
 
-folder = Path(sys.argv[1])
-torch.manual_seed(0)
-trained = VAEObjective(PoEVAE(**SMOKE.vae), SMOKE.vae_loss)
-data = VAEData(Slices(**load_file(folder / "slices.safetensors")), SMOKE.vae_loss)
-losses = [step.losses["l1"] for step in training_loop(trained, data, SMOKE.vae_schedule, folder / "run", data)]
+model, folder, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+if model == "vae":
+    slices = Slices(**load_file(folder.parent / "slices.safetensors"))
+    trained, data = objective(), VAEData(slices, SMOKE.vae_loss)
+else:
+    trained, data = diffusion_training(model)
+run, losses = training_loop(trained, data, SCHEDULE, folder, data), []
+for step in run:
+    losses.append([step.losses["total"], step.losses.get("val_total", 0.0)])
+    if step.step == last:
+        break
+run.close()
 rank = distributed.get_rank()
-save_file(trained.state_dict() | {"losses": torch.tensor(losses)}, folder / f"rank{rank}.safetensors")
+save_file(trained.state_dict() | {"losses": torch.tensor(losses)}, folder.parent / f"{folder.name}_{rank}.safetensors")
 distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
-def test_two_processes_see_other_rows_and_end_with_the_same_weights(slices, tmp_path):
+@pytest.fixture
+def in_two_processes(slices, tmp_path):
+    """Trains in two processes up to a step; gives what each ended with."""
     from safetensors.torch import save_file
 
     save_file({k: v.contiguous() for k, v in vars(slices).items()}, tmp_path / "slices.safetensors")
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, script, tmp_path], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, other = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
-    assert not torch.equal(one.pop("losses"), other.pop("losses"))
+    (tmp_path / "train.py").write_text(ONE_OF_SEVERAL)
+
+    def train(model, name, last=SCHEDULE.steps) -> list[dict]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        here = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+        done = subprocess.run(
+            [*launcher, tmp_path / "train.py", model, tmp_path / name, str(last)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [load_file(tmp_path / f"{name}_{rank}.safetensors") for rank in (0, 1)]
+
+    return train
+
+
+def in_this_process(model, slices, folder, last=SCHEDULE.steps) -> torch.Tensor:
+    """``(steps, 2)``: total loss and that of validation."""
+    trained, data = vae_training(slices) if model == "vae" else diffusion_training(model)
+    run, found = training_loop(trained, data, SCHEDULE, folder, data), []
+    for step in run:
+        found.append([step.losses["total"], step.losses.get("val_total", 0.0)])
+        if step.step == last:
+            break
+    run.close()
+    return torch.tensor(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vae", "flow", "ddpm"])
+def test_two_processes_learn_what_one_learns_and_take_over_each_other_s_checkpoints(
+    model, slices, in_two_processes, tmp_path
+):
+    alone = in_this_process(model, slices, tmp_path / "alone")
+    one, other = in_two_processes(model, "both")
+    assert torch.equal(one["losses"], other["losses"])
+    torch.testing.assert_close(one["losses"], alone, rtol=1e-3, atol=1e-5)
     for name, weight in one.items():
         assert torch.equal(weight, other[name]), name
-    steps = [step for step, loss, _ in read_log(tmp_path / "run") if loss == "total"]
-    assert steps == list(range(SMOKE.vae_schedule.steps))  # written once
+    steps = [step for step, loss, _ in read_log(tmp_path / "both") if loss == "total"]
+    assert steps == list(range(SCHEDULE.steps))  # written once
+
+    in_two_processes(model, "begun by two", last=5)  # killed after the checkpoint that holds four steps
+    torch.testing.assert_close(
+        in_this_process(model, slices, tmp_path / "begun by two"), alone[4:], rtol=1e-3, atol=1e-5
+    )
+    in_this_process(model, slices, tmp_path / "begun by one", last=5)
+    taken_over = in_two_processes(model, "begun by one")[0]["losses"]
+    torch.testing.assert_close(taken_over, alone[4:], rtol=1e-3, atol=1e-5)
+
+
+class Pretended:
+    """torch.distributed as the second of two processes sees it, the first having counted ``elsewhere``."""
+
+    is_available = is_initialized = staticmethod(lambda: True)
+    get_rank, get_world_size = staticmethod(lambda: 1), staticmethod(lambda: 2)
+    elsewhere = 0.0
+
+    @classmethod
+    def all_reduce(cls, count):
+        count += cls.elsewhere
+
+
+def test_processes_draw_one_stream_of_noise_and_divide_by_one_count(monkeypatch):
+    values = torch.arange(10.0)
+    torch.manual_seed(0)
+    noise, after = processes.drawn(torch.randn, 4, 3), torch.rand(1)
+    monkeypatch.setattr(processes, "distributed", Pretended)
+    torch.manual_seed(0)
+    assert torch.equal(processes.drawn(torch.randn, 2, 3), noise[1::2])
+    assert torch.equal(torch.rand(1), after)
+    mine, theirs = values[7:], values[:7]  # shares of a mean may differ in size, as scans of a row do
+    monkeypatch.setattr(Pretended, "elsewhere", 7.0)
+    expected = values.mean() - theirs.sum() / 5 / 2  # what the other process adds when both are averaged
+    torch.testing.assert_close(processes.mean(mine) / 2, expected)
+    with processes.alone():
+        assert processes.mean(mine) == mine.mean()
+        assert processes.share() == slice(0, None, 1)
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(slices, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Accelerator, "num_processes", 3)
+    message = refusal(training_loop(*vae_training(slices), SCHEDULE, tmp_path))
+    assert "3 processes cannot share batches of 4 evenly" in message
 
 
 def test_the_fluid_prior_wants_csf_where_t1_says_csf_and_is_silent_below_grey_matter():

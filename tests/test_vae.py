@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.upsampling import Upsample2D
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol
 from phyldm_core.profiles import LAPTOP, PAPER, SMOKE
-from phyldm_core.vae import PRIOR_MEDIANS, PoEVAE, Posterior, brightness, product_of_experts, scan_features
+from phyldm_core.vae import (
+    PRIOR_MEDIANS,
+    Enlarge,
+    PoEVAE,
+    Posterior,
+    brightness,
+    product_of_experts,
+    scan_features,
+)
 
 N, M, Y, X = 2, 3, 32, 32
 SETTINGS = torch.stack([protocol.settings() for protocol in REFERENCE.values()]).expand(N, -1, -1)
@@ -137,6 +146,22 @@ def test_a_fresh_encoder_does_not_listen_to_the_protocol_and_one_step_later_it_d
 
 
 # --- the networks ---------------------------------------------------------------------------------
+
+
+def test_an_enlarged_image_is_doubled_and_then_convolved():
+    """Borders, gradients and names of the weights included: files of earlier trainings still fit."""
+    torch.manual_seed(0)
+    reference, ours = Upsample2D(6, use_conv=True, out_channels=4), Enlarge(6, 4)
+    ours.load_state_dict(reference.state_dict())
+    results = []
+    for layer in (reference, ours):
+        image = torch.linspace(-1, 1, 2 * 6 * 5 * 7).sin().view(2, 6, 5, 7).requires_grad_()
+        enlarged = layer(image)
+        assert enlarged.shape == (2, 4, 10, 14)
+        (enlarged**2).sum().backward()
+        results.append((enlarged, image.grad, layer.conv.weight.grad, layer.conv.bias.grad))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_untrained_decoder_says_the_prior_s_medians(vae):

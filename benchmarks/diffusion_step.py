@@ -1,0 +1,58 @@
+"""A training step of the diffusion model: latents kept from before, against scans encoded again at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from phyldm_core.coarse import CoarseVAE
+from phyldm_core.diffusion import DiffusionObjective, LatentBatch, TissueTransformer
+from phyldm_core.profiles import LAPTOP, Profile
+from phyldm_core.training import VAEBatch
+from phyldm_core.vae import PoEVAE
+
+from .timing import Row, compare, slope, take_turns
+from .vae_step import PlainPaperVAE, oasis3_batch
+
+
+def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile) -> Callable:
+    """One step of a profile with a coarse level; ``encoder`` encodes the scans in it, None finds their latents done."""
+    torch.manual_seed(0)
+    vae = (encoder or PoEVAE)(**profile.vae).eval()
+    coarse = CoarseVAE(vae.config.latent_channels, **profile.coarse).eval()
+
+    @torch.no_grad()
+    def latents():
+        fine = vae.encode(batch.images, batch.settings, batch.observed, batch.level, batch.common).mean
+        return coarse.encode(fine).mean
+
+    kept = latents()
+    channels, size = kept.shape[1], tuple(kept.shape[2:])
+    objective = DiffusionObjective(TissueTransformer(channels + 1, channels, size, **profile.denoiser), profile.process)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-6)
+    position = torch.zeros(len(kept))
+
+    def step():
+        objective(LatentBatch(latents() if encoder else kept, position), 0)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def rows(rounds: int, profile: Profile = LAPTOP) -> Iterator[Row]:
+    shape = profile.cohort.shape
+    batch = oasis3_batch(profile.diffusion_schedule.batch_size, shape, hide=False)
+    again, missing_too = "encoded at every step", "encoded at every step, missing scans as zeros"
+    ways = {
+        "kept": make_step(batch, None),
+        again: make_step(batch, PoEVAE),
+        missing_too: make_step(batch, PlainPaperVAE),
+    }
+    seconds = take_turns(ways, rounds)
+    batches = {k: make_step(oasis3_batch(k, shape, False), None, profile) for k in (12, 24, 48)}
+    exponent = slope(list(batches), take_turns(batches, rounds).median())
+    limits = {"floor": 3.0, "aim": 6.0}
+    yield compare("diffusion step", seconds, "kept", missing_too, **limits, growth_with_batch=exponent)
+    yield compare("diffusion step", seconds, "kept", again)

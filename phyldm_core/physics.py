@@ -337,6 +337,7 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
         p = protocol
         return abs(signal(maps, p.sequence, p.te, p.tr, p.ti, p.flip_angle))
 
+    maps = TissueMaps(*maps)  # three tensors will do
     n = math.prod(maps.pd.shape)
     if n <= PART or any(getattr(values, "requires_grad", False) for values in maps):
         return image(maps)

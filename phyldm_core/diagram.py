@@ -165,7 +165,7 @@ def architecture(
     _lattice(ax, 0.98, LOW, *made[1:], "0.55", noise=True)
     text(0.7, LOW, "noise", ha="right")
     arrow((1.22, LOW), (1.5, LOW), LATENT)
-    box(2.1, LOW, 1.14, 0.4 + 0.1 * denoiser.count("\n"), fc="white", ec=LATENT, lw=1.2)
+    box(2.1, LOW, 1.14, 0.4, fc="white", ec=LATENT, lw=1.2)
     text(2.1, LOW, denoiser + size_of("denoiser"), size=6, linespacing=1.25)
     told = f"from noise to a latent in {n_steps} steps"
     if coarse is None:

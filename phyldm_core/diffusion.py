@@ -153,13 +153,12 @@ class DiffusionObjective(nn.Module):
     """Noise a latent, ask the network, compare.
 
     ``flow``: squared error of the velocity, noise levels logit-normal. ``ddpm``: the paper's squared
-    error of ε, steps uniform. A smaller network that will guide the sampler (:class:`TissuePipeline`)
-    learns beside the first, from the same noise.
+    error of ε, steps uniform.
     """
 
-    def __init__(self, denoiser: nn.Module, process: str, guide: nn.Module | None = None):
+    def __init__(self, denoiser: nn.Module, process: str):
         super().__init__()
-        self.denoiser, self.process, self.guide = denoiser, process, guide
+        self.denoiser, self.process = denoiser, process
         self.noise = DDPMScheduler(**paper_noise())
 
     def forward(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
@@ -172,12 +171,9 @@ class DiffusionObjective(nn.Module):
             sigma = torch.sigmoid(drawn(torch.randn, n, device=x.device))
             clock, s = TRAIN_STEPS * sigma, sigma.view(-1, 1, 1, 1)
             noisy, target = (1 - s) * x + s * noise, noise - x
-        shown = with_position(self.denoiser, noisy, batch.position)
-        loss = mean((self.denoiser(shown, clock).sample - target) ** 2)
-        if self.guide is None:
-            return {"total": loss, "denoiser": loss}
-        guide = mean((self.guide(shown, clock).sample - target) ** 2)
-        return {"total": loss + guide, "denoiser": loss, "guide": guide}  # no weights are shared
+        guess = self.denoiser(with_position(self.denoiser, noisy, batch.position), clock).sample
+        loss = mean((guess - target) ** 2)
+        return {"total": loss}
 
 
 def with_position(denoiser, noisy: Tensor, position: Tensor) -> Tensor:
@@ -203,14 +199,9 @@ class TissuePipeline(DiffusionPipeline):
         (y, x) of a generated latent.
     voxel_mm
         Of the maps, for whoever draws or stores them.
-    guide
-        A smaller denoiser of the same latents. What it gets wrong, the denoiser gets wrong less, so a step from the one
-        past the other leads to fewer faults (autoguidance, Karras et al. 2024, arXiv 2406.02507); None: no guidance.
-    guidance
-        Length of that step, 1 without effect.
     """
 
-    _optional_components = ["coarse", "guide"]
+    _optional_components = ["coarse"]
 
     def __init__(
         self,
@@ -224,15 +215,12 @@ class TissuePipeline(DiffusionPipeline):
         fine_scale=(),
         latent_size=(),
         voxel_mm: float = 1.0,
-        guide=None,
-        guidance: float = 1.0,
     ):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse, guide=guide)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse)
         self.register_to_config(
             latent_mean=list(latent_mean), latent_scale=list(latent_scale), fine_mean=list(fine_mean),
             fine_scale=list(fine_scale), latent_size=list(latent_size), voxel_mm=voxel_mm,
-            guidance=guidance,
         )  # fmt: skip
 
     @property
@@ -273,18 +261,11 @@ class TissuePipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = with_position(self.denoiser, x, position.to(self.device))
-            guess = self._guess(model_input, t.to(self.device).float())
+            guess = self.denoiser(model_input, t.to(self.device).float()).sample
             x = self.scheduler.step(guess, t, x).prev_sample
             if on_step is not None:
                 on_step(i, x)
         return x
-
-    def _guess(self, x: Tensor, clock: Tensor) -> Tensor:
-        guess = self.denoiser(x, clock).sample
-        if self.guide is None:
-            return guess
-        worse = self.guide(x, clock).sample
-        return worse + self.config.guidance * (guess - worse)
 
     @torch.no_grad()
     def decode(self, x: Tensor, batch_size: int = 32):

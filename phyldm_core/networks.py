@@ -24,7 +24,7 @@ def drawn(profile: Profile) -> dict:
     with torch.device("meta"):  # sizes only
         vae = PoEVAE(**profile.vae)
         latent = made = (vae.config.latent_channels, ny // vae.downsampling, nx // vae.downsampling)
-        coarse = guide = None
+        coarse = None
         if profile.coarse is not None:
             coarse = CoarseVAE(latent[0], **profile.coarse)
             made = tuple(coarse.encode(torch.empty(1, *latent)).mean.shape[1:])
@@ -34,11 +34,8 @@ def drawn(profile: Profile) -> dict:
         else:
             denoiser = TissueTransformer(made[0] + 1, made[0], made[1:], **profile.denoiser)
             kind = f"transformer, {denoiser.config.layers} × {denoiser.config.width}"
-        if profile.guide is not None:
-            guide = TissueTransformer(made[0] + 1, made[0], made[1:], **profile.guide)
-            kind += f"\nguided by {guide.config.layers} × {guide.config.width}"
     count = {"encoder": (vae.encoder, vae.embed), "decoder": (vae.decoder,), "denoiser": (denoiser,)}
-    count |= {name: (network,) for name, network in (("coarse", coarse), ("guide", guide)) if network is not None}
+    count |= {"coarse": (coarse,)} if coarse else {}
     stem, widths = vae.config.stem, vae.config.encoder_channels
     return {
         "scans": MODALITIES,

@@ -23,8 +23,6 @@ class Profile:
     coarse_schedule: Schedule
     process: str  # "flow" or "ddpm"
     denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
-    guide: dict | None  # arguments of the smaller TissueTransformer that guides the sampler; None: no guidance
-    guidance: float  # how far past the guide, 1 without effect
     diffusion_schedule: Schedule
     sampling_steps: int
     n_samples: int  # drawn for figures and histograms
@@ -46,8 +44,6 @@ SMOKE = Profile(
     coarse_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
     denoiser={"width": 32, "layers": 2, "heads": 2},
-    guide={"width": 16, "layers": 1, "heads": 2},
-    guidance=1.5,
     diffusion_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     sampling_steps=4,
     n_samples=8,
@@ -70,15 +66,13 @@ LAPTOP = Profile(
     },
     # gain 1 is the paper's assumption; scans without a scale are half of what the encoder sees
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
-    vae_schedule=Schedule(steps=1800, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
+    vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
     coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
     coarse_schedule=Schedule(steps=1000, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
-    guide={"width": 64, "layers": 4, "heads": 2},
-    guidance=2.0,
-    diffusion_schedule=Schedule(steps=1200, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
+    diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,
 )
@@ -101,8 +95,6 @@ PAPER = Profile(
     coarse_schedule=Schedule(steps=0),
     process="ddpm",
     denoiser=None,
-    guide=None,
-    guidance=1.0,
     diffusion_schedule=Schedule(steps=100_000, batch_size=16, learning_rate=2.5e-5, warmup=500, ema_decay=0.9999,
                                 validate_every=2000, save_every=2000),
     sampling_steps=50,  # DDIM, as in the paper

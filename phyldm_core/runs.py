@@ -170,8 +170,8 @@ class Run:
     def _diffusion_settings(self) -> dict:
         profile = self.profile
         return _as_json(
-            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser, guide=profile.guide,
-            guidance=profile.guidance, schedule=asdict(profile.diffusion_schedule),
+            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser,
+            schedule=asdict(profile.diffusion_schedule),
         )  # fmt: skip
 
     def train_diffusion(self) -> Iterator[Step]:
@@ -193,13 +193,11 @@ class Run:
             denoiser = paper_unet(channels, size)
         else:
             denoiser = TissueTransformer(channels + 1, channels, size, **self.profile.denoiser)
-        guide = self.profile.guide and TissueTransformer(channels + 1, channels, size, **self.profile.guide)
-        objective = DiffusionObjective(denoiser, self.profile.process, guide)
+        objective = DiffusionObjective(denoiser, self.profile.process)
         yield from training_loop(objective, train, self._schedule(self.profile.diffusion_schedule), work, held_out)
         pipeline = TissuePipeline(
             denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
             *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
-            guide=guide, guidance=self.profile.guidance,
         )  # fmt: skip
         with main_first():
             if _made_with(folder) == settings:

@@ -123,44 +123,6 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(process):
     assert DiffusionObjective(oracle, process)(elsewhere, 0)["total"] > 0.1
 
 
-class Off(Oracle):
-    """An oracle that is wrong by a constant, in the same direction at every noise level."""
-
-    @register_to_config
-    def __init__(self, by: float = 0.0, process: str = "flow", in_channels: int = C, out_channels: int = C):
-        super().__init__()
-        self.clean.data += by
-
-
-def test_guidance_takes_back_what_both_networks_have_wrong():
-    """Twice as far past a guide that is twice as wrong: at the truth."""
-    pipe = pipeline(Off(0.3))
-    assert pipe.denoiser.clean.shape == (1, C, Y, X)
-    guided = TissuePipeline(**pipe.components | {"guide": Off(0.6)}, guidance=2.0, latent_size=(Y, X),
-                            latent_mean=[0.0] * C, latent_scale=[1.0] * C)  # fmt: skip
-    guided.set_progress_bar_config(disable=True)
-    truth = Oracle().clean.detach()
-    alone, better = (p.sample_latents(1, seed=0, num_inference_steps=20) for p in (pipe, guided))
-    torch.testing.assert_close(alone, truth + 0.3, atol=6e-3, rtol=1e-3)
-    torch.testing.assert_close(better, truth, atol=6e-3, rtol=1e-3)
-
-
-def test_the_guide_learns_beside_the_denoiser_and_shares_nothing():
-    first, guide = transformer(), TissueTransformer(C + 1, C, (Y, X), **SMOKE.guide)
-    objective = DiffusionObjective(first, "flow", guide)
-    batch = LatentBatch(torch.randn(4, C, Y, X), torch.zeros(4))
-    torch.manual_seed(0)
-    losses = objective(batch, 0)
-    losses["total"].backward()
-    alone = DiffusionObjective(transformer(), "flow")
-    torch.manual_seed(0)
-    loss = alone(batch, 0)["total"]
-    loss.backward()
-    assert loss == losses["denoiser"]
-    for with_guide, without in zip(first.parameters(), alone.denoiser.parameters(), strict=True):
-        torch.testing.assert_close(with_guide.grad, without.grad)
-
-
 def test_one_denoising_step_at_vanishing_noise_changes_nothing():
     x = torch.randn(1, C, Y, X, generator=torch.Generator().manual_seed(0))
     scheduler, changes = make_scheduler("flow"), []

@@ -31,7 +31,6 @@ def test_what_is_drawn_are_the_networks_that_were_trained(smoke_run):
     assert drawn["parameters"] == {
         "encoder": count(vae.encoder, vae.embed), "decoder": count(vae.decoder),
         "denoiser": count(pipe.denoiser), "coarse": count(pipe.coarse),
-        "guide": count(pipe.guide),
     }  # fmt: skip
     assert drawn["latent"] == tuple(smoke_run.fine_latents("val").values.shape[1:])
     assert drawn["coarse"] == (len(pipe.config.latent_mean), *pipe.config.latent_size)

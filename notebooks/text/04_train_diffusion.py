@@ -265,11 +265,11 @@ run.write_metrics("diffusion_variance_explained", explained.reset_index());
 # %%
 wide = log.pivot(index="step", columns="loss", values="value").reset_index()
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.5), layout="constrained")
-left.plot(wide.step, wide.denoiser, color="0.25", alpha=0.25, lw=0.6)
-left.plot(wide.step, wide.denoiser.rolling(25, center=True, min_periods=1).median(), color="0.25", label="training")
-held_out = wide[["step", "val_denoiser"]].dropna()
-left.plot(held_out.step, held_out.val_denoiser, "o", mfc="white", mec="#d55e00", label="held out, averaged weights")
-left.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * float(wide.denoiser.quantile(0.98))))
+left.plot(wide.step, wide.total, color="0.25", alpha=0.25, lw=0.6)
+left.plot(wide.step, wide.total.rolling(25, center=True, min_periods=1).median(), color="0.25", label="training")
+held_out = wide[["step", "val_total"]].dropna()
+left.plot(held_out.step, held_out.val_total, "o", mfc="white", mec="#d55e00", label="held out, averaged weights")
+left.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * float(wide.total.quantile(0.98))))
 left.legend()
 for (name, values), style in zip(explained.items(), ({"color": "0.25"}, {"color": "#d55e00", "ls": "--"}), strict=True):
     right.plot(levels, values, marker="o", mfc="white", label=f"{name}, n = {len(clean[name][0])} latents", **style)

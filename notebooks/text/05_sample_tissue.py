@@ -307,51 +307,6 @@ pandas.DataFrame({"difference from 50 steps (of that between brains)": from_50, 
 # something. When the difference from 50 steps is small beside that between two samples, more steps cost time and change
 # nothing that matters.
 #
-# ## Led by a worse model
-# A network that trained for minutes makes mistakes, and a smaller one, trained beside it, makes the same kind of
-# mistakes, only more. So at every step we ask both, and go from the small network's answer past the large one's
-# (autoguidance, Karras et al. 2024). The *guidance* says how far: at 1 the large network is alone, beyond 1 its
-# faults are extrapolated away, as far as both have them.
-#
-# **Predict:** what is the price of going too far?
-
-# %%
-usual, amounts = pipe.config.guidance, (1.0, 1.5, 2.0, 3.0)
-levels, guided = torch.linspace(-0.9, 0.9, 24), {}
-for amount in amounts if pipe.guide is not None else ():
-    pipe.register_to_config(guidance=amount)
-    guided[amount] = pipe(len(levels), seed=seed, num_inference_steps=steps, position=levels)
-pipe.register_to_config(guidance=usual)
-
-# %%
-if guided:
-    shown = (4, 12, 20)
-    titles = [f"guidance {w:g}" + " (default)" * (w == usual) for w in guided]
-    rows = [[render(without_air(take(m, k)), REFERENCE["T1w"]) for m in guided.values()] for k in shown]
-    grid = [
-        [Panel(image, side=f"brain {i + 1}" * (j == 0), title=titles[j] * (i == 0)) for j, image in enumerate(row)]
-        for i, row in enumerate(rows)
-    ]
-    fig = figures.map_grid(grid, voxel_mm=voxel_mm)
-    caption = f"""T1w of n = {len(shown)} samples (seed {seed}, {steps} steps), each from the same noise with ever
-more guidance. {settings["T1w"]}."""
-    alt = "Three rows of T1-weighted slices: with more guidance blotches go and contrast grows."
-    publish(fig, "fig44_guidance", caption, alt)
-
-# %%
-def spread(maps):
-    """How far the slices are from their neighbours in height, other people's: RMS difference of T1w."""
-    t1w = torch.from_numpy(coarse(maps))
-    return float((t1w[1:] - t1w[:-1]).square().mean().sqrt())
-
-
-among_people = spread(take(true_maps, true_rows(torch.linspace(0, n_samples - 1, len(levels)).long())))
-{f"guidance {w:g}": round(spread(maps) / among_people, 2) for w, maps in guided.items()}
-
-# %% [markdown]
-# **Figure 44.** The numbers are how much samples differ from each other, over what true people do (1: as much). Guidance
-# buys likely brains with variety: what no brain has goes first, what few brains have goes next.
-#
 # ## Reproducible, not repeated
 # A seed stands for one brain, on any machine. **Predict:** are the brains of seed 7 and seed 8 neighbours?
 
@@ -481,7 +436,6 @@ table.round(3)
 # ## References
 # - S. Lüpke et al., *Physics-Informed Latent Diffusion for Multimodal Brain MRI Synthesis*, 2024, arXiv 2409.13532:
 #   Figure 3.
-# - T. Karras et al., *Guiding a diffusion model with a bad version of itself*, NeurIPS 2024, arXiv 2406.02507.
 # - R. Rombach et al., *High-resolution image synthesis with latent diffusion models*, CVPR 2022.
 # - D. Lopez-Paz, M. Oquab, *Revisiting classifier two-sample tests*, ICLR 2017: the nearest-neighbour test.
 # - N. Carlini et al., *Extracting training data from diffusion models*, USENIX Security 2023: copies.

@@ -75,7 +75,7 @@ def table(result: dict) -> pandas.DataFrame:
     """One line a row: what, ratio with quartiles, floor and aim."""
     rows = pandas.DataFrame([row for rows in result["rows"].values() for row in rows])
     rows["ratio"] = [f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})" for r in rows.itertuples()]
-    return rows[["what", "ours", "against", "ratio", "floor", "aim"]].fillna("")
+    return rows[["what", "ours", "against", "ratio", "floor", "aim"]].astype(object).fillna("")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,8 @@ def rows(rounds: int, profile: Profile = LAPTOP) -> Iterator[Row]:
     shape = profile.cohort.shape
     batch = oasis3_batch(profile.diffusion_schedule.batch_size, shape, hide=False)
     again, missing_too = "encoded at every step", "encoded at every step, missing scans as zeros"
-    ways = {
-        "kept": make_step(batch, None),
-        again: make_step(batch, PoEVAE),
-        missing_too: make_step(batch, PlainPaperVAE),
-    }
+    encoders = {"kept": None, again: PoEVAE, missing_too: PlainPaperVAE}
+    ways = {way: make_step(batch, encoder, profile) for way, encoder in encoders.items()}
     seconds = take_turns(ways, rounds)
     batches = {k: make_step(oasis3_batch(k, shape, False), None, profile) for k in (12, 24, 48)}
     exponent = slope(list(batches), take_turns(batches, rounds).median())

@@ -135,6 +135,7 @@ figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt
 # | not in the paper | explorers of contrasts and of the latent | [10](10_explore_contrasts.ipynb), [11](11_explore_latents.ipynb) |
 # | not in the paper | what the figures look like in grey and to colour-blind readers | [12 Figure style](12_figure_style.ipynb) |
 # | not in the paper | rivals, intervals, noise floors | [13 How right is it?](13_how_right_is_it.ipynb) |
+# | not in the paper | quality against time, ratios | [14 What makes it fast](14_what_makes_it_fast.ipynb) |
 #
 # ## What is different here
 #

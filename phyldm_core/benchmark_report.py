@@ -103,7 +103,8 @@ def plain(row, digits: int = 2) -> str:
 def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path) -> list[Path]:
     """Write every figure of an evaluation (PNG, PDF, caption) and return the PNGs."""
     rows, n = split_inputs(table), exam.n
-    who = f"{n} simulated people from {SEEN if exam.seen else 'heads never seen'}"
+    heads = SEEN if exam.seen else "heads never seen"
+    who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
     needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
     honest = [name for name in (NETWORK, SAMPLED_SD, BAYES) if name in set(whole.method)]

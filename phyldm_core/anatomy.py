@@ -235,12 +235,12 @@ def _mni152(half: tuple[int, int, int]):
 class Deformation:
     """How far one simulated person may differ from the head they were made from."""
 
-    rotation_deg: float = 3.0  # SD, about each axis
+    rotation_deg: float = 2.0  # SD, about each axis: heads that were laid straight, or registered
     scale: float = 0.04  # SD of the logarithm, each axis
-    translation_mm: float = 3.0
+    translation_mm: float = 2.0
     coarse_mm: float = 3.0  # SD of the velocity on a 40 mm grid: lobes shift
     fine_mm: float = 1.5  # SD of the velocity on a 16 mm grid: gyri move and fold
-    asymmetry: float = 0.4  # share of the velocity's SD that differs left from right: people are nearly symmetric
+    asymmetry: float = 0.25  # share of the velocity's SD that differs left from right: people are nearly symmetric
     ventricle_mm: float = 2.5  # SD of the widening of the lateral ventricles
     cortex: float = 0.25  # SD of the log of grey over white at their border: thicker or thinner cortex
 

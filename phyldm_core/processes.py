@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed
 
 _alone = False
@@ -26,6 +27,12 @@ def main_first() -> Iterator[None]:
 def is_main() -> bool:
     """Whether this is the process that talks and writes."""
     return PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+
+
+def agreed(choice: str) -> str:
+    """What the first process chose, for all of them."""
+    PartialState(cpu=not torch.accelerator.is_available())
+    return broadcast_object_list([choice])[0]
 
 
 @contextmanager

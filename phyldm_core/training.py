@@ -26,7 +26,8 @@ from torch.func import functional_call
 from .cohort import Slices
 from .errors import BadInput
 from .physics import SEQUENCES, Sequence, signed_signal
-from .processes import alone, drawn, mean, share
+from .precision import best_precision
+from .processes import agreed, alone, drawn, mean, share
 from .tissue import fluid_line, water_line
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
@@ -43,7 +44,7 @@ class Schedule:
     max_grad_norm: float = 1.0
     validate_every: int = 200
     save_every: int = 200
-    precision: str = "auto"  # accelerate's mixed precision: "no", "bf16", or bf16 where the hardware has it
+    precision: str = "auto"  # accelerate's mixed precision: "no", "bf16", or bf16 where that is faster
     seed: int = 0
 
 
@@ -253,7 +254,7 @@ def training_loop(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
-        mixed_precision=best_precision() if schedule.precision == "auto" else schedule.precision,
+        mixed_precision=agreed(best_precision()) if schedule.precision == "auto" else schedule.precision,
         cpu=not torch.accelerator.is_available(),  # unasked, torchrun without a GPU trains every rank on its own
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the adversary starts late
     )
@@ -312,17 +313,6 @@ def training_loop(
     if log:
         log.close()
         checkpoint.remove()
-
-
-def best_precision() -> str:
-    """ "bf16" where the hardware multiplies matrices of it, else "no".
-
-    AVX-512 has bf16 dot products, too, but convolutions were a third slower with them than in float32.
-    """
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
-    return "bf16" if abilities.get("amx_bf16") else "no"
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ SMOKE = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    why="30 to 40 minutes on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
+    why="About half an hour on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
     cohort=CohortRecipe(n_train=400, n_val=10, n_test=25),
     vae={
         "latent_channels": 6,
@@ -69,7 +69,7 @@ LAPTOP = Profile(
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
     coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
-    coarse_schedule=Schedule(steps=1000, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
+    coarse_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
     diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),

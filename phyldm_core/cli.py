@@ -55,9 +55,14 @@ fetch = typer.Typer(help="Download public data, checked against known checksums.
 app.add_typer(fetch, name="fetch")
 
 
+ProfileOption = Annotated[
+    str, typer.Option(help="smoke (seconds), laptop (2 mm), release (1 mm, hours) or paper (1 mm, a GPU).")
+]
+
+
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (2 mm) or paper (1 mm, a GPU).")] = "laptop",
+    profile: ProfileOption = "laptop",
     anatomies: Annotated[
         Path | None, typer.Option(help="Folder of label maps in NIfTI; without it, the MNI152 template.")
     ] = None,
@@ -135,7 +140,7 @@ def train(
             help="BIDS dataset of real people, such as OASIS-3 (data/OASIS-3.md); simulated people without it."
         ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (2 mm) or paper (1 mm, a GPU).")] = "laptop",
+    profile: ProfileOption = "laptop",
     out: Annotated[
         Path | None,
         typer.Option(help="Where the run is kept; runs/PROFILE-scans by default, runs/PROFILE if simulated."),

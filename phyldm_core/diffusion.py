@@ -71,7 +71,7 @@ class TissueTransformer(ModelMixin, ConfigMixin):
             )
             for _ in range(layers)
         )  # fmt: skip
-        for block in self.blocks:  # few tokens: a fused kernel saves nothing, and its gradients in bf16 are slow on CPUs
+        for block in self.blocks:  # few tokens: a fused kernel saves nothing, and is slow in bf16 on CPUs
             block.attn1.set_processor(AttnProcessor())
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.unembed = nn.Linear(width, out_channels)

@@ -29,7 +29,7 @@ from .report import duration, write_report
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILES = ("smoke", "laptop", "paper")
+PROFILES = ("smoke", "laptop", "release", "paper")
 ON_REQUEST = 13
 """From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less

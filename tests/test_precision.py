@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from phyldm_core import precision, processes
 
 

@@ -176,7 +176,7 @@ figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt
 
 # %%
 sizes = {}
-for name in ("smoke", "laptop", "paper"):
+for name in ("smoke", "laptop", "release", "paper"):
     other = open_run(run_dir, name).profile
     schedules = other.vae_schedule, other.coarse_schedule, other.diffusion_schedule
     sizes[name] = {

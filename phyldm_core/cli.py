@@ -222,7 +222,7 @@ def _finish(outcomes: list, out: Path):
 
 
 WeightsOption = Annotated[
-    Path | None, typer.Option(help="Folder of exported weights or of a run; runs/laptop by default.")
+    Path | None, typer.Option(help="Folder of exported weights or of a run; runs/laptop by default, else release.")
 ]
 
 

@@ -28,6 +28,7 @@ from .errors import BadInput
 from .inference import INFERENCE_BATCH, encode
 from .on_disk import in_a_file
 from .physics import TissueMaps
+from .precision import best_precision
 from .processes import main_first
 from .profiles import PROFILES, Profile, find_profile
 from .scanned import ScanRecipe, read_scan_recipe
@@ -299,15 +300,20 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
 
 
 def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
-    """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given."""
-    scale = brightness(slices.images, slices.observed, slices.subject)
+    """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given.
+
+    In the precision of training: bf16 rounds far below the spread of a posterior.
+    """
+    scale, half = brightness(slices.images, slices.observed, slices.subject), best_precision() == "bf16"
 
     def means() -> Iterator[Tensor]:
         for mirrored in (False, True):
             for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
                 part = slices[rows]
                 part = replace(part, images=part.images.flip(-1)) if mirrored else part
-                yield encode(vae, part, common_scale, scale=scale[rows]).mean
+                with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
+                    posterior = encode(vae, part, common_scale, scale=scale[rows])
+                yield posterior.mean.float()
 
     return Latents(in_a_file(means()), slices.position.repeat(2), like)
 

@@ -27,7 +27,10 @@ FORMAT = 1
 """Version of the folder's layout; a reader refuses one that it does not know."""
 
 DEFAULT = Path("runs/laptop")
-"""Where the commands look for weights when they are not told: what ``phyldm reproduce`` makes."""
+"""Where the commands look for weights first when they are not told: what ``phyldm reproduce`` makes."""
+
+RELEASE = Path(__file__).resolve().parents[1] / "data" / "weights" / "release"
+"""The weights that come with the repository; wherever a folder of weights is asked for, "release" means this one."""
 
 CONVENTIONS = {
     "maps": ["PD relative to water = 1", "T1 in s", "T2 in s"],
@@ -147,7 +150,8 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     Parameters
     ----------
     folder
-        None: :data:`DEFAULT`, relative to the working directory.
+        "release": :data:`RELEASE`. None: :data:`DEFAULT`, relative to the working directory; where there is no such
+        folder, the release.
 
     Raises
     ------
@@ -155,9 +159,11 @@ def load_weights(folder: str | Path | None = None) -> Weights:
         In one sentence: nothing there; a format or conventions this version does not know; a file missing,
         changed, or of a kind that could run code; a tensor missing, left over or of another shape.
     """
-    if folder is None and not DEFAULT.is_dir():
+    if folder is None and not (DEFAULT.is_dir() or RELEASE.is_dir()):
         raise BadInput(f"{DEFAULT}: no weights here: make them with phyldm reproduce, or name a folder with --weights")
-    folder = Path(DEFAULT if folder is None else folder)
+    if folder is None:
+        folder = DEFAULT if DEFAULT.is_dir() else RELEASE
+    folder = RELEASE if str(folder) == "release" else Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of weights: give one that phyldm export or phyldm reproduce made")
     if (folder / "config.json").exists():

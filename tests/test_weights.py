@@ -104,10 +104,15 @@ def test_an_older_export_is_replaced_as_a_whole(copy, smoke_run):
 
 def test_weights_are_looked_for_where_reproduce_puts_them(smoke_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "RELEASE", tmp_path / "released")
     with pytest.raises(BadInput, match="runs/laptop: no weights here: make them with phyldm reproduce"):
         load_weights()
+    with pytest.raises(BadInput, match="released: no such folder of weights"):
+        load_weights("release")
+    export_weights(smoke_run, tmp_path / "released")
+    assert load_weights().folder == load_weights("release").folder == tmp_path / "released"
     shutil.copytree(smoke_run.folder, tmp_path / "runs" / "laptop")
-    assert load_weights().config["profile"] == "smoke"
+    assert load_weights().config["profile"] == "smoke" and load_weights().folder == weights.DEFAULT
 
 
 # --- not to be trusted ----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from .readings import table, to_html
 from .scans import write_image
 from .subjects import Subject, draw_person, of_maps, read_subject
 from .tissue import three_medians
-from .widgets import Explorer, Mouse, Task, letters
+from .widgets import Explorer, Mouse, Task, in_turn, letters
 
 CONTROLS = 25  # times the height of letters, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
@@ -120,6 +120,7 @@ class ContrastExplorer(Explorer):
         n_y, n_x = self.maps.pd.shape
         return n_y - 1 - self.row.value, n_x - 1 - self.column.value
 
+    @in_turn
     def show(self, protocol: Protocol, message: str = "") -> None:
         """Set the protocol of the current side from code: moves the controls and repaints."""
         p = self.side.protocol = protocol
@@ -272,6 +273,7 @@ class ContrastExplorer(Explorer):
         except BadInput as error:
             self._refuse(str(error))
 
+    @in_turn
     def _keep(self, name: str, person: Subject):
         """A person is made once."""
         self.subjects[name] = person
@@ -361,6 +363,7 @@ class ContrastExplorer(Explorer):
             self.side.window = None if self.auto.value else (level - width / 2, level + width / 2)
             self._repaint()
 
+    @in_turn
     def _on_press(self, side: Side):
         """A drag starts from the window it finds; the controls follow the side that is touched."""
         if self.person is not None:
@@ -368,6 +371,7 @@ class ContrastExplorer(Explorer):
                 self.which.value = side.letter
             self._grabbed = side.levels(self.maps.pd.numpy() > 0)
 
+    @in_turn
     def _on_drag(self, side: Side, dy: float, dx: float):
         if self.person is None:
             return
@@ -379,6 +383,7 @@ class ContrastExplorer(Explorer):
             self.auto.value = False
         self._repaint()
 
+    @in_turn
     def _on_click(self, y: float, x: float):
         if self.person is None:
             return
@@ -412,6 +417,7 @@ class ContrastExplorer(Explorer):
 
     # Painting -----------------------------------------------------------------------------------------------
 
+    @in_turn
     def _repaint(self, message: str = ""):
         if not self._listening or self.person is None:
             return

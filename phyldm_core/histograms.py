@@ -27,7 +27,7 @@ from .display import FIGURE_WIDTH, quantity_of, save_figure, to_png
 from .errors import BadInput
 from .physics import TissueMaps
 from .readings import to_html
-from .widgets import Explorer, Task, letters
+from .widgets import Explorer, Task, in_turn, letters
 
 FIELDS = ("1.5", "3", "7")  # tesla
 
@@ -160,16 +160,19 @@ class HistogramExplorer(Explorer):
         panels = widgets.Box([widgets.VBox(controls), side], layout=widgets.Layout(flex_flow="row wrap"))
         return widgets.VBox([self.status, panels, self.references])
 
+    @in_turn
     def _on_what(self, name: str):
         if self._listening:
             self.choice = replace(self.choice, **{name: getattr(self, name).value})
             self._on_studies_changed()
 
+    @in_turn
     def _on_how(self, name: str):
         if self._listening:
             self.choice = replace(self.choice, **{name: getattr(self, name).value})
             self._repaint()
 
+    @in_turn
     def _on_tick(self, name: str):
         """Draw what is ticked; what has not been made yet is made beside, with a progress bar."""
         if not self._listening:
@@ -230,6 +233,7 @@ class HistogramExplorer(Explorer):
             return f"No {TISSUE_NAMES[self.choice.tissue]} in the chosen slices: take more of them, or another source."
         return ""
 
+    @in_turn
     def _repaint(self):
         if not self._listening:
             return

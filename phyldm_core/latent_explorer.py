@@ -7,7 +7,6 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from html import escape
 
@@ -30,7 +29,7 @@ from .protocols import effective_protocol
 from .readings import to_html
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer, Worker, letters
+from .widgets import Explorer, Worker, in_turn, letters
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
@@ -45,7 +44,7 @@ class Slow(Explorer):
     _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
-        self.worker, self._painting = Worker(), threading.Lock()
+        self.worker = Worker()
         own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
         self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
@@ -77,10 +76,10 @@ class Slow(Explorer):
             self._say(f"That could not be computed: {error}", wrong=True)
         self._working(False)
 
+    @in_turn
     def _repaint(self) -> None:
-        """In one thread at a time: who paints last has seen the controls as they are."""
-        with self._painting:
-            self._paint()
+        """Who paints last has seen the controls as they are."""
+        self._paint()
 
     def _halted(self) -> None:
         self.worker.stop()
@@ -169,9 +168,9 @@ class NoiseExplorer(Slow):
             latent = states[k] if way in walk else straight(*states[k].split(1), weights)
             found.append(self.pipeline.decode(latent))
             advance()
-        self.maps = TissueMaps(*(torch.stack(m) for m in zip(*found, strict=True)))
-        self.labels = ["noise" if k == 0 else f"step {k}" for k in kept]
+        maps = TissueMaps(*(torch.stack(m) for m in zip(*found, strict=True)))
         with self._silence():
+            self.maps, self.labels = maps, ["noise" if k == 0 else f"step {k}" for k in kept]
             last = self.stage.value == self.stage.max  # who looked at tissue goes on looking at tissue
             self.stage.max = len(kept) - 1
             self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
@@ -293,8 +292,9 @@ class ExpertSwitchboard(Slow):
             check()
             self.progress.value += 1
             if k == self.slice.value:
-                self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
-                self._repaint()
+                with self._turn:
+                    self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
+                    self._repaint()
         self._repaint()
         self._say(f"{' × '.join(self._ticked())}: posterior mean, and SD over {SD_SAMPLES} samples")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -61,8 +62,8 @@ class ContrastExplorer(Explorer):
     subjects
         PD (water = 1), T1 and T2 (s) of one slice ``(y, x)`` or a stack ``(z, y, x)``, y towards anterior, x towards
         the patient's right; or a :class:`subjects.Subject`; or several of them by name. A function in their place
-        makes one when it is chosen (:func:`subjects.find_subjects`). What cannot be shown is refused in the status
-        line.
+        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`subjects.find_subjects`).
+        What cannot be shown is refused in the status line.
     voxel_mm
         In-plane voxel size of plain maps, one number or (y, x).
     tissues
@@ -75,7 +76,7 @@ class ContrastExplorer(Explorer):
 
     def __init__(
         self,
-        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable],
+        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable | BadInput],
         voxel_mm: float | tuple[float, float] = 2.0,
         *,
         tissues: Mapping[str, tuple[float, float, float]] | None = None,
@@ -266,6 +267,8 @@ class ContrastExplorer(Explorer):
             self.task.start(f"Opening {name}", source, lambda person: self._keep(name, person))
             return
         try:
+            if isinstance(source, BadInput):
+                raise source
             if callable(source):
                 self._keep(name, source(lambda share: None))
             else:
@@ -310,7 +313,7 @@ class ContrastExplorer(Explorer):
         self.task.start(what, work, then)
 
     def _on_open(self, button=None):
-        folder = Path(self.folder.value.strip()).expanduser()
+        folder = Path(os.path.expanduser(self.folder.value.strip()))  # Path's own fails for a user nobody knows
         if not self.folder.value.strip():
             self._say("Type the folder of your maps first: one person's PDmap, T1map and T2map.", wrong=True)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -256,6 +257,11 @@ class ExpertSwitchboard(Slow):
         controls = [self.person, self.slice, *ticks, self.below, widgets.HBox([self.halt]), self.progress, self.numbers]
         return _in_a_row(widgets.VBox(controls), self.scans, self.maps)
 
+    @property
+    def _k(self) -> int:
+        """The slice in view; the person still shown while another is computed may have fewer."""
+        return min(self.slice.value, len(self.mean.pd) - 1)
+
     def _rows(self) -> torch.Tensor:
         return (self.slices.subject == self.person.value).nonzero()[:, 0]
 
@@ -301,7 +307,7 @@ class ExpertSwitchboard(Slow):
     def _paint(self):
         if not self._listening or self.mean is None:
             return
-        (person, _, shown), k = self._seen, self.slice.value
+        (person, _, shown), k = self._seen, self._k
         inside = self.mean.pd[k].numpy() > BACKGROUND_PD
         size = HEIGHT // 2 - 16
         upper, lower = [], []
@@ -332,7 +338,7 @@ class ExpertSwitchboard(Slow):
 
     def summary(self) -> pandas.DataFrame:
         """Medians over the brain of this slice in %, a row a quantity: "SD", and absolute "error" where it is known."""
-        (_, truth, _), k = self._seen, self.slice.value
+        (_, truth, _), k = self._seen, self._k
         brain = self.mean.pd[k] > BACKGROUND_PD if truth is None else truth.brain[k]
         table = pandas.DataFrame(index=MAPS)
         table["SD"] = [100 * float((sd[k] / m[k])[brain].median()) for m, sd in zip(self.mean, self.sd, strict=True)]
@@ -373,7 +379,8 @@ class LatentExplorer(widgets.VBox):
                 run.vae(), scans, run.truth("test") if run.common_scale else None, run.common_scale, run.recipe.voxel_mm
             )
 
-        self.noise, self.experts = _or_sentence(noise), _or_sentence(experts)
+        folder = run.folder if isinstance(run, Run) else Path(run)
+        self.noise, self.experts = _or_sentence(noise, folder / "pipeline"), _or_sentence(experts, folder / "vae")
         super().__init__([self.noise, self.experts])
 
 
@@ -387,14 +394,14 @@ def _in_a_row(*children: widgets.Widget) -> widgets.Box:
     return widgets.Box(children, layout=widgets.Layout(flex_flow="row wrap", grid_gap="12px"))
 
 
-def _or_sentence(make: Callable[[], Slow]) -> Slow | widgets.HTML:
+def _or_sentence(make: Callable[[], Slow], weights: Path) -> Slow | widgets.HTML:
     try:
         return make()
     except BadInput as error:
         sentence = str(error)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what the readers of weights raise
         first = str(error).splitlines()[0]
-        sentence = f"The weights cannot be read ({first}): remove that folder and run the notebook that makes it."
+        sentence = f"{weights}: cannot be read ({first}): remove that folder and run phyldm reproduce again."
     return widgets.HTML(f'<p role="alert" style="font-size: max(17px, 1.8vh); color: #b03000">{escape(sentence)}</p>')
 
 

@@ -264,8 +264,18 @@ class ContrastExplorer(Explorer):
         """Show a subject; one that must be made first is made beside, with a progress bar, or ``at_once``."""
         source = self.subjects[name]
         if callable(source) and not at_once:
-            self.task.start(f"Opening {name}", source, lambda person: self._keep(name, person))
+
+            def work(progress):
+                try:
+                    return source(progress)
+                except BaseException:
+                    with self._silence():
+                        self.subject.value = self._name  # who is still shown, so that this one can be chosen again
+                    raise
+
+            self.task.start(f"Opening {name}", work, lambda person: self._keep(name, person))
             return
+        self._name = name
         try:
             if isinstance(source, BadInput):
                 raise source
@@ -278,8 +288,11 @@ class ContrastExplorer(Explorer):
 
     @in_turn
     def _keep(self, name: str, person: Subject):
-        """A person is made once."""
-        self.subjects[name] = person
+        """A person is made once, and offered from then on."""
+        self.subjects[name], self._name = person, name
+        with self._silence():
+            self.subject.options = list(self.subjects)
+            self.subject.value = name
         self._open_person(person)
 
     def _open_person(self, person: Subject):
@@ -303,14 +316,7 @@ class ContrastExplorer(Explorer):
 
     def _add(self, name: str, work: Callable, what: str):
         """Make a subject with ``work`` in the background, then offer and show it."""
-
-        def then(person: Subject):
-            self._keep(name, person)
-            with self._silence():
-                self.subject.options = list(self.subjects)
-                self.subject.value = name
-
-        self.task.start(what, work, then)
+        self.task.start(what, work, lambda person: self._keep(name, person))
 
     def _on_open(self, button=None):
         folder = Path(os.path.expanduser(self.folder.value.strip()))  # Path's own fails for a user nobody knows

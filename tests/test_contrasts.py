@@ -286,6 +286,18 @@ def test_a_person_made_on_demand_is_made_once_beside_a_bar():
     assert made == [1]
 
 
+def test_who_cannot_be_made_leaves_the_one_shown_in_the_list():
+    def make(progress):
+        raise BadInput("release: cut short")
+
+    explorer = ContrastExplorer({"first": slice_maps(), "later": make}, tissues=TISSUES)
+    for _ in range(2):  # and can be chosen again
+        explorer.status.value = ""
+        explorer.choose("later")
+        assert status(explorer) == "release: cut short" and explorer.subject.value == "first"
+    assert picture(explorer).max() > 0
+
+
 def test_another_subject_has_its_own_size(explorer):
     explorer.subject.value = "second"
     assert (explorer.row.max, explorer.column.max) == (35, 29)

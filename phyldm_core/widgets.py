@@ -23,7 +23,7 @@ from .physics import ProtocolError
 CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not dragged
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse
 
-STYLE = """<style>
+STYLE = """<style onload="this.closest('.phyldm')?.addEventListener('keydown', key => key.stopPropagation())">
 .phyldm { --letters: max(15px, 1.6vh); }
 .phyldm .widget-label, .phyldm .widget-readout, .phyldm select, .phyldm input, .phyldm button,
 .phyldm label, .phyldm label span, .phyldm table { font-size: var(--letters) !important; }
@@ -36,7 +36,8 @@ STYLE = """<style>
 .phyldm .widget-toggle-buttons .widget-toggle-button { padding: 0; }
 .phyldm :focus-visible { outline: 2px solid #0173b2; }
 </style>"""
-"""Letters that are read from the last row, and a visible focus for the keyboard."""
+"""Letters that are read from the last row, a visible focus, and keys for the controls alone: JupyterLab would go to the
+next cell at an arrow key on a list, and delete the cell at two letters d."""
 
 
 def letters(n: float) -> str:

@@ -136,7 +136,8 @@ class HistogramExplorer(Explorer):
         shorter = wide | {"layout": widgets.Layout(width=letters(19))}
         self.file_name = widgets.Text("histogram_wm_t1", description="figure", **shorter)
         self.save = widgets.Button(description="Save", layout=widgets.Layout(width=letters(5)))
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="max(760px, 88vh)"))
+        beside = {"flex": "1 1 440px", "min_width": "440px", "max_width": "max(760px, 88vh)"}  # in a notebook, too
+        self.image = widgets.Image(format="png", layout=widgets.Layout(**beside))
         self.numbers, self.references, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
         for name in ("tissue", "quantity", "field_T"):
@@ -154,9 +155,10 @@ class HistogramExplorer(Explorer):
             box.layout.width = letters(7.8)
         controls = [self.tissue, self.quantity, self.field_T, ticks, self.n_slices, self.bandwidth, self.cited]
         controls += [widgets.HBox([self.file_name, self.save]), self.task]
-        side = widgets.VBox([self.image, self.numbers])
-        panels = widgets.Box([widgets.VBox(controls), side], layout=widgets.Layout(flex_flow="row wrap"))
-        return widgets.VBox([self.status, panels, self.references])
+        column = widgets.VBox(controls, layout=widgets.Layout(flex="0 0 auto"))
+        apart = widgets.Layout(flex_flow="row wrap", grid_gap="12px", align_items="flex-start")
+        panels = widgets.Box([column, self.image], layout=apart)
+        return widgets.VBox([self.status, panels, self.numbers, self.references])
 
     @in_turn
     def _on_what(self, name: str):

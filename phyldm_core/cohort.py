@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import scans
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
-from .bids import replace_folder, to_json, write_atomically
+from .bids import read_json, replace_folder, to_json, write_atomically
 from .errors import BadInput
 from .on_disk import in_a_file
 from .physics import Protocol, TissueMaps, signed_signal
@@ -33,6 +33,7 @@ from .tissue import REPORTED, TISSUES, in_vivo_3t
 MODALITIES = ("T1w", "T2w", "FLAIR")
 MAPS = ("PDmap", "T1map", "T2map")
 SPLITS = ("train", "val", "test")
+AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,17 @@ def participants(folder: str | Path) -> pandas.DataFrame:
     path = Path(folder) / "participants.tsv"
     if not path.exists():
         raise BadInput(f"{folder} is not a cohort (no participants.tsv): make one with notebook 02_cohort")
-    return pandas.read_csv(path, sep="\t")
+    try:
+        return pandas.read_csv(path, sep="\t").astype({"participant_id": str, "split": str})
+    except (ValueError, KeyError, OSError) as error:
+        raise BadInput(f"{path}: not the table of a cohort ({str(error).strip()}): {AGAIN}") from None
+
+
+def _members(folder: Path, split: str) -> list[str]:
+    people = participants(folder)
+    if not (names := people.participant_id[people.split == split].tolist()):
+        raise BadInput(f"{folder / 'participants.tsv'}: nobody belongs to the {split} split: {AGAIN}")
+    return names
 
 
 def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Slices:
@@ -389,15 +400,14 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
         different gain for every scan.
     """
     folder = Path(folder)
-    people = participants(folder)
     told = []  # of each session: settings, observed, subject, position of its slices
 
     def sessions() -> Iterator[Tensor]:
-        for name in people.participant_id[people.split == split]:
+        for name in _members(folder, split):
             gains = None
             if common_scale:
                 truth = folder / "derivatives" / "truth" / name / "anat"
-                gains = json.loads((truth / f"{name}_gains.json").read_text())
+                gains = read_json(truth / f"{name}_gains.json", f": {AGAIN}")
             for labels in scans.bids_sessions(folder / name):
                 found = {scan.suffix: scan for scan in scans.read_session(folder / name, *labels)}
                 nx, ny, nz = next(iter(found.values())).image.shape
@@ -422,12 +432,15 @@ def load_truth(folder: str | Path, split: str) -> Truth:
     import nibabel
 
     folder = Path(folder)
-    people = participants(folder)
     maps, fractions = [], []
-    for name in people.participant_id[people.split == split]:
+    for name in _members(folder, split):
         anat = folder / "derivatives" / "truth" / name / "anat"
-        volumes = [nibabel.load(anat / f"{name}_{suffix}.nii.gz").get_fdata(dtype=np.float32) for suffix in MAPS]
-        maps.append(torch.from_numpy(np.stack(volumes)).permute(3, 0, 2, 1))
-        share = nibabel.load(anat / f"{name}_probseg.nii.gz").get_fdata(dtype=np.float32)
+        files = [anat / f"{name}_{kind}.nii.gz" for kind in (*MAPS, "probseg")]
+        try:
+            *volumes, share = (nibabel.load(file).get_fdata(dtype=np.float32) for file in files)
+            volumes = np.stack(volumes)
+        except (*scans.UNREADABLE, ValueError) as error:
+            raise BadInput(f"{anat}: the maps cannot be read ({type(error).__name__}): {AGAIN}") from None
+        maps.append(torch.from_numpy(volumes).permute(3, 0, 2, 1))
         fractions.append(torch.from_numpy(share).permute(2, 3, 1, 0))
     return Truth(torch.cat(maps).contiguous(), torch.cat(fractions).contiguous())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .readings import table, to_html
 from .scans import write_image
 from .subjects import Subject, draw_person, of_maps, read_subject
 from .tissue import three_medians
-from .widgets import Explorer, Mouse, Task, letters
+from .widgets import Explorer, Mouse, Task, in_turn, letters
 
 CONTROLS = 25  # times the height of letters, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
@@ -61,8 +62,8 @@ class ContrastExplorer(Explorer):
     subjects
         PD (water = 1), T1 and T2 (s) of one slice ``(y, x)`` or a stack ``(z, y, x)``, y towards anterior, x towards
         the patient's right; or a :class:`subjects.Subject`; or several of them by name. A function in their place
-        makes one when it is chosen (:func:`subjects.find_subjects`). What cannot be shown is refused in the status
-        line.
+        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`subjects.find_subjects`).
+        What cannot be shown is refused in the status line.
     voxel_mm
         In-plane voxel size of plain maps, one number or (y, x).
     tissues
@@ -75,7 +76,7 @@ class ContrastExplorer(Explorer):
 
     def __init__(
         self,
-        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable],
+        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable | BadInput],
         voxel_mm: float | tuple[float, float] = 2.0,
         *,
         tissues: Mapping[str, tuple[float, float, float]] | None = None,
@@ -120,6 +121,7 @@ class ContrastExplorer(Explorer):
         n_y, n_x = self.maps.pd.shape
         return n_y - 1 - self.row.value, n_x - 1 - self.column.value
 
+    @in_turn
     def show(self, protocol: Protocol, message: str = "") -> None:
         """Set the protocol of the current side from code: moves the controls and repaints."""
         p = self.side.protocol = protocol
@@ -262,9 +264,21 @@ class ContrastExplorer(Explorer):
         """Show a subject; one that must be made first is made beside, with a progress bar, or ``at_once``."""
         source = self.subjects[name]
         if callable(source) and not at_once:
-            self.task.start(f"Opening {name}", source, lambda person: self._keep(name, person))
+
+            def work(progress):
+                try:
+                    return source(progress)
+                except BaseException:
+                    with self._silence():
+                        self.subject.value = self._name  # who is still shown, so that this one can be chosen again
+                    raise
+
+            self.task.start(f"Opening {name}", work, lambda person: self._keep(name, person))
             return
+        self._name = name
         try:
+            if isinstance(source, BadInput):
+                raise source
             if callable(source):
                 self._keep(name, source(lambda share: None))
             else:
@@ -272,9 +286,13 @@ class ContrastExplorer(Explorer):
         except BadInput as error:
             self._refuse(str(error))
 
+    @in_turn
     def _keep(self, name: str, person: Subject):
-        """A person is made once."""
-        self.subjects[name] = person
+        """A person is made once, and offered from then on."""
+        self.subjects[name], self._name = person, name
+        with self._silence():
+            self.subject.options = list(self.subjects)
+            self.subject.value = name
         self._open_person(person)
 
     def _open_person(self, person: Subject):
@@ -298,17 +316,10 @@ class ContrastExplorer(Explorer):
 
     def _add(self, name: str, work: Callable, what: str):
         """Make a subject with ``work`` in the background, then offer and show it."""
-
-        def then(person: Subject):
-            self._keep(name, person)
-            with self._silence():
-                self.subject.options = list(self.subjects)
-                self.subject.value = name
-
-        self.task.start(what, work, then)
+        self.task.start(what, work, lambda person: self._keep(name, person))
 
     def _on_open(self, button=None):
-        folder = Path(self.folder.value.strip()).expanduser()
+        folder = Path(os.path.expanduser(self.folder.value.strip()))  # Path's own fails for a user nobody knows
         if not self.folder.value.strip():
             self._say("Type the folder of your maps first: one person's PDmap, T1map and T2map.", wrong=True)
         else:
@@ -361,6 +372,7 @@ class ContrastExplorer(Explorer):
             self.side.window = None if self.auto.value else (level - width / 2, level + width / 2)
             self._repaint()
 
+    @in_turn
     def _on_press(self, side: Side):
         """A drag starts from the window it finds; the controls follow the side that is touched."""
         if self.person is not None:
@@ -368,6 +380,7 @@ class ContrastExplorer(Explorer):
                 self.which.value = side.letter
             self._grabbed = side.levels(self.maps.pd.numpy() > 0)
 
+    @in_turn
     def _on_drag(self, side: Side, dy: float, dx: float):
         if self.person is None:
             return
@@ -379,6 +392,7 @@ class ContrastExplorer(Explorer):
             self.auto.value = False
         self._repaint()
 
+    @in_turn
     def _on_click(self, y: float, x: float):
         if self.person is None:
             return
@@ -412,6 +426,7 @@ class ContrastExplorer(Explorer):
 
     # Painting -----------------------------------------------------------------------------------------------
 
+    @in_turn
     def _repaint(self, message: str = ""):
         if not self._listening or self.person is None:
             return

@@ -27,7 +27,7 @@ from .display import FIGURE_WIDTH, quantity_of, save_figure, to_png
 from .errors import BadInput
 from .physics import TissueMaps
 from .readings import to_html
-from .widgets import Explorer, Task, letters
+from .widgets import Explorer, Task, in_turn, letters
 
 FIELDS = ("1.5", "3", "7")  # tesla
 
@@ -39,28 +39,26 @@ class HistogramExplorer(Explorer):
     ----------
     sources
         Name → maps, each ``(n, y, x)``, as for :class:`Histograms`; a function of a progress report in their place
-        makes them once its box is ticked (:func:`populations.find_populations`).
+        makes them once its box is ticked, and a :class:`BadInput` says why there are none
+        (:func:`populations.find_populations`).
     figures_dir
         Where the publication button writes.
     """
 
-    def __init__(self, sources: Mapping[str, TissueMaps | Callable], figures_dir: str | Path = "figures"):
+    def __init__(self, sources: Mapping[str, TissueMaps | Callable | BadInput], figures_dir: str | Path = "figures"):
         self.figures_dir = Path(figures_dir)
         self.canvas = FigureCanvasAgg(Figure(figsize=(7.6, 5.2), dpi=100))
         self._font = ImageFont.truetype(findfont("DejaVu Sans Mono"), 14)
-        self.histograms, self.problem = None, ""
-        try:
-            self.later = {name: source for name, source in sources.items() if callable(source)}
-            self.histograms = Histograms({n: maps for n, maps in sources.items() if n not in self.later})
-        except ValueError as error:
-            self.problem = str(error)
-        names = self.histograms.names if self.histograms else ()
-        self.choice = Choice(sources=names)
-        self._build(names)
-        for name in self.later:
-            self.ticks[name].value = False
+        self.later = {name: source for name, source in sources.items() if callable(source)}
+        self.missing = {name: str(source) for name, source in sources.items() if isinstance(source, BadInput)}
+        ready = {name: maps for name, maps in sources.items() if name not in {*self.later, *self.missing}}
+        self.histograms = Histograms(ready) if ready else None
+        self.choice = Choice(sources=tuple(ready))
+        self._build(tuple(sources))
         super().__init__([self._arrange()])
         self._on_studies_changed()
+        for sentence in list(self.missing.values())[:1]:
+            self._say(sentence, wrong=True)
 
     def __repr__(self):
         return f"HistogramExplorer({self.choice}); run this notebook to use it"
@@ -117,17 +115,17 @@ class HistogramExplorer(Explorer):
 
     # Controls -----------------------------------------------------------------------------------------------
 
-    def _build(self, names: tuple[str, ...]):
+    def _build(self, boxes: tuple[str, ...]):
         wide = {"layout": widgets.Layout(width=letters(24.5)), "style": {"description_width": letters(7.4)}}
         buttons = {"style": {"button_width": letters(4.8), "description_width": letters(7.4)}}
         self.tissue = widgets.ToggleButtons(options=["WM", "GM", "CSF"], description="tissue", **buttons)
         self.quantity = widgets.ToggleButtons(options=["T1", "T2", "PD"], description="property", **buttons)
         fields = [(f"{field} T", field) for field in FIELDS]
         self.field_T = widgets.ToggleButtons(options=fields, value="3", description="studies at", **buttons)
-        boxes = (*names, *(name for name in self.later if name not in names))
+        names = self.choice.sources
         self.ticks = {name: widgets.Checkbox(name in names, description=name, indent=False) for name in boxes}
         self.task = Task(self._say)
-        others = [self.histograms.n_slices(name) for name in names[1:]] if self.histograms else []
+        others = [self.histograms.n_slices(name) for name in names[1:]]
         most = max(others, default=1)
         self.n_slices = widgets.IntSlider(most, min=1, max=max(most, 2), description="slices", **wide)
         self.n_slices.disabled = not others
@@ -138,7 +136,8 @@ class HistogramExplorer(Explorer):
         shorter = wide | {"layout": widgets.Layout(width=letters(19))}
         self.file_name = widgets.Text("histogram_wm_t1", description="figure", **shorter)
         self.save = widgets.Button(description="Save", layout=widgets.Layout(width=letters(5)))
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="max(760px, 88vh)"))
+        beside = {"flex": "1 1 440px", "min_width": "440px", "max_width": "max(760px, 88vh)"}  # in a notebook, too
+        self.image = widgets.Image(format="png", layout=widgets.Layout(**beside))
         self.numbers, self.references, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
         for name in ("tissue", "quantity", "field_T"):
@@ -156,20 +155,24 @@ class HistogramExplorer(Explorer):
             box.layout.width = letters(7.8)
         controls = [self.tissue, self.quantity, self.field_T, ticks, self.n_slices, self.bandwidth, self.cited]
         controls += [widgets.HBox([self.file_name, self.save]), self.task]
-        side = widgets.VBox([self.image, self.numbers])
-        panels = widgets.Box([widgets.VBox(controls), side], layout=widgets.Layout(flex_flow="row wrap"))
-        return widgets.VBox([self.status, panels, self.references])
+        column = widgets.VBox(controls, layout=widgets.Layout(flex="0 0 auto"))
+        apart = widgets.Layout(flex_flow="row wrap", grid_gap="12px", align_items="flex-start")
+        panels = widgets.Box([column, self.image], layout=apart)
+        return widgets.VBox([self.status, panels, self.numbers, self.references])
 
+    @in_turn
     def _on_what(self, name: str):
         if self._listening:
             self.choice = replace(self.choice, **{name: getattr(self, name).value})
             self._on_studies_changed()
 
+    @in_turn
     def _on_how(self, name: str):
         if self._listening:
             self.choice = replace(self.choice, **{name: getattr(self, name).value})
             self._repaint()
 
+    @in_turn
     def _on_tick(self, name: str):
         """Draw what is ticked; what has not been made yet is made beside, with a progress bar."""
         if not self._listening:
@@ -179,16 +182,24 @@ class HistogramExplorer(Explorer):
                 self.ticks[name].value = False  # until it is there
             self.task.start(f"Making {name}", self.later[name], lambda maps: self._add(name, maps))
             return
+        if name in self.missing and self.ticks[name].value:
+            with self._silence():
+                self.ticks[name].value = False
+            self._say(self.missing[name], wrong=True)
+            return
         ticked = tuple(name for name, box in self.ticks.items() if box.value)
         self.choice = replace(self.choice, sources=ticked)
         self._repaint()
 
     def _add(self, name: str, maps: TissueMaps):
-        self.histograms.add(name, maps)
+        if self.histograms is None:
+            self.histograms = Histograms({name: maps})
+        else:
+            self.histograms.add(name, maps)
+            with self._silence():
+                self.n_slices.max = max(self.n_slices.max, len(maps.pd))
+                self.n_slices.disabled = False
         del self.later[name]
-        with self._silence():
-            self.n_slices.max = max(self.n_slices.max, len(maps.pd))
-            self.n_slices.disabled = False
         self.ticks[name].value = True
 
     def _on_studies_changed(self, keep: bool = False):
@@ -222,14 +233,15 @@ class HistogramExplorer(Explorer):
         return quantity_of(self.choice.quantity).per_unit
 
     def _problem(self) -> str:
-        if self.problem:
-            return self.problem
+        if not self.ticks:
+            return "There is no source to show: give the maps of at least one."
         if not self.choice.sources:
-            return f"No source is ticked: tick at least one of {', '.join(self.histograms.names)}."
+            return f"No source is ticked: tick at least one of {', '.join(self.ticks)}."
         if not self.histograms.chosen(self.choice):
             return f"No {TISSUE_NAMES[self.choice.tissue]} in the chosen slices: take more of them, or another source."
         return ""
 
+    @in_turn
     def _repaint(self):
         if not self._listening:
             return

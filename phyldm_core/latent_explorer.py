@@ -7,9 +7,9 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -30,7 +30,7 @@ from .protocols import effective_protocol
 from .readings import to_html
 from .runs import Run, reopen
 from .vae import Posterior
-from .widgets import Explorer, Worker, letters
+from .widgets import Explorer, Worker, in_turn, letters
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
@@ -45,7 +45,7 @@ class Slow(Explorer):
     _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
-        self.worker, self._painting = Worker(), threading.Lock()
+        self.worker = Worker()
         own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
         self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
         self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
@@ -77,10 +77,10 @@ class Slow(Explorer):
             self._say(f"That could not be computed: {error}", wrong=True)
         self._working(False)
 
+    @in_turn
     def _repaint(self) -> None:
-        """In one thread at a time: who paints last has seen the controls as they are."""
-        with self._painting:
-            self._paint()
+        """Who paints last has seen the controls as they are."""
+        self._paint()
 
     def _halted(self) -> None:
         self.worker.stop()
@@ -169,9 +169,9 @@ class NoiseExplorer(Slow):
             latent = states[k] if way in walk else straight(*states[k].split(1), weights)
             found.append(self.pipeline.decode(latent))
             advance()
-        self.maps = TissueMaps(*(torch.stack(m) for m in zip(*found, strict=True)))
-        self.labels = ["noise" if k == 0 else f"step {k}" for k in kept]
+        maps = TissueMaps(*(torch.stack(m) for m in zip(*found, strict=True)))
         with self._silence():
+            self.maps, self.labels = maps, ["noise" if k == 0 else f"step {k}" for k in kept]
             last = self.stage.value == self.stage.max  # who looked at tissue goes on looking at tissue
             self.stage.max = len(kept) - 1
             self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
@@ -257,6 +257,11 @@ class ExpertSwitchboard(Slow):
         controls = [self.person, self.slice, *ticks, self.below, widgets.HBox([self.halt]), self.progress, self.numbers]
         return _in_a_row(widgets.VBox(controls), self.scans, self.maps)
 
+    @property
+    def _k(self) -> int:
+        """The slice in view; the person still shown while another is computed may have fewer."""
+        return min(self.slice.value, len(self.mean.pd) - 1)
+
     def _rows(self) -> torch.Tensor:
         return (self.slices.subject == self.person.value).nonzero()[:, 0]
 
@@ -293,15 +298,16 @@ class ExpertSwitchboard(Slow):
             check()
             self.progress.value += 1
             if k == self.slice.value:
-                self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
-                self._repaint()
+                with self._turn:
+                    self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
+                    self._repaint()
         self._repaint()
         self._say(f"{' × '.join(self._ticked())}: posterior mean, and SD over {SD_SAMPLES} samples")
 
     def _paint(self):
         if not self._listening or self.mean is None:
             return
-        (person, _, shown), k = self._seen, self.slice.value
+        (person, _, shown), k = self._seen, self._k
         inside = self.mean.pd[k].numpy() > BACKGROUND_PD
         size = HEIGHT // 2 - 16
         upper, lower = [], []
@@ -332,7 +338,7 @@ class ExpertSwitchboard(Slow):
 
     def summary(self) -> pandas.DataFrame:
         """Medians over the brain of this slice in %, a row a quantity: "SD", and absolute "error" where it is known."""
-        (_, truth, _), k = self._seen, self.slice.value
+        (_, truth, _), k = self._seen, self._k
         brain = self.mean.pd[k] > BACKGROUND_PD if truth is None else truth.brain[k]
         table = pandas.DataFrame(index=MAPS)
         table["SD"] = [100 * float((sd[k] / m[k])[brain].median()) for m, sd in zip(self.mean, self.sd, strict=True)]
@@ -373,7 +379,8 @@ class LatentExplorer(widgets.VBox):
                 run.vae(), scans, run.truth("test") if run.common_scale else None, run.common_scale, run.recipe.voxel_mm
             )
 
-        self.noise, self.experts = _or_sentence(noise), _or_sentence(experts)
+        folder = run.folder if isinstance(run, Run) else Path(run)
+        self.noise, self.experts = _or_sentence(noise, folder / "pipeline"), _or_sentence(experts, folder / "vae")
         super().__init__([self.noise, self.experts])
 
 
@@ -387,14 +394,14 @@ def _in_a_row(*children: widgets.Widget) -> widgets.Box:
     return widgets.Box(children, layout=widgets.Layout(flex_flow="row wrap", grid_gap="12px"))
 
 
-def _or_sentence(make: Callable[[], Slow]) -> Slow | widgets.HTML:
+def _or_sentence(make: Callable[[], Slow], weights: Path) -> Slow | widgets.HTML:
     try:
         return make()
     except BadInput as error:
         sentence = str(error)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what the readers of weights raise
         first = str(error).splitlines()[0]
-        sentence = f"The weights cannot be read ({first}): remove that folder and run the notebook that makes it."
+        sentence = f"{weights}: cannot be read ({first}): remove that folder and run phyldm reproduce again."
     return widgets.HTML(f'<p role="alert" style="font-size: max(17px, 1.8vh); color: #b03000">{escape(sentence)}</p>')
 
 

@@ -5,6 +5,7 @@ Knows NIfTI, numpy and the closed forms, and no network: rendering a volume take
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def read_maps(folder: str | Path) -> MapVolumes:
         A map is missing, there are maps of several people, grids differ, or times are in milliseconds.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path's own raises for a name too long
         raise BadInput(f"{folder}: no such folder of maps: give one that phyldm fit or phyldm sample wrote")
     found: dict[str, list[Path]] = {suffix: [] for suffix in MAP_UNITS}
     for path in sorted(folder.rglob("*map.nii*")):

@@ -8,30 +8,32 @@ from pathlib import Path
 import torch
 
 from .bids import read_json
+from .errors import BadInput
 from .physics import TissueMaps
 from .subjects import Progress, read_samples, simulate_person
 
 
-def find_populations(run_dir: str | Path) -> dict[str, TissueMaps | Callable[[Progress], TissueMaps]]:
+def find_populations(run_dir: str | Path) -> dict[str, TissueMaps | Callable[[Progress], TissueMaps] | BadInput]:
     """What a run has, name → maps ``(n, y, x)``: "true" held-out people, "generated" brains, "inferred" maps.
 
     Inferring takes a while, so a function of a progress report stands for it. Without a run, one simulated person
-    is all there is.
-
-    Raises
-    ------
-    BadInput
-        A part of the run is there and cannot be read.
+    is all there is. Where a part is there and cannot be read, the sentence that says so stands for it.
     """
     run_dir, found = Path(run_dir), {}
-    cohort = run_dir / "cohort"
-    simulated = (cohort / "recipe.json").exists() and "data" not in read_json(cohort / "recipe.json")
-    if simulated:
-        from .cohort import load_truth
+    cohort, simulated = run_dir / "cohort", False
+    try:
+        simulated = (cohort / "recipe.json").exists() and "data" not in read_json(cohort / "recipe.json")
+        if simulated:
+            from .cohort import load_truth
 
-        found["true"] = TissueMaps.from_stack(load_truth(cohort, "test").maps)
+            found["true"] = TissueMaps.from_stack(load_truth(cohort, "test").maps)
+    except BadInput as error:
+        found["true"] = error
     if (run_dir / "samples").is_dir():
-        found["generated"] = read_samples(run_dir / "samples")[0]
+        try:
+            found["generated"] = read_samples(run_dir / "samples")[0]
+        except BadInput as error:
+            found["generated"] = error
     if simulated and (run_dir / "vae").is_dir():
         found["inferred"] = lambda progress: infer_test(run_dir, progress)
     return found or {"simulated": simulate_person(0).maps}

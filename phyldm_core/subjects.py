@@ -140,26 +140,25 @@ def draw_person(weights_dir: str | Path, seed: int, progress: Progress = lambda 
 
 def find_subjects(
     run_dir: str | Path, weights_dir: str | Path = RELEASE, seed: int = 7
-) -> dict[str, Subject | Callable[[Progress], Subject]]:
+) -> dict[str, Subject | Callable[[Progress], Subject] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
     Weights at ``weights_dir`` come first, then the brains that the run's notebook 05 drew and a held-out person
-    of its cohort with the maps they were simulated with. A new simulated person is always there, last.
-
-    Raises
-    ------
-    BadInput
-        The run's samples cannot be read.
+    of its cohort with the maps they were simulated with. A new simulated person is always there, last. Where the
+    drawn brains are there and cannot be read, the sentence that says so stands for them.
     """
-    found: dict[str, Subject | Callable[[Progress], Subject]] = {}
+    found: dict[str, Subject | Callable[[Progress], Subject] | BadInput] = {}
     run_dir = Path(run_dir)
     if Path(weights_dir).is_dir():
         found[f"drawn, seed {seed}"] = lambda progress: draw_person(weights_dir, seed, progress)
     if (run_dir / "samples").is_dir():
-        maps, voxel_mm, slice_mm = read_samples(run_dir / "samples")
-        for k in np.unique(np.linspace(0, len(maps.pd) - 1, N_SAMPLES).astype(int)):
-            brain = TissueMaps(*(m[k] for m in maps))
-            found[f"generated brain {k + 1}"] = of_maps(brain, voxel_mm, slice_mm)
+        try:
+            maps, voxel_mm, slice_mm = read_samples(run_dir / "samples")
+            for k in np.unique(np.linspace(0, len(maps.pd) - 1, N_SAMPLES).astype(int)):
+                brain = TissueMaps(*(m[k] for m in maps))
+                found[f"generated brain {k + 1}"] = of_maps(brain, voxel_mm, slice_mm)
+        except BadInput as error:
+            found["generated brains"] = error
     if people := sorted((run_dir / "cohort" / "derivatives" / "truth").glob("sub-*")):
         last = people[-1]  # the test people come last
         found[f"simulated {last.name}, held out"] = lambda progress: read_subject(last)
@@ -186,6 +185,8 @@ def read_samples(folder: Path) -> tuple[TissueMaps, float, float]:
     try:
         cohort = read_json(folder / "made_with.json")["pipeline"]["coarse"]["vae"]["cohort"]
         maps = TissueMaps(**load_file(folder / "maps.safetensors"))
+        if maps.pd.ndim != 3 or problem_with(maps):
+            raise ValueError(problem_with(maps) or f"maps of {maps.pd.ndim} axes, not 3")
         return maps, float(cohort["voxel_mm"]), float(cohort["slice_mm"])
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise BadInput(f"{folder}: not the samples of a run ({error}): run notebook 05_sample_tissue again") from None

@@ -383,6 +383,9 @@ def _tensor_shapes(path: Path) -> dict[str, list[int]]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 100_000_000)))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if path.stat().st_size < 8 + length + max(entry["data_offsets"][1] for entry in tensors.values()):
+            raise ValueError("fewer bytes than its header says")
+        return {name: entry["shape"] for name, entry in tensors.items()}
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
         raise BadInput(f"{path}: not a safetensors file, or cut short: copy or train the weights again") from None

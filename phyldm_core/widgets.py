@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import wraps
 from html import escape
 
 import ipywidgets as widgets
@@ -22,7 +23,7 @@ from .physics import ProtocolError
 CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not dragged
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse
 
-STYLE = """<style>
+STYLE = """<style onload="this.closest('.phyldm')?.addEventListener('keydown', key => key.stopPropagation())">
 .phyldm { --letters: max(15px, 1.6vh); }
 .phyldm .widget-label, .phyldm .widget-readout, .phyldm select, .phyldm input, .phyldm button,
 .phyldm label, .phyldm label span, .phyldm table { font-size: var(--letters) !important; }
@@ -35,7 +36,8 @@ STYLE = """<style>
 .phyldm .widget-toggle-buttons .widget-toggle-button { padding: 0; }
 .phyldm :focus-visible { outline: 2px solid #0173b2; }
 </style>"""
-"""Letters that are read from the last row, and a visible focus for the keyboard."""
+"""Letters that are read from the last row, a visible focus, and keys for the controls alone: JupyterLab would go to the
+next cell at an arrow key on a list, and delete the cell at two letters d."""
 
 
 def letters(n: float) -> str:
@@ -44,27 +46,48 @@ def letters(n: float) -> str:
 
 
 class Explorer(widgets.VBox):
-    """Controls that code can set without being called back, and a line that says in one sentence what is."""
+    """Controls that code can set without being called back, and a line that says in one sentence what is.
 
-    _listening = True
+    A hand and a finished computation are two threads. What both of them set or paint is set and painted
+    :func:`in_turn`; and each is silenced for itself, or a hand would not be heard while the other sets controls.
+    """
+
+    _turn = threading.RLock()  # of all explorers: matplotlib's caches are not made for two threads either
+    _silenced = threading.local()
 
     def __init__(self, children=()):
         self.style_sheet = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
         super().__init__([self.style_sheet, *children])
         self.add_class("phyldm")
 
+    @property
+    def _listening(self) -> bool:
+        return getattr(self._silenced, "depth", 0) == 0
+
     @contextmanager
     def _silence(self):
-        """Controls set from code do not call back."""
-        before, self._listening = self._listening, False
-        try:
-            yield
-        finally:
-            self._listening = before
+        """Controls set from code do not call back in this thread, whose turn it is."""
+        with self._turn:
+            self._silenced.depth = getattr(self._silenced, "depth", 0) + 1
+            try:
+                yield
+            finally:
+                self._silenced.depth -= 1
 
     def _say(self, text: str, wrong: bool = False):
         look = f"font-size: max(17px, 1.8vh); color: {'#b03000' if wrong else 'inherit'}"
         self.status.value = f'<span role="status" style="{look}">{escape(text)}</span>'
+
+
+def in_turn(method):
+    """A method of an explorer that runs in one thread at a time."""
+
+    @wraps(method)
+    def one_at_a_time(self, *args, **kwargs):
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return one_at_a_time
 
 
 class Stopped(Exception):

@@ -20,6 +20,7 @@ from PIL import Image
 from phyldm_core import bids
 from phyldm_core.console import CLINIC, OWN, PRESETS, move, stay_physical
 from phyldm_core.contrasts import ContrastExplorer
+from phyldm_core.errors import BadInput
 from phyldm_core.maps import write_maps
 from phyldm_core.painting import HEIGHT, PLOT
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, ernst_angle, null_ti, render
@@ -285,6 +286,18 @@ def test_a_person_made_on_demand_is_made_once_beside_a_bar():
     assert made == [1]
 
 
+def test_who_cannot_be_made_leaves_the_one_shown_in_the_list():
+    def make(progress):
+        raise BadInput("release: cut short")
+
+    explorer = ContrastExplorer({"first": slice_maps(), "later": make}, tissues=TISSUES)
+    for _ in range(2):  # and can be chosen again
+        explorer.status.value = ""
+        explorer.choose("later")
+        assert status(explorer) == "release: cut short" and explorer.subject.value == "first"
+    assert picture(explorer).max() > 0
+
+
 def test_another_subject_has_its_own_size(explorer):
     explorer.subject.value = "second"
     assert (explorer.row.max, explorer.column.max) == (35, 29)
@@ -469,6 +482,15 @@ def test_a_first_subject_that_cannot_be_made_leaves_the_others(tmp_path):
     assert picture(explorer).max() > 0
 
 
+def test_where_there_is_no_subject_the_sentence_stands_for_it():
+    explorer = ContrastExplorer({"generated brains": BadInput("run/samples: cut short"), "good": GOOD}, tissues=TISSUES)
+    assert status(explorer) == "run/samples: cut short" and picture(explorer).max() == 0
+    explorer.subject.value = "good"
+    assert picture(explorer).max() > 0
+    explorer.subject.value = "generated brains"
+    assert status(explorer) == "run/samples: cut short" and picture(explorer).max() == 0
+
+
 def test_a_subject_nobody_knows_is_told_with_those_there_are(explorer):
     before = explorer.image.value
     explorer.choose("sub-99")
@@ -476,19 +498,25 @@ def test_a_subject_nobody_knows_is_told_with_those_there_are(explorer):
     assert explorer.image.value == before
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "broken"])
+@pytest.mark.parametrize("what", ["missing", "nobody's", "endless", "empty", "broken", "cut"])
 def test_own_maps_that_cannot_be_read_give_one_sentence(explorer, tmp_path, what):
-    folder = tmp_path / "maps"
-    if what != "missing":
+    folder = {"nobody's": "~nobody-of-this-name/maps", "endless": "x" * 5000}.get(what, tmp_path / "maps")
+    if what in ("empty", "broken", "cut"):
         folder.mkdir()
     if what == "broken":
         for name in ("PDmap", "T1map", "T2map"):
             (folder / f"sub-1_{name}.nii.gz").write_text("this is text")
+    if what == "cut":
+        noise = np.random.default_rng(0).random((3, 9, 8, 7), np.float32)  # whose bytes gzip cannot shorten
+        for path in write_maps(folder / "sub-1", TissueMaps(*noise), np.eye(4), skull_stripped=True):
+            path.write_bytes(path.read_bytes()[:1000])
     before = explorer.image.value
     explorer.folder.value = str(folder)
     explorer.open_folder.click()
     explorer.task.wait()
-    said = {"missing": "no such folder of maps", "empty": "PDmap.nii.gz here", "broken": "not a readable NIfTI image"}
+    missing, unread = "no such folder of maps", "not a readable NIfTI image"
+    said = {"missing": missing, "nobody's": missing, "endless": missing, "empty": "PDmap.nii.gz here",
+            "broken": unread, "cut": unread}  # fmt: skip
     assert said[what] in status(explorer) and "\n" not in status(explorer)
     assert explorer.image.value == before and explorer.subject.value == "first"
 

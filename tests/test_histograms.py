@@ -314,6 +314,26 @@ def test_what_takes_long_is_made_once_its_box_is_ticked(tmp_path):
     assert made == [1]
 
 
+def test_where_a_source_is_missing_the_sentence_stands_for_it(tmp_path):
+    explorer = HistogramExplorer(SOURCES | {"generated": BadInput("run/samples: cut short")}, tmp_path)
+    assert status(explorer) == "run/samples: cut short"
+    assert explorer.choice.sources == ("true", "inferred") and picture(explorer).min() < 255
+    explorer.tissue.value = "GM"
+    assert "distance from true" in status(explorer)
+    explorer.ticks["generated"].value = True
+    assert status(explorer) == "run/samples: cut short" and not explorer.ticks["generated"].value
+    assert explorer.choice.sources == ("true", "inferred")
+
+
+def test_what_is_made_first_is_shown_where_nothing_else_is(tmp_path):
+    later = {"true": BadInput("run/cohort: cut short"), "inferred": lambda progress: SOURCES["inferred"]}
+    explorer = HistogramExplorer(later, tmp_path)
+    assert status(explorer) == "run/cohort: cut short" and picture(explorer).min() == 255
+    explorer.ticks["inferred"].value = True
+    explorer.task.wait()
+    assert "only inferred is shown" in status(explorer) and picture(explorer).min() < 255
+
+
 def test_what_cannot_be_made_leaves_its_box_empty(tmp_path):
     def infer(progress):
         raise BadInput("runs/laptop: no weights here")

@@ -282,5 +282,15 @@ def test_damaged_weights_are_told_in_a_sentence(smoke_run, tmp_path):
         path.write_bytes(path.read_bytes()[:100])
     explorer = LatentExplorer(open_run(tmp_path / "run", "smoke"))
     for part in (explorer.noise, explorer.experts):
-        assert told(part).startswith("The weights cannot be read")
+        assert "cannot be read" in told(part) and told(part).startswith(str(tmp_path / "run"))
         assert "\n" not in told(part)
+
+
+def test_a_damaged_cohort_is_told_in_a_sentence(smoke_run, tmp_path):
+    folder = shutil.copytree(smoke_run.folder, tmp_path / "run")
+    for path in (folder / "cohort" / "derivatives").rglob("*_gains.json"):
+        path.write_text("{")
+    explorer = LatentExplorer(folder)
+    assert "_gains.json: not a readable JSON file" in told(explorer.experts)
+    assert "make it again (notebook 02_cohort)" in told(explorer.experts) and "\n" not in told(explorer.experts)
+    assert isinstance(settled(explorer.noise), NoiseExplorer)  # which needs no cohort

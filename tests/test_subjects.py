@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -67,12 +69,58 @@ def test_weights_to_give_away_come_before_a_run_s(run_dir, tmp_path):
     assert weights_of(run_dir, tmp_path / "no weights") == run_dir
 
 
-@pytest.mark.parametrize("broken", ["maps.safetensors", "made_with.json"])
-def test_samples_that_cannot_be_read_give_one_sentence(run_dir, broken):
-    (run_dir / "samples" / broken).write_text("{}")
-    with pytest.raises(BadInput, match="run notebook 05_sample_tissue again") as caught:
-        find_subjects(run_dir)
-    assert "\n" not in str(caught.value)
+def is_told(found, what: str):
+    """One sentence stands for what is not there: where it is damaged, and what to do."""
+    assert isinstance(found, BadInput) and what in str(found) and "\n" not in str(found)
+    return str(found)
+
+
+@pytest.mark.parametrize("broken", ["maps.safetensors", "made_with.json", "NaN", "shapes", "axes"])
+def test_samples_that_cannot_be_read_give_one_sentence_and_leave_the_others(run_dir, tmp_path, broken):
+    samples = run_dir / "samples"
+    if broken in ("maps.safetensors", "made_with.json"):
+        (samples / broken).write_text("{}")
+    else:
+        t1 = {"NaN": torch.full_like(MAPS.t1, torch.nan), "shapes": MAPS.t1[1:], "axes": MAPS.t1}[broken]
+        maps = {name: m[0] if broken == "axes" else m for name, m in MAPS._replace(t1=t1)._asdict().items()}
+        save_file({name: m.clone() for name, m in maps.items()}, samples / "maps.safetensors")
+    found = find_subjects(run_dir, tmp_path / "no weights")
+    said = is_told(found["generated brains"], "run notebook 05_sample_tissue again")
+    assert str(samples) in said
+    assert list(found) == ["generated brains", "simulated, seed 7"]
+    others = populations.find_populations(run_dir)
+    assert list(others) == ["generated"] and str(others["generated"]) == said
+
+
+@pytest.fixture
+def damaged(smoke_run, tmp_path):
+    return shutil.copytree(smoke_run.folder, tmp_path / "damaged", ignore=shutil.ignore_patterns("samples"))
+
+
+@pytest.mark.parametrize("part", ["a map", "a missing map", "people", "nobody", "recipe"])
+def test_a_damaged_truth_gives_one_sentence_and_leaves_the_others(damaged, part):
+    cohort_folder = damaged / "cohort"
+    one = next((cohort_folder / "derivatives" / "truth").glob(f"{last_person(cohort_folder)}/anat/*_T1map.nii.gz"))
+    table = cohort_folder / "participants.tsv"
+    if part == "a map":
+        one.write_bytes(one.read_bytes()[:-200])
+    elif part == "a missing map":
+        one.unlink()
+    elif part == "people":
+        table.write_bytes(b"\x1f\x8b not a table")
+    elif part == "nobody":
+        table.write_text(table.read_text().splitlines()[0] + "\n")
+    else:
+        (cohort_folder / "recipe.json").write_text("{")
+    found = populations.find_populations(damaged)
+    said = is_told(found["true"], str(cohort_folder))
+    assert part == "recipe" or "make it again (notebook 02_cohort)" in said
+    if part != "recipe":
+        assert callable(found["inferred"])
+
+
+def last_person(folder) -> str:
+    return cohort.participants(folder).participant_id.iloc[-1]
 
 
 def test_a_brain_is_drawn_from_a_seed_with_progress(smoke_run):

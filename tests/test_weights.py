@@ -175,6 +175,13 @@ def test_a_tensor_too_few_or_too_many_is_named(copy):
     assert "tensor zz is left over" in refusal(copy)
 
 
+def test_tensors_cut_short(copy):
+    file = copy / "vae" / TENSORS
+    file.write_bytes(file.read_bytes()[:-1000])
+    relist(copy, f"vae/{TENSORS}")
+    assert "not a safetensors file, or cut short" in refusal(copy)
+
+
 def test_text_instead_of_tensors(copy):
     (copy / "vae" / TENSORS).write_text("version https://git-lfs.github.com/spec/v1")
     relist(copy, f"vae/{TENSORS}")

@@ -118,6 +118,49 @@ def test_a_mouse_that_leaves_the_picture_lets_go():
     assert heard[1:] == [("click", 0.2, 0.3)]
 
 
+class Counted(Explorer):
+    """A slider whose moves by a hand are counted."""
+
+    def __init__(self):
+        self.slider, self.heard = ipywidgets.IntSlider(0, max=100), []
+        self.slider.observe(lambda change: self._listening and self.heard.append(change.new), "value")
+        super().__init__([self.slider])
+
+
+def test_a_hand_is_heard_while_a_computation_sets_controls():
+    explorer, silent, moved = Counted(), threading.Event(), threading.Event()
+
+    def compute():
+        with explorer._silence():
+            explorer.slider.value = 5
+            silent.set()
+            assert moved.wait(10)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert silent.wait(10)
+    explorer.slider.value = 7
+    moved.set()
+    thread.join()
+    assert explorer.heard == [7]
+
+
+def test_two_threads_that_silence_in_turn_leave_the_explorer_listening():
+    explorer, inside = Counted(), threading.Event()
+
+    def compute():
+        with explorer._silence():
+            inside.set()
+
+    thread = threading.Thread(target=compute)
+    with explorer._silence():
+        thread.start()
+        assert not inside.wait(0.2)  # nobody sets half of what this one sets
+    thread.join()
+    explorer.slider.value = 3
+    assert inside.is_set() and explorer.heard == [3]
+
+
 def test_silence_can_be_nested():
     explorer = Explorer()
     with explorer._silence():

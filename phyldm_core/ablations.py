@@ -7,7 +7,6 @@ are taken person by person, and the reference trained again from another seed sa
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,14 +16,14 @@ import pandas
 import torch
 from torch import Tensor
 
-from . import evaluation, metrics
-from .benchmark import GAIN_ONE, SCALES
+from . import evaluation, metrics, rivals
+from .benchmark import GAIN_ONE, SCALES, some_voxels
 from .bids import write_atomically
 from .cohort import CohortRecipe, Slices, Truth
 from .errors import BadInput
 from .evaluation import ALL_SCANS, MEAN_OF_SIGNAL, SUBSETS
 from .inference import infer, posterior_sd
-from .physics import UNSEEN, Protocol, TissueMaps, render, spin_echo
+from .physics import UNSEEN, Protocol, TissueMaps, render
 from .profiles import Profile
 from .protocols import oasis3_protocols
 from .runs import Run
@@ -39,6 +38,8 @@ MOVED = 1.25
 
 SHOWN = ("T1w", "T1w+T2w", ALL_SCANS)
 """What every variant is judged from; the reference from all seven of :data:`evaluation.SUBSETS`."""
+
+ON_ONE = ", on one protocol"
 
 KEYS = ["metric", "quantity", "tissue", "variant", "scans", "scale"]
 
@@ -105,7 +106,7 @@ VARIANTS = (
         "Maps as right or better; the spread of samples vanishes, and with it any coverage.", loss={"kl": 0.0},
     ),
     Variant(
-        "strong KL", "KL", "The same term, a hundred times the profile's or 0.01.",
+        "strong KL", "KL", "The same term at 0.01, a hundred times what `laptop` has.",
         "Details cost too much: blurred maps, larger errors, more spread.", loss={"kl": 1e-2},
     ),
     Variant(
@@ -138,9 +139,7 @@ VARIANTS = (
 def reference(profile: Profile) -> Profile:
     """The profile that every variant departs from: the same in all, and short."""
     schedule = replace(profile.vae_schedule, steps=max(2, profile.vae_schedule.steps // SHORTER))
-    loss = replace(
-        profile.vae_loss, gain="fixed", unscaled=0.5, adversarial=0.0, adversarial_after=schedule.steps // 3
-    )
+    loss = replace(profile.vae_loss, gain="fixed", unscaled=0.5, adversarial=0.0, adversarial_after=schedule.steps // 3)
     return replace(profile, vae_loss=loss, vae_schedule=schedule)
 
 
@@ -261,12 +260,166 @@ def nominal_settings(settings: Tensor) -> Tensor:
     return flat.reshape(settings.shape)
 
 
-def t2_that_explains(t2: float, te: float, believed_te: float) -> float:
-    """The T2 (s) that a spin echo asks for where its TE (s) is taken for another: its decay e^(−TE/T2) stays the same.
+def t2_asked_for(t2, te, believed_te):
+    """The T2 (s) that a spin echo asks for where its TE is taken for another: e^(−TE/T2) stays, so both are scaled."""
+    return t2 * believed_te / te
 
-    Measured from the signal itself, PD and T1 known: what is left of 1 − e^(−TR/T1) is the decay.
+
+# --- how it is judged -------------------------------------------------------------------------------
+
+
+def measure(run: Run, runs: dict[str, VariantRun]) -> pandas.DataFrame:
+    """What all variants say of the held-out people of ``run``: a number a row and person, no intervals yet.
+
+    What was found is kept beside each VAE and read again. What was trained on one protocol, and the reference, are also
+    judged on the same people scanned with that protocol alone, as a variant "…, on one protocol".
+
+    Returns
+    -------
+        Columns :data:`KEYS`, person, value. Metrics of :mod:`evaluation`, and "sharpness": fine detail of the T1w that
+        the maps give, over that of the true maps. Without physics, "psnr" of a contrast nobody acquired is that of
+        :func:`nearest_image`.
     """
-    tr, long_t1 = 10.0, torch.tensor(1.0)
-    one = torch.tensor(1.0)
-    decay = spin_echo(one, long_t1, torch.tensor(t2), te, tr) / (1 - torch.exp(-torch.tensor(tr) / long_t1))
-    return float(-believed_te / decay.log())
+    alike = [other for other in runs.values() if other.variant.one_protocol]
+    found = []
+    for name, of in runs.items():
+        vae, asked = of.vae(), {name: ("judged.csv", run)}
+        if alike and name in (REFERENCE.name, alike[0].variant.name):
+            asked[name + ON_ONE] = ("judged_on_one_protocol.csv", alike[0])
+        for label, (file, on) in asked.items():
+            path = of.folder / "vae" / file  # goes with the weights when they are made anew
+            if not path.exists():
+                table = pandas.concat(judge(of, vae, on), ignore_index=True)
+                write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
+            found.append(pandas.read_csv(path, keep_default_na=False, na_values=["nan"]).assign(variant=label))
+    return pandas.concat(found, ignore_index=True)[[*KEYS, "person", "value"]]
+
+
+def judge(of: VariantRun, vae: PoEVAE, on: Run) -> Iterator[pandas.DataFrame]:
+    """Numbers of one variant on the test people of a run: from :data:`SHOWN`, on every scale it can be asked on."""
+    truth, subsets = on.truth("test"), SUBSETS if of.variant.name == REFERENCE.name else SHOWN
+    for scale in of.scales:
+        common = scale == SCALES[0]
+        slices = of.believed(on.scans("test", common))
+        told_common = common or of.profile.vae_loss.unscaled == 0
+        given = slices if common or not told_common else replace(slices, images=slices.images / GAIN_ONE)
+        for scans in subsets:
+            shown = torch.tensor(SUBSETS[scans]).expand(len(slices), -1)
+            posterior, maps = infer(vae, given, told_common, shown)
+            sd = None
+            if scans == ALL_SCANS and of.variant.physics:
+                sd = posterior_sd(vae, posterior, 8, torch.Generator().manual_seed(of.seed))
+            for person in slices.subject.unique():
+                rows = slices.subject == person
+                of_person = Truth(truth.maps[rows], truth.fractions[rows]), slices[rows], common
+                parts = (m if m is None else TissueMaps(*(t[rows] for t in m)) for m in (maps, sd))
+                tables = _of_person(*parts, *of_person, of.variant.physics, scans == ALL_SCANS)
+                yield pandas.concat(tables).assign(person=int(person), scans=scans, scale=scale)
+
+
+def _of_person(maps, sd, truth: Truth, slices: Slices, common: bool, physics: bool, whole: bool):
+    """Tables of one person; without physics ``maps`` are the T1w, T2w and FLAIR."""
+    brain = truth.brain
+    if physics:
+        yield evaluation.map_errors(maps, truth, slices)
+        images = evaluation.rescan(maps, slices, common, brain)
+    else:
+        images = evaluation.in_scale_of(maps.stack().clone(), slices, common, brain)
+    found = evaluation.image_errors(images, slices, brain)
+    yield found[found.metric == "psnr"]
+    if not whole:
+        return
+    true = evaluation.rescan(TissueMaps.from_stack(truth.maps), slices, common, brain)
+    sharp = metrics.fine_detail(images[:, 0], brain) / metrics.fine_detail(true[:, 0], brain)
+    rows = [{"metric": "sharpness", "quantity": "T1w", "tissue": "brain", "value": sharp}]
+    if physics:
+        unseen = evaluation.unseen_errors(maps, truth, slices, common_scale=common, judges=(metrics.psnr,))
+        yield unseen[unseen.quantity == MEAN_OF_SIGNAL]
+        honest = evaluation.map_calibration(maps, sd, truth, slices)
+        yield honest[honest.metric == "coverage_90"]
+    else:
+        nearest = [float(nearest_image(maps.stack(), truth, p)[1]) for p in UNSEEN if metrics.leaves_signal(p)]
+        rows.append({"metric": "psnr", "quantity": MEAN_OF_SIGNAL, "tissue": "brain", "value": np.mean(nearest)})
+    yield metrics.long_form(rows)
+
+
+def nearest_image(images: Tensor, truth: Truth, protocol: Protocol) -> tuple[Tensor, float]:
+    """What a model without physics has for a contrast nobody acquired: the best of its images, its gain solved.
+
+    Parameters
+    ----------
+    images
+        ``(n, m, y, x)`` of one person.
+
+    Returns
+    -------
+        The image ``(n, y, x)`` nearest to the contrast that the true maps give, and its PSNR in the brain (dB). Truth
+        tells which is nearest, and at what gain: no such model could know.
+    """
+    brain, true = truth.brain, render(TissueMaps.from_stack(truth.maps), protocol)
+    tries = []
+    for image in images.unbind(1):
+        flat = [(i * brain).flatten(0, 1)[None, None] for i in (image, true)]
+        scaled = image * solve_gain(*flat)
+        tries.append((scaled, metrics.psnr(scaled, true, brain)))
+    return max(tries, key=lambda pair: pair[1])
+
+
+# --- what it says -----------------------------------------------------------------------------------
+
+
+def summary(people: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over people with 95 % bootstrap intervals over people, in long form: :data:`KEYS`, value, low, high, n.
+
+    "error_ratio" is a variant's median absolute error over the reference's: the geometric mean over people of the
+    ratio that each has, so that what makes a person hard does not count.
+    """
+    errors = people[people.metric == "median_absolute_error"]
+    ours = errors[errors.variant == REFERENCE.name].drop(columns="variant")
+    pairs = errors.merge(ours, on=["metric", "quantity", "tissue", "scans", "scale", "person"], suffixes=("", "_of"))
+    pairs = pairs[(pairs.value > 0) & (pairs.value_of > 0)]
+    ratios = pairs.assign(metric="error_ratio", value=np.log(pairs.value / pairs.value_of))[people.columns]
+    return pandas.concat([intervals(people), intervals(ratios, np.exp)], ignore_index=True)
+
+
+def prior_share(people: pandas.DataFrame) -> pandas.DataFrame:
+    """How much of an estimate is the prior's: how far it moves, of how far the prior was moved (logarithms of both).
+
+    0: all from the scans; 1: all from the prior. Metric "prior_share", variant "prior moved". PD's prior was not moved
+    itself, but the line that ties it to T1 was; it is left out.
+    """
+    bias = people[(people.metric == "bias") & people.quantity.isin(["T1", "T2"])]
+    longer, shorter = (bias[bias.variant == name].drop(columns="variant") for name in ("prior longer", "prior shorter"))
+    keys = ["metric", "quantity", "tissue", "scans", "scale", "person"]
+    pairs = longer.merge(shorter, on=keys, suffixes=("", "_shorter"))
+    share = np.log((1 + pairs.value) / (1 + pairs.value_shorter)) / np.log(MOVED**2)
+    return intervals(pairs.assign(metric="prior_share", variant="prior moved", value=share)[people.columns])
+
+
+def intervals(people: pandas.DataFrame, last=lambda value: value) -> pandas.DataFrame:
+    """One row for every key: the mean over people and its interval, both passed through ``last``."""
+    rows = []
+    for key, values in people.groupby(KEYS, sort=False)["value"]:
+        value, low, high, n = metrics.bootstrap_interval(values)
+        rows.append((*key, last(value), last(low), last(high), n))
+    return pandas.DataFrame(rows, columns=[*KEYS, "value", "low", "high", "n"])
+
+
+def fitted_te(on: Run, n_voxels: int = 200) -> pandas.DataFrame:
+    """What the physics alone predicts of the nominal TE: least squares with the priors of training, told that TE.
+
+    Rows as of :func:`measure`, variant "fit, nominal TE", metric "bias", for the scans of :data:`SHOWN` with a T2w.
+    """
+    slices, truth, found = on.scans("test"), on.truth("test"), []
+    for person in slices.subject.unique():
+        rows = slices.subject == person
+        of, told = Truth(truth.maps[rows], truth.fractions[rows]), slices[rows]
+        told = replace(told, settings=nominal_settings(told.settings))
+        where = some_voxels(of, n_voxels, seed=0)
+        counted = Truth(of.maps, of.fractions * where[:, None])
+        for scans in SHOWN[1:]:
+            maps = rivals.least_squares(told, of.brain, SUBSETS[scans], where=where)
+            bias = evaluation.map_errors(maps, counted, told)
+            found.append(bias[bias.metric == "bias"].assign(scans=scans, person=int(person)))
+    said = {"variant": "fit, nominal TE", "scale": SCALES[0]}
+    return pandas.concat(found, ignore_index=True).assign(**said)[[*KEYS, "person", "value"]]

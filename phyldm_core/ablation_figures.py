@@ -100,12 +100,12 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
                 colour, label = TISSUE_COLOURS[tissue], f"{tissue}, {name}"
                 face_colour = colour if face else "white"
                 ax.plot(1 + of.value_fit, 1 + of.value, "o", ms=3, mec=colour, mfc=face_colour, mew=0.7, label=label)
-        ax.axline((1, 1), slope=1, color="0.6", lw=0.7)
+        ax.axline((1, 1), (2, 2), color="0.6", lw=0.7)
         ax.axhline(1, color="0.6", lw=0.7, ls=":")
         ax.plot(ratio, ratio, "x", color="0.2", ms=7, mew=1.2, label="TE nominal / effective")
         ax.set(title=f"from {scans}", xlabel="predicted by a fit without network", xscale="log", yscale="log")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(plt.FixedLocator([0.5, 1, 2, 5, 10]))
+            axis.set_major_locator(plt.FixedLocator([0.5, 1, 2, 5, 10, 20]))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_locator(plt.NullLocator())
     axes[0].set_ylabel("$T_2$ / truth, network")

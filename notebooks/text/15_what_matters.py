@@ -21,7 +21,7 @@
 #
 # **You will** train the network again and again, each time with one thing changed, tell a difference from chance,
 # predict an error of T2 before it is seen, and find out whether agreement with the literature comes from the scans
-# or was put in. *CPU: fifteen short trainings, about three minutes each, once; the rest takes some minutes; not part
+# or was put in. *CPU: fifteen short trainings, about three minutes each, and ten minutes to judge them, once; not part
 # of the plain run: `phyldm reproduce --only 15`.*
 #
 # [Contents](00_overview.ipynb) · before: [13 How right is it?](13_how_right_is_it.ipynb)
@@ -34,7 +34,6 @@ anatomies = ""
 seed = 7
 
 # %%
-import matplotlib.pyplot as plt
 import pandas
 import torch
 from IPython.display import clear_output
@@ -191,9 +190,9 @@ figures.save_figure(fig, figures_dir, "fig96_nominal_te", caption=caption, alt=a
 # %% [markdown]
 # **Figure 96.** Left, without a FLAIR, nothing contradicts the header, and the fit goes where the equation sends it (CSF
 # as far as it may: a T2 above 4 s is not searched). The network may stand below: it has seen sessions with a FLAIR,
-# and brings their quarrel along. Right, the quarrel itself. What the figure does not show is the images: a scan
-# rendered at the same wrong TE with the same wrong T2 is the same scan, so that whoever looks at reconstructions only
-# sees little of this.
+# and brings their quarrel along. Right, the quarrel itself: no T2 serves both scans, and a fit that knows no neighbours
+# gives up T1 to mediate, or one of the scans. What the figure does not show is the images: a T2w rendered at the
+# same wrong TE with the same wrong T2 is the same T2w, so that whoever looks at reconstructions only sees little of this.
 #
 # ## From the scans, or put in?
 # The paper finds its T1 and T2 in agreement with the literature. But its loss holds a prior that comes from the same

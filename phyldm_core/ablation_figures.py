@@ -92,7 +92,7 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
     seen, fits = people[wanted], fits[fits.quantity == "T2"]
     fig, axes = plt.subplots(1, 2, figsize=(5.4, 2.9), sharex=True, sharey=True, layout="constrained")
     for ax, scans in zip(axes, SHOWN[1:], strict=True):
-        for name, face in (("nominal TE", True), (REFERENCE.name, False)):
+        for name, face in ((REFERENCE.name, False), ("nominal TE", True)):
             pairs = seen[(seen.variant == name) & (seen.scans == scans)].merge(
                 fits[fits.scans == scans], on=["tissue", "person"], suffixes=("", "_fit")
             )
@@ -149,7 +149,7 @@ def moved_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = 
     for x in (0, 1):
         axes[2].axvline(x, color="0.6", lw=0.7, ls="-" if x == 0 else ":")
     axes[2].set_yticks(range(len(names)), labels=names)
-    axes[2].invert_yaxis()
+    axes[2].set_ylim(len(names) - 0.5, -0.5)
     axes[2].set(title="share of the prior", xlabel="0: from the scans, 1: from the prior")
     looks = zip("so^", ("white", "white", "0.3"), strict=True)
     marks = [plt.Line2D([], [], marker=m, ls="", ms=4, color="0.3", mfc=face) for m, face in looks]

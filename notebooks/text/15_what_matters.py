@@ -114,6 +114,7 @@ def percent(row):
 
 
 ratios = table[(table.metric == "error_ratio") & (table.scans == ALL_SCANS) & (table.tissue != "CSF")]
+ratios = ratios[ratios.variant.isin(with_maps)]
 ratios = ratios.assign(shown=[percent(row) for row in ratios.itertuples()], of=ratios.quantity + " " + ratios.tissue)
 print("error, % of the reference's, paired (95 % interval over people)")
 ratios.pivot_table(index=["variant", "scale"], columns="of", values="shown", aggfunc="first", sort=False)

@@ -80,6 +80,22 @@ class CohortRecipe:
                 )
         return people
 
+    def draw_session(self, rng: np.random.Generator, complete: bool) -> list[Protocol | None]:
+        """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE).
+
+        ``complete`` sessions hold all three: of a test person every subset can then be judged.
+        """
+        held = list(SESSION_CONTRASTS)
+        weights = np.array([SESSION_CONTRASTS[h] for h in held], float)
+        present = held[rng.choice(len(held), p=weights / weights.sum())]
+        session = []
+        for modality in MODALITIES:
+            rows = oasis3_protocols()[modality]
+            counts = np.array([row.count for row in rows], float)
+            row = rows[rng.choice(len(rows), p=counts / counts.sum())]
+            session.append(row.nominal if complete or modality in present else None)
+        return session
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -187,7 +203,7 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
         fractions = _add_lesions(fractions, recipe, generator)
     maps = _mix(fractions, in_vivo_3t().draw(rng), recipe, generator)
     pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
-    nominal = _draw_session(rng, complete=subject.split == "test")
+    nominal = recipe.draw_session(rng, complete=subject.split == "test")
     settings = torch.stack([effective_protocol(p).settings() if p else torch.zeros(4) for p in nominal])
     clean = signed_signal(TissueMaps.from_stack(maps), settings.expand(len(maps), -1, -1)).abs()
     images, gains = _scan(clean, recipe, rng, generator)
@@ -223,23 +239,6 @@ def _add_lesions(fractions: Tensor, recipe: CohortRecipe, generator) -> Tensor:
     out[lesion] += fractions[wm] * share
     out[wm] *= 1 - share
     return out
-
-
-def _draw_session(rng: np.random.Generator, complete: bool) -> list[Protocol | None]:
-    """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE).
-
-    ``complete`` sessions hold all three: of a test person every subset can then be judged.
-    """
-    held = list(SESSION_CONTRASTS)
-    weights = np.array([SESSION_CONTRASTS[h] for h in held], float)
-    present = held[rng.choice(len(held), p=weights / weights.sum())]
-    session = []
-    for modality in MODALITIES:
-        rows = oasis3_protocols()[modality]
-        counts = np.array([row.count for row in rows], float)
-        row = rows[rng.choice(len(rows), p=counts / counts.sum())]
-        session.append(row.nominal if complete or modality in present else None)
-    return session
 
 
 def _scan(clean: Tensor, recipe: CohortRecipe, rng, generator):

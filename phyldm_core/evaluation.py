@@ -173,7 +173,11 @@ def rescan(maps: TissueMaps, slices: Slices, common_scale: bool = True, brain: T
     Without a common scale, one gain per scan of a person brings the prediction closest to the scan
     (least squares over all its slices, inside ``brain`` ``(n, y, x)`` if given).
     """
-    predicted = signed_signal(maps, slices.settings).abs()
+    return in_scale_of(signed_signal(maps, slices.settings).abs(), slices, common_scale, brain)
+
+
+def in_scale_of(predicted: Tensor, slices: Slices, common_scale: bool = True, brain: Tensor | None = None) -> Tensor:
+    """Predicted scans ``(n, m, y, x)`` brought to the scale of ``slices.images`` as :func:`rescan` does, in place."""
     if common_scale:
         return predicted
     counted = torch.ones_like(predicted[:, 0]) if brain is None else brain.to(predicted.dtype)
@@ -202,7 +206,11 @@ def reconstruction_errors(
         Metrics "mse", "mae", "psnr" (dB) and "ms_ssim" per contrast (in ``quantity``). A scan is divided by the 99.5th
         percentile of its brain first, so errors are fractions of that peak. Slices below 44 pixels have no MS-SSIM.
     """
-    predicted = rescan(maps, slices, common_scale, brain)
+    return image_errors(rescan(maps, slices, common_scale, brain), slices, brain, inputs)
+
+
+def image_errors(predicted: Tensor, slices: Slices, brain: Tensor, inputs: str = ALL_SCANS) -> pandas.DataFrame:
+    """The numbers of :func:`reconstruction_errors` for scans ``(n, m, y, x)``, wherever they come from."""
     judges = [metrics.mse, metrics.mae, metrics.psnr]
     if min(brain.shape[-2:]) >= SMALLEST_FOR_MS_SSIM:
         judges.append(metrics.ms_ssim)

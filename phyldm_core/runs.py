@@ -105,17 +105,23 @@ class Run:
         with main_first():
             work = _workspace(folder, settings)
         torch.manual_seed(self.seed)
-        objective = VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
+        objective = self._vae_objective()
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
         yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
         with main_first():
             if _made_with(folder) == settings:
                 return
             objective.vae.save_pretrained(work)
-            if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
-                heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
-                write_calibration(objective.vae.eval(), self.recipe, heads, work)
+            self._calibrate(objective.vae.eval(), work)
             replace_folder(work, folder)
+
+    def _vae_objective(self) -> VAEObjective:
+        return VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
+
+    def _calibrate(self, vae: PoEVAE, folder: Path):
+        if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
+            heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
+            write_calibration(vae, self.recipe, heads, folder)
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""

@@ -29,7 +29,7 @@ from .physics import SEQUENCES, Sequence, signed_signal
 from .precision import best_precision
 from .processes import agreed, alone, drawn, mean, share
 from .tissue import fluid_line, water_line
-from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
+from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class VAEObjective(nn.Module):
     def _terms(self, posterior: Posterior, log_maps: Tensor, batch: VAEBatch, step: int) -> dict[str, Tensor]:
         weights = self.weights
         maps = (log_maps + self.vae.log_medians).exp()
-        predicted = signed_signal(maps.unbind(1), batch.settings).abs() / TYPICAL_SIGNAL
+        predicted = self.render(maps, batch.settings) / TYPICAL_SIGNAL
         if weights.gain == "solved":
             gain = solve_gain(predicted, batch.images)
             predicted = predicted * torch.where(batch.common[:, None], 1.0, gain)[..., None, None]
@@ -125,14 +125,17 @@ class VAEObjective(nn.Module):
         inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
         spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
+        # Literature's lines go with its medians: where those were moved, the lines are moved along.
+        moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
+        judged = maps / moved.view(3, 1, 1)
         losses = {
             "l1": mean((predicted - target).abs()),
             "l2": mean((predicted - target) ** 2),
             "structure": mean(self.ssim(predicted.clamp(0, 4), target.clamp(0, 4))),
             "kl": mean(posterior.kl()),
             "map_prior": mean((log_maps**2).mean(1), inside),
-            "water": mean(water_prior(maps), inside),
-            "fluid": mean(fluid_prior(maps), inside),
+            "water": mean(water_prior(judged), inside),
+            "fluid": mean(fluid_prior(judged), inside),
             "air": mean(maps[:, 0] * (1 - inside) * spin_echo[:, None, None]),
         }
         total = sum(getattr(weights, name) * value for name, value in losses.items())
@@ -141,6 +144,10 @@ class VAEObjective(nn.Module):
             losses |= {"adversarial": fooled, "adversary": judged}
             total = total + weights.adversarial * fooled + judged
         return {"total": total, **losses}
+
+    def render(self, maps: Tensor, settings: Tensor) -> Tensor:
+        """The scans ``(n, m, y, x)`` that maps ``(n, 3, y, x)`` give, on their own scale: the physics layer."""
+        return signed_signal(maps.unbind(1), settings).abs()
 
     def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""

@@ -115,6 +115,8 @@ class PoEVAE(ModelMixin, ConfigMixin):
         Width of the embedding of (sequence, TE, TR, TI).
     groups
         Groups of the group norm.
+    prior_medians
+        PD, T1 (s) and T2 (s) that the decoder starts from and the priors of the loss pull to.
 
     Defaults are the paper's network. ``stem · 2^(levels − 1)`` must be the same for both halves.
     """
@@ -131,6 +133,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
         attention: bool = True,
         embedding: int = 128,
         groups: int = 32,
+        prior_medians: tuple[float, float, float] = PRIOR_MEDIANS,
     ):
         super().__init__()
         down, up = stem * 2 ** (len(encoder_channels) - 1), decoder_stem * 2 ** (len(decoder_channels) - 1)
@@ -139,7 +142,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
         self.embed = nn.Sequential(nn.Linear(len(SEQUENCES) + 5, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.encoder = Encoder(latent_channels, stem, encoder_channels, blocks, attention, embedding, groups)
         self.decoder = Decoder(latent_channels, decoder_stem, decoder_channels, blocks, attention, groups)
-        self.register_buffer("log_medians", torch.tensor(PRIOR_MEDIANS).log().view(3, 1, 1), persistent=False)
+        self.register_buffer("log_medians", torch.tensor(prior_medians).log().view(3, 1, 1), persistent=False)
 
     @property
     def downsampling(self) -> int:
@@ -175,7 +178,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
     def decode_log(self, z: Tensor) -> Tensor:
         """``(n, 3, y, x)``: log PD, T1, T2 relative to their prior medians; the unit normal is their prior."""
         log_pd, *log_times = self.decoder(z).float().unbind(1)
-        return torch.stack([below_water(log_pd), *log_times], 1)
+        return torch.stack([below_water(log_pd, self.config.prior_medians[0]), *log_times], 1)
 
     def decode(self, z: Tensor) -> TissueMaps:
         """Latents ``(n, c, y, x)`` → maps in physical units."""
@@ -281,13 +284,13 @@ def self_attention(width: int, groups: int) -> Attention:
     )
 
 
-def below_water(log_pd: Tensor) -> Tensor:
-    """Log PD relative to its prior median, smoothly kept at or below that of water.
+def below_water(log_pd: Tensor, median: float) -> Tensor:
+    """Log PD relative to its prior ``median``, smoothly kept at or below that of water.
 
     No tissue holds more water than water. In the usual scans CSF's PD and T2 appear only as one
     product, and this bound is what tells them apart.
     """
-    water, softness = -math.log(PRIOR_MEDIANS[0]), 0.05
+    water, softness = -math.log(median), 0.05
     return water - softness * functional.softplus((water - log_pd) / softness)
 
 

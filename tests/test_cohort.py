@@ -194,12 +194,12 @@ def test_the_receive_field_is_smooth_shared_by_a_person_s_scans_and_as_strong_as
 def test_contrasts_are_missing_as_often_as_in_oasis3():
     rng = np.random.default_rng(0)
     n, total = 4000, sum(SESSION_CONTRASTS.values())
-    sessions = [cohort._draw_session(rng, complete=False) for _ in range(n)]
+    sessions = [CohortRecipe().draw_session(rng, complete=False) for _ in range(n)]
     for held, count in SESSION_CONTRASTS.items():
         expected = count / total
         drawn = sum(tuple(m for m, p in zip(MODALITIES, s, strict=True) if p) == held for s in sessions) / n
         assert drawn == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / n)), held
-    assert all(p is not None for p in cohort._draw_session(rng, complete=True))
+    assert all(p is not None for p in CohortRecipe().draw_session(rng, complete=True))
 
 
 def test_a_missing_scan_is_zero_and_known_to_be_missing(smoke_run):

@@ -136,6 +136,7 @@ figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt
 # | not in the paper | what the figures look like in grey and to colour-blind readers | [12 Figure style](12_figure_style.ipynb) |
 # | not in the paper | rivals, intervals, noise floors | [13 How right is it?](13_how_right_is_it.ipynb) |
 # | not in the paper | quality against time, ratios | [14 What makes it fast](14_what_makes_it_fast.ipynb) |
+# | not in the paper | ablations, the prior moved, no physics | [15 What matters?](15_what_matters.ipynb) |
 #
 # ## What is different here
 #

@@ -257,7 +257,7 @@ run.write_metrics("evaluation", table);
 # The truth is simulated by the same closed forms with which everyone here infers; real scanners break all of them
 # alike. Voxels that hold at least 90 % of one tissue are counted, mixtures are not. Rivals are given the outline of
 # the brain, and *Bayes per voxel* the distribution that the truth was drawn from. A model of images without physics
-# is not among the rivals: it would need a training of its own.
+# needs a training of its own: [15](15_what_matters.ipynb).
 #
 # ## References
 # - J. M. Bland, D. G. Altman, *Statistical methods for assessing agreement between two methods of clinical

@@ -181,9 +181,10 @@ fits = ablations.fitted_te(run, 20 if profile == "smoke" else 200)
 
 # %%
 fig = ablation_figures.echo_time(people, fits, ratio)
-caption = f"""T2 inferred over true T2, a dot a person (n = {n_people}) and tissue: predicted by a least-squares fit with
-priors and nominal TE (across), seen in the network trained with nominal TE (filled) or effective TE (open, the reference).
-Cross: the ratio of both TE, {ratio:.2f}, what a T2w alone asks for. Line: prediction and network agree. Protocols as drawn
+caption = f"""T2 inferred over true T2, a dot a person (n = {n_people}) and tissue: predicted by a least-squares fit
+with priors and nominal TE (across), seen in the network trained with nominal TE (filled) or effective TE (open, the
+reference). Cross: the ratio of both TE, {ratio:.2f}, what a T2w alone asks for. Line: prediction and network agree.
+Protocols as drawn
 from OASIS-3, common scale."""
 alt = "Two panels of dots on logarithmic axes, T2 over truth of the network against that of a fit, with a diagonal."
 figures.save_figure(fig, figures_dir, "fig96_nominal_te", caption=caption, alt=alt);
@@ -206,11 +207,12 @@ figures.save_figure(fig, figures_dir, "fig96_nominal_te", caption=caption, alt=a
 # %%
 shares = ablations.prior_share(people)
 fig = ablation_figures.moved_prior(table, shares)
-caption = f"""Moving the prior. Left and middle: T1 and T2 over their truth from all scans, networks trained with the priors'
+caption = f"""Moving the prior. Left and middle: T1 and T2 over their truth from all scans, networks trained with the
+priors'
 T1 and T2 at 0.8, 1 and 1.25 times the literature's (dotted: an estimate that is the prior's alone). Right: the share
 of the prior, from T1w, T1w+T2w and all scans. Means with 95 % bootstrap intervals over n = {n_people} held-out people,
 protocols as drawn from OASIS-3, common scale."""
-alt = "Two panels of lines, flat where scans decide and rising where the prior does, and dots between 0 and 1 by tissue."
+alt = "Two panels of lines, flat where scans decide, rising where the prior does, and dots from 0 to 1 by tissue."
 figures.save_figure(fig, figures_dir, "fig97_moving_the_prior", caption=caption, alt=alt);
 
 # %%
@@ -286,9 +288,10 @@ panels = [
 ]  # fmt: skip
 fig = figures.map_grid(panels, voxel_mm=run.recipe.voxel_mm)
 caption = f"""With and without physics, n = 1 held-out person: scans as acquired (protocols as drawn from OASIS-3) and
-predicted from all three; the FLAIR predicted from T1w and T2w alone; {unseen}, from the true maps, from the inferred maps,
+predicted from all three; the FLAIR predicted from T1w and T2w alone; {unseen}, from the true maps, from the inferred
+maps,
 and the nearest of the three images that a model without physics has, at its best gain. One window a column."""
-alt = "Three rows of brain images, truth, with physics and without: scans in the first columns, an unseen contrast last."
+alt = "Three rows of brain images, truth, with physics and without: scans first, an unseen contrast last."
 figures.save_figure(fig, figures_dir, "fig98_without_physics", caption=caption, alt=alt);
 
 # %% [markdown]

@@ -23,7 +23,7 @@ from phyldm_core.profiles import LAPTOP
 from phyldm_core.training import VAEBatch, VAEObjective
 from phyldm_core.vae import PoEVAE
 
-WAYS = {"float32, 1 thread": (False, 1), "bf16, 1 thread": (True, 1), "float32, 2 threads": (False, 2)}
+WAYS = {f"{kind}, threads: {n}": (kind == "bf16", n) for n in (1, 2) for kind in ("float32", "bf16")}
 
 
 def vae_step() -> Callable:
@@ -68,7 +68,7 @@ def main(rounds: int = 7):
     table = pandas.DataFrame(rows).pivot_table(index="training", columns="way", values="seconds", aggfunc="median")
     typer.echo(table.round(3).to_string())
     typer.echo("\nratio to float32 on one thread")
-    typer.echo(table.div(table["float32, 1 thread"], axis=0).round(2).to_string())
+    typer.echo(table.div(table["float32, threads: 1"], axis=0).round(2).to_string())
 
 
 if __name__ == "__main__":

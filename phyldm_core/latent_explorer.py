@@ -142,7 +142,7 @@ class NoiseExplorer(Slow):
     def _arrange(self):
         controls = [self.a, self.b, self.way, self.between, self.steps, self.stage, self.height, self.shown]
         controls += [widgets.HBox([self.halt]), self.progress]
-        strips = widgets.VBox([self.along, self.path])
+        strips = widgets.VBox([self.along, self.path], layout=widgets.Layout(max_width="100%"))
         return _in_a_row(widgets.VBox(controls), self.brain, strips)
 
     def chosen(self) -> TissueMaps:
@@ -385,8 +385,8 @@ class LatentExplorer(widgets.VBox):
 
 
 def _picture() -> widgets.Image:
-    """No wider than the page: a notebook's is narrower than three maps."""
-    return widgets.Image(format="png", layout=widgets.Layout(max_width="100%", height="auto"))
+    """No wider than the page less its margins: a notebook's is narrower than three maps."""
+    return widgets.Image(format="png", layout=widgets.Layout(max_width="calc(100% - 4px)", height="auto"))
 
 
 def _in_a_row(*children: widgets.Widget) -> widgets.Box:

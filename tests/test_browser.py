@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -111,7 +112,8 @@ def lab(run_dir):
         "LabApp.user_settings_dir": run_dir / "settings", "LabApp.workspaces_dir": run_dir / "workspaces",
     }  # fmt: skip
     options = [f"--{name}={value}" for name, value in settings.items()]
-    yield from served([sys.executable, "-m", "jupyterlab", "--no-browser", *options], run_dir, "lab/tree/{}.ipynb")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", *options]
+    yield from served(command, run_dir, "lab/workspaces/{0}/tree/{0}.ipynb")  # without the tabs of other tests
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +164,7 @@ def opened(request, browser, tmp_path):
         begin = time.perf_counter()
         page.goto(address(name))
         if request.param == "lab":
-            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_text("Run All Cells", exact=True).click()
+            run_all(page)
         asked = page.locator("dialog, .jp-Dialog").get_by_role("button", name="Select", exact=True)
         asked.or_(page.locator(".phyldm img[src^=blob]")).first.wait_for()
         if asked.is_visible():  # a server too busy to list its kernels in time: JupyterLab asks which one
@@ -181,6 +181,20 @@ def opened(request, browser, tmp_path):
         page.evaluate(END_KERNELS)
     page.goto("about:blank")  # at which Voilà ends the kernel
     context.close()
+
+
+def run_all(page):
+    """Run all cells, again where the kernel called itself idle before it listened."""
+    from playwright.sync_api import TimeoutError
+
+    begun = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(prompt => /[*0-9]/.test(prompt.innerText))"
+    for patience in (15_000, 15_000, PATIENCE):
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        with suppress(TimeoutError):
+            page.wait_for_function(begun, timeout=patience)
+            return
 
 
 END_KERNELS = """async () => {
@@ -269,7 +283,7 @@ LOOK = """() => {
     for (const e of parts) {
         const r = e.getBoundingClientRect(), cell = e.closest('.jp-OutputArea-output')?.getBoundingClientRect();
         if (r.left < 0 || r.right > Math.min(innerWidth, cell?.right ?? innerWidth) + 1)
-            wrong.push('cut off: ' + called(e));
+            wrong.push(`cut off: ${called(e)} from ${r.left | 0} to ${r.right | 0}`);
     }
     for (const e of texts)
         if (e.scrollWidth > e.clientWidth + 1 && e.clientWidth) wrong.push('text cut off: ' + called(e));
@@ -490,13 +504,13 @@ def test_the_keyboard_does_what_the_mouse_does(opened):
     control(shown, "preset").locator("select").focus()
     before = status(shown)
     page.keyboard.press("ArrowDown")
-    wait_for(lambda: status(shown) != before and agrees_with_physics(shown))
+    wait_for(lambda: status(shown) != before)
     for key in ("Enter", "Space"):
         shown.get_by_role("button", name="Open", exact=True).focus()
         page.keyboard.press(key)
         wait_for(lambda: status(shown).startswith("Type the folder of your maps first"))
-        press(shown, "TI (s)")
-        wait_for(lambda: agrees_with_physics(shown))
+        press(shown, "TE (s)")
+        wait_for(lambda: not status(shown).startswith("Type"))
 
 
 def test_a_long_computation_shows_its_progress_and_stops(opened):

@@ -8,6 +8,7 @@ import torch
 
 from phyldm_core.coarse import CoarseVAE
 from phyldm_core.diffusion import DiffusionObjective, LatentBatch, TissueTransformer
+from phyldm_core.precision import best_precision
 from phyldm_core.profiles import LAPTOP, Profile
 from phyldm_core.training import VAEBatch
 from phyldm_core.vae import PoEVAE
@@ -16,8 +17,11 @@ from .timing import Row, compare, slope, take_turns
 from .vae_step import PlainPaperVAE, oasis3_batch
 
 
-def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile) -> Callable:
-    """One step of a profile with a coarse level; ``encoder`` encodes the scans in it, None finds their latents done."""
+def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile, half: bool = False) -> Callable:
+    """One step of a profile with a coarse level, ``half`` in bf16.
+
+    ``encoder`` encodes the scans in it, None finds their latents done.
+    """
     torch.manual_seed(0)
     vae = (encoder or PoEVAE)(**profile.vae).eval()
     coarse = CoarseVAE(vae.config.latent_channels, **profile.coarse).eval()
@@ -34,7 +38,9 @@ def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile) -
     position = torch.zeros(len(kept))
 
     def step():
-        objective(LatentBatch(latents() if encoder else kept, position), 0)["total"].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = objective(LatentBatch(latents() if encoder else kept, position), 0)["total"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -47,9 +53,15 @@ def rows(rounds: int, profile: Profile = LAPTOP) -> Iterator[Row]:
     again, missing_too = "encoded at every step", "encoded at every step, missing scans as zeros"
     encoders = {"kept": None, again: PoEVAE, missing_too: PlainPaperVAE}
     ways = {way: make_step(batch, encoder, profile) for way, encoder in encoders.items()}
+    half = {f"{way}, bf16": way for way in encoders} if best_precision() == "bf16" else {}
+    ways |= {name: make_step(batch, encoders[way], profile, half=True) for name, way in half.items()}
     seconds = take_turns(ways, rounds)
     batches = {k: make_step(oasis3_batch(k, shape, False), None, profile) for k in (12, 24, 48)}
     exponent = slope(list(batches), take_turns(batches, rounds).median())
     limits = {"floor": 3.0, "aim": 6.0}
-    yield compare("diffusion step", seconds, "kept", missing_too, **limits, growth_with_batch=exponent)
+    as_trained = next(iter(half), "kept")
+    yield compare("diffusion step", seconds, as_trained, missing_too, **limits, growth_with_batch=exponent)
     yield compare("diffusion step", seconds, "kept", again)
+    for name, way in half.items():
+        if way != "kept":
+            yield compare("diffusion step", seconds, as_trained, name)

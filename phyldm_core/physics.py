@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHORTEST_TIME = 1e-4
 """s. T1 and T2 are floored here: no signal survives so short a time, and 0/0 gradients stay finite."""
 
-PART = 2**17
-"""Voxels that :func:`render` takes at a time: what is computed on the way stays in a processor's cache."""
+PART = 2**19
+"""Voxels that :func:`render` takes at a time: few enough for a processor's cache, enough for all of its cores."""
 
 IMPLAUSIBLE_TE = 2.0  # s; the longest echo times in use (water-only hydrography) are about 1 s
 IMPLAUSIBLE_TR = 60.0  # s; a TR above a minute is a TR in ms
@@ -219,12 +219,15 @@ UNSEEN = (
 
 def decay(time, relaxation: Tensor) -> Tensor:
     """What is left after ``time`` (s): exp(−time/relaxation), with finite gradients for any T ≥ 0."""
-    relaxation = relaxation.clip(min=SHORTEST_TIME)
+    relaxation = relaxation.clip(min=SHORTEST_TIME)  # our own from here on, so it may be overwritten
     if isinstance(relaxation, np.ndarray):
         return np.exp(-time / relaxation)
-    if relaxation.requires_grad:
+    if relaxation.requires_grad or getattr(time, "requires_grad", False):
         return (-time / relaxation).exp()
-    return (-time / math.log(2) / relaxation).exp2()  # the same number in half the time
+    rate = -time / math.log(2)
+    left = relaxation.reciprocal_()
+    left = left.mul_(rate) if isinstance(rate, Real) else left * rate
+    return left.exp2_()  # the same number in half the time
 
 
 def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
@@ -329,23 +332,24 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
 def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     """The magnitude image of ``maps`` under ``protocol``, as a scanner shows it (a.u., ≥ 0).
 
-    Volumes that no gradient is asked of are rendered :data:`PART` by part, which is faster and needs no memory beside
+    Volumes that no gradient is asked of are rendered :data:`PART` by part, which is faster and needs little memory beside
     the image.
     """
 
-    def image(maps: TissueMaps) -> Tensor:
-        p = protocol
-        return abs(signal(maps, p.sequence, p.te, p.tr, p.ti, p.flip_angle))
-
-    maps = TissueMaps(*maps)  # three tensors will do
+    p, maps = protocol, TissueMaps(*maps)  # three tensors will do
+    times = (p.sequence, p.te, p.tr, p.ti, p.flip_angle)
     n = math.prod(maps.pd.shape)
     if n <= PART or any(getattr(values, "requires_grad", False) for values in maps):
-        return image(maps)
-    whole = maps.pd * 0  # of the same kind, wherever it lies
+        return abs(signal(maps, *times))
+    if isinstance(maps.pd, np.ndarray):
+        library = np
+    else:
+        import torch as library
+    whole = library.empty_like(maps.pd)
     rows = max(1, PART * len(maps.pd) // n)
     for start in range(0, len(whole), rows):
         part = slice(start, start + rows)
-        whole[part] = image(TissueMaps(*(values[part] for values in maps)))
+        library.abs(signal(TissueMaps(*(values[part] for values in maps)), *times), out=whole[part])
     return whole
 
 

@@ -332,8 +332,8 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
 def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     """The magnitude image of ``maps`` under ``protocol``, as a scanner shows it (a.u., ≥ 0).
 
-    Volumes that no gradient is asked of are rendered :data:`PART` by part, which is faster and needs little memory beside
-    the image.
+    Volumes that no gradient is asked of are rendered :data:`PART` by part, which is faster and needs little memory
+    beside the image.
     """
 
     p, maps = protocol, TissueMaps(*maps)  # three tensors will do

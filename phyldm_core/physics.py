@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHORTEST_TIME = 1e-4
 """s. T1 and T2 are floored here: no signal survives so short a time, and 0/0 gradients stay finite."""
 
-PART = 2**19
+PART = 2**18
 """Voxels that :func:`render` takes at a time: few enough for a processor's cache, enough for all of its cores."""
 
 IMPLAUSIBLE_TE = 2.0  # s; the longest echo times in use (water-only hydrography) are about 1 s
@@ -219,15 +219,11 @@ UNSEEN = (
 
 def decay(time, relaxation: Tensor) -> Tensor:
     """What is left after ``time`` (s): exp(−time/relaxation), with finite gradients for any T ≥ 0."""
-    relaxation = relaxation.clip(min=SHORTEST_TIME)  # our own from here on, so it may be overwritten
     if isinstance(relaxation, np.ndarray):
-        return np.exp(-time / relaxation)
-    if relaxation.requires_grad or getattr(time, "requires_grad", False):
-        return (-time / relaxation).exp()
-    rate = -time / math.log(2)
-    left = relaxation.reciprocal_()
-    left = left.mul_(rate) if isinstance(rate, Real) else left * rate
-    return left.exp2_()  # the same number in half the time
+        return np.exp(-time / relaxation.clip(min=SHORTEST_TIME))
+    if isinstance(time, Real) and time > 0 and not relaxation.requires_grad:  # few passes; T = 0 leaves nothing
+        return relaxation.reciprocal().mul_(-time / math.log(2)).exp2_()  # the same number in half the time
+    return (-time / relaxation.clip(min=SHORTEST_TIME)).exp()
 
 
 def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:

@@ -98,11 +98,12 @@ show(rendering.rows(rounds, (16, 64, 64) if small else rendering.SHAPE))
 
 # %%
 network = "laptop's network" if profile == "laptop" else f"network of profile {profile}"
-show([vae_step.row(network, settings.vae, rounds, shape=(32, 32) if small else vae_step.SHAPE)])
+show(vae_step.rows_of(network, settings.vae, rounds, shape=(32, 32) if small else vae_step.SHAPE))
 
 # %% [markdown]
 # No: the decoder runs once for a person, however many scans there were, and it costs about as much as two encoders.
 # What is saved is exactly the absent scans, and the loss is the same to the last digits but one, which the cell checks.
+# Where this machine is faster in bf16, training uses it: the first row then compares it with the float32 of the paper.
 #
 # ## The step of the diffusion model
 # The published code encodes the scans again whenever a step draws them. The encoder is finished by then: its answer

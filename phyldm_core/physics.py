@@ -222,7 +222,8 @@ def decay(time, relaxation: Tensor) -> Tensor:
     if isinstance(relaxation, np.ndarray):
         return np.exp(-time / relaxation.clip(min=SHORTEST_TIME))
     if isinstance(time, Real) and time > 0 and not relaxation.requires_grad:  # few passes; T = 0 leaves nothing
-        return relaxation.reciprocal().mul_(-time / math.log(2)).exp2_()  # the same number in half the time
+        rate = relaxation.new_tensor(-time / math.log(2))  # a tensor over a tensor is one pass, a number over one two
+        return (rate / relaxation).exp2_()  # the same number in half the time
     return (-time / relaxation.clip(min=SHORTEST_TIME)).exp()
 
 

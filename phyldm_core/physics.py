@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHORTEST_TIME = 1e-4
 """s. T1 and T2 are floored here: no signal survives so short a time, and 0/0 gradients stay finite."""
 
-PART = 2**18
+PART = 2**19
 """Voxels that :func:`render` takes at a time: few enough for a processor's cache, enough for all of its cores."""
 
 IMPLAUSIBLE_TE = 2.0  # s; the longest echo times in use (water-only hydrography) are about 1 s

@@ -219,12 +219,13 @@ UNSEEN = (
 
 def decay(time, relaxation: Tensor) -> Tensor:
     """What is left after ``time`` (s): exp(−time/relaxation), with finite gradients for any T ≥ 0."""
+    relaxation = relaxation.clip(min=SHORTEST_TIME)
     if isinstance(relaxation, np.ndarray):
-        return np.exp(-time / relaxation.clip(min=SHORTEST_TIME))
-    if isinstance(time, Real) and time > 0 and not relaxation.requires_grad:  # few passes; T = 0 leaves nothing
-        rate = relaxation.new_tensor(-time / math.log(2))  # a tensor over a tensor is one pass, a number over one two
-        return (rate / relaxation).exp2_()  # the same number in half the time
-    return (-time / relaxation.clip(min=SHORTEST_TIME)).exp()
+        return np.exp(-time / relaxation)
+    if relaxation.requires_grad or not isinstance(time, Real):
+        return (-time / relaxation).exp()
+    rate = relaxation.new_tensor(-time / math.log(2))  # a tensor over a tensor is one pass, a number over one two
+    return (rate / relaxation).exp2_()  # the same number in half the time
 
 
 def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:

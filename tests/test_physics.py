@@ -16,6 +16,7 @@ from phyldm_core.physics import (
     PART,
     REFERENCE,
     SEQUENCES,
+    SHORTEST_TIME,
     UNSEEN,
     Protocol,
     ProtocolError,
@@ -320,6 +321,14 @@ def test_render_is_the_magnitude_of_the_signed_signal(protocol):
     signed = closed_form(maps, protocol)
     assert_close(render(maps, protocol), signed.abs())
     assert (render(maps, protocol) >= 0).all()
+
+
+def test_times_below_the_floor_are_the_floor_s_as_tensors_and_as_arrays():
+    """Resampled maps overshoot below zero; e^(−TE/T2) of a negative T2 would glow."""
+    t2 = torch.tensor([-0.01, 0.0, SHORTEST_TIME])
+    maps = TissueMaps(torch.ones(3), torch.ones(3), t2)
+    for found in (render(maps, REFERENCE["FLAIR"]), render(TissueMaps(*(m.numpy() for m in maps)), REFERENCE["FLAIR"])):
+        assert not found.any()
 
 
 @pytest.mark.parametrize("shape", [(5, 300, 401), (600001,), (1, 800, 700)], ids=str)

@@ -15,9 +15,7 @@ from .display import as_array
 from .errors import BadInput
 from .maps import read_maps
 from .physics import TissueMaps
-
-RELEASE = Path(__file__).resolve().parents[1] / "data" / "weights" / "release"
-"""Where exported weights are looked for before a run's own."""
+from .weights import RELEASE
 
 LIKELY_MS = 20.0  # s; no tissue relaxes so slowly, so such maps are in ms
 

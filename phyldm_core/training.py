@@ -127,15 +127,15 @@ class VAEObjective(nn.Module):
         spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
         # Literature's lines go with its medians: where those were moved, the lines are moved along.
         moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
-        judged = maps / moved.view(3, 1, 1)
+        as_published = maps / moved.view(3, 1, 1)
         losses = {
             "l1": mean((predicted - target).abs()),
             "l2": mean((predicted - target) ** 2),
             "structure": mean(self.ssim(predicted.clamp(0, 4), target.clamp(0, 4))),
             "kl": mean(posterior.kl()),
             "map_prior": mean((log_maps**2).mean(1), inside),
-            "water": mean(water_prior(judged), inside),
-            "fluid": mean(fluid_prior(judged), inside),
+            "water": mean(water_prior(as_published), inside),
+            "fluid": mean(fluid_prior(as_published), inside),
             "air": mean(maps[:, 0] * (1 - inside) * spin_echo[:, None, None]),
         }
         total = sum(getattr(weights, name) * value for name, value in losses.items())

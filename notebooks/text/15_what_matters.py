@@ -21,7 +21,7 @@
 #
 # **You will** train the network again and again, each time with one thing changed, tell a difference from chance,
 # predict an error of T2 before it is seen, and find out whether agreement with the literature comes from the scans
-# or was put in. *CPU: fifteen short trainings, about three minutes each, and ten minutes to judge them, once; not part
+# or was put in. *CPU: fifteen short trainings, an hour or so in all (estimated, not timed), once; not part
 # of the plain run: `phyldm reproduce --only 15`.*
 #
 # [Contents](00_overview.ipynb) · before: [13 How right is it?](13_how_right_is_it.ipynb)

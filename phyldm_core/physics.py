@@ -219,13 +219,15 @@ UNSEEN = (
 
 def decay(time, relaxation: Tensor) -> Tensor:
     """What is left after ``time`` (s): exp(−time/relaxation), with finite gradients for any T ≥ 0."""
-    relaxation = relaxation.clip(min=SHORTEST_TIME)
-    if isinstance(relaxation, np.ndarray):
-        return np.exp(-time / relaxation)
-    if relaxation.requires_grad or not isinstance(time, Real):
-        return (-time / relaxation).exp()
-    rate = relaxation.new_tensor(-time / math.log(2))  # a tensor over a tensor is one pass, a number over one two
-    return (rate / relaxation).exp2_()  # the same number in half the time
+    left = relaxation.clip(min=SHORTEST_TIME)  # a copy, to be written over where no gradient needs it
+    if isinstance(left, np.ndarray):
+        return np.exp(-time / left)
+    if left.requires_grad or not isinstance(time, Real):
+        return (-time / left).exp()
+    import torch
+
+    rate = left.new_tensor(-time / math.log(2))  # a tensor over a tensor is one pass, a number over one two
+    return torch.div(rate, left, out=left).exp2_()  # the same number in half the time
 
 
 def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pandas
 
+PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
+"""What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
+
 COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
 TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "histograms", "samples")
 """Which of a run's tables go with its weights; they are of simulated, held-out people."""
+
+EVALUATION = "evaluation"
+"""The run's folder, and here the table, of what ``phyldm evaluate`` found on heads never seen; maybe there is none."""
 
 
 def run_metrics(run: str | Path) -> pandas.DataFrame:
     """The numbers a run measured, in one table; empty where it measured nothing."""
     found = [pandas.DataFrame(columns=COLUMNS)]
-    for name in TABLES:
-        path = Path(run) / "metrics" / f"{name}.csv"
+    tables = {name: Path(run) / "metrics" / f"{name}.csv" for name in TABLES}
+    for name, path in (tables | {EVALUATION: Path(run) / EVALUATION / "metrics.csv"}).items():
         if path.exists():
             table = pandas.read_csv(path).assign(table=name)
             if set(COLUMNS) <= set(table):
@@ -23,7 +29,31 @@ def run_metrics(run: str | Path) -> pandas.DataFrame:
     return pandas.concat(found[1:] or found, ignore_index=True)
 
 
-def model_card(weights, training: dict, metrics: pandas.DataFrame) -> str:
+def training_logs(run: str | Path) -> pandas.DataFrame:
+    """What :data:`PARTS` logged while they were trained: part, step, seconds, loss, value."""
+    paths = {part: Path(run) / part / "log.csv" for part in PARTS}
+    logs = [pandas.read_csv(path).assign(part=part) for part, path in paths.items() if path.exists()]
+    return pandas.concat(logs, ignore_index=True)
+
+
+def learning_curves(logs: pandas.DataFrame) -> bytes:
+    """PNG of every part's total loss, in training and on validation people."""
+    from .curves import training_curves
+    from .display import to_png, use_house_style
+
+    wide = logs.pivot(index=["part", "step"], columns="loss", values="value").reset_index()
+    names = [part for part in PARTS if part in set(wide.part)]
+    seen, held_out = ({"step": wide.step} for _ in range(2))
+    for part in names:
+        seen[PARTS[part]] = wide.total.where(wide.part == part)
+        held_out[PARTS[part]] = wide.val_total.where(wide.part == part)
+    use_house_style()
+    panels = {PARTS[part]: [PARTS[part]] for part in names}
+    fig = training_curves(pandas.DataFrame(seen), panels, validation=pandas.DataFrame(held_out), log=list(panels))
+    return to_png(fig, dpi=150)
+
+
+def model_card(weights, training: dict, metrics: pandas.DataFrame, logs: pandas.DataFrame) -> str:
     """The card as Markdown.
 
     Parameters
@@ -34,6 +64,8 @@ def model_card(weights, training: dict, metrics: pandas.DataFrame) -> str:
         Settings the parts were made with, as ``training.json`` holds them.
     metrics
         From :func:`run_metrics`.
+    logs
+        From :func:`training_logs`.
     """
     config = weights.config
     y, x = config["slice_shape"]
@@ -59,7 +91,17 @@ phyldm_core {config["version"]}, format {config["format"]}.
 ## Trained on
 {_trained_on(training["vae"]["cohort"])}:
 {config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
-({weights.slab_mm:g} mm), {kept}. All settings are in `training.json`.
+({weights.slab_mm:g} mm), {kept}.{_named_heads(training["heads"])} All settings are in `training.json`.
+
+{_recipe(training, logs)}
+![Loss of each part over training steps, on training and on validation people](curves.png)
+
+Made again by:
+
+```bash
+{_command(config["profile"], training["vae"])}
+phyldm export --run RUN --out DIR
+```
 
 ## Measured on held-out, simulated people
 {_error_table(metrics)}
@@ -70,7 +112,8 @@ other than 3 T are foreign to the model. Research only, nothing for a clinic.
 
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
-`metrics.csv` holds all numbers: means over people with 95 % bootstrap intervals.
+`metrics.csv` holds all numbers: means over people with 95 % bootstrap intervals; its table `evaluation`, where there is
+one, is what `phyldm evaluate` found, beside rivals and noise floors. Weights and code are under the MIT licence.
 """
 
 
@@ -82,6 +125,39 @@ def _trained_on(cohort: dict) -> str:
         f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with OASIS-3's protocols, with\n"
         f"Rician noise and receive bias; lesions in {cohort['lesions']:.0%} of them; no real scan was used"
     )
+
+
+def _named_heads(heads: dict[str, list[str]]) -> str:
+    """Who was seen and who was not: whoever examines the weights needs to know."""
+    if len({name for names in heads.values() for name in names}) < 2:
+        return ""
+    return "\nHeads: " + "; ".join(f"{split} {', '.join(map(_stem, names))}" for split, names in heads.items()) + "."
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".nii.gz")
+
+
+def _recipe(training: dict, logs: pandas.DataFrame) -> str:
+    pipeline = training.get("pipeline", {})
+    made = {"vae": training["vae"], "coarse": pipeline.get("coarse"), "pipeline": pipeline or None}
+    lines = ["| part | steps × batch | peak learning rate | minutes | validation loss |", "|---|---|---|---|---|"]
+    for part, settings in made.items():
+        log = logs[logs.part == part]
+        if settings and len(log):
+            how, held_out = settings["schedule"], log.value[log.loss == "val_total"]
+            minutes, last = log.seconds.max() / 60, f"{held_out.iloc[-1]:.3f}" if len(held_out) else "–"
+            batch = f"{how['steps']} × {how['batch_size']}"
+            lines.append(f"| {PARTS[part]} | {batch} | {how['learning_rate']:g} | {minutes:.0f} | {last} |")
+    return "\n".join(lines) + "\n"
+
+
+def _command(profile: str, made: dict) -> str:
+    cohort = made["cohort"]
+    source = f" --data {cohort['data']}" if "data" in cohort else ""
+    if cohort.get("anatomies"):
+        source = f" --anatomies {cohort['anatomies']}"
+    return f"phyldm train --profile {profile}{source} --seed {made['seed']} --out RUN"
 
 
 def _error_table(metrics: pandas.DataFrame) -> str:

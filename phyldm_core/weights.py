@@ -2,8 +2,9 @@
 
 A folder of weights holds ``config.json`` (what follows from it is in :class:`Weights`), ``vae/`` and, where
 a diffusion model was trained, ``pipeline/`` in diffusers' form, ``training.json`` (the cohort's recipe, losses
-and schedules), ``metrics.csv`` and a model card ``README.md``. Everything that could run code on loading is
-refused: weights are safetensors, and only this package's classes are made from them. Nothing is downloaded.
+and schedules), ``metrics.csv`` and a model card, ``README.md`` with ``curves.png``. Everything that could run
+code on loading is refused: weights are safetensors, and only this package's classes are made from them. Nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
     BadInput
         The run holds no trained VAE, its diffusion model belongs to another VAE, or ``folder`` holds something else.
     """
-    from .model_card import model_card, run_metrics
+    from .model_card import learning_curves, model_card, run_metrics, training_logs
 
     run, folder = Path(getattr(run, "folder", run)), Path(folder)
     if not (run / "vae" / "made_with.json").exists():
@@ -212,11 +213,11 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
     try:
         for name in config["files"]:
             write_atomically(part / name, _without_origin(run / name))
-        metrics = run_metrics(run)
+        metrics, logs = run_metrics(run), training_logs(run)
         write_atomically(part / "metrics.csv", metrics.to_csv(index=False, float_format="%.6g").encode())
         write_atomically(part / "training.json", to_json(_settings(run)))
-        card = model_card(trained, _settings(run), metrics)
-        write_atomically(part / "README.md", card.encode())
+        write_atomically(part / "README.md", model_card(trained, _settings(run), metrics, logs).encode())
+        write_atomically(part / "curves.png", learning_curves(logs))
         config["files"] = _hashes(part)
         if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:
             return load_weights(folder)

@@ -60,11 +60,12 @@ def test_exported_weights_are_the_run_s(exported, smoke_run):
 
 def test_a_folder_says_what_it_is_and_names_no_machine(exported, smoke_run):
     kinds = {path.suffix for path in exported.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".safetensors", ".csv", ".md"}
+    assert kinds == {".json", ".safetensors", ".csv", ".md", ".png"}
     text = "".join(p.read_text() for p in exported.rglob("*") if p.suffix in (".json", ".md", ".csv"))
     assert str(smoke_run.folder) not in text and "_name_or_path" not in text
     card = (exported / "README.md").read_text()
     assert "profile smoke" in card and "Nothing was measured in this run" in card and "32×32 pixels" in card
+    assert "phyldm train --profile smoke --seed 7 --out RUN" in card and "| coarse level | 8 × 4 | 0.001 |" in card
     assert json.loads((exported / "training.json").read_text())["vae"]["cohort"]["n_train"] == SMOKE.cohort.n_train
 
 

@@ -280,7 +280,7 @@ def make_cohort(
         return
     people = recipe.subjects()
     building = folder.with_name(folder.name + ".part")
-    if building.exists() and _read_json(building / "recipe.part.json") != as_json(recipe):
+    if building.exists() and _recipe_in(building / "recipe.part.json") != as_json(recipe):
         shutil.rmtree(building)
     write_atomically(building / "recipe.part.json", to_json(as_json(recipe)))
     todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
@@ -302,11 +302,11 @@ def as_json(recipe: CohortRecipe) -> dict:
 
 def read_recipe(folder: str | Path) -> dict | None:
     """The recipe a complete cohort was made by; None where there is none."""
-    return _read_json(Path(folder) / "recipe.json")
+    return _recipe_in(Path(folder) / "recipe.json")
 
 
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+def _recipe_in(path: Path) -> dict | None:
+    return read_json(path, f": {AGAIN}") if path.exists() else None
 
 
 def _truth_dir(folder: Path, subject: Subject) -> Path:

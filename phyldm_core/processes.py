@@ -17,21 +17,25 @@ from torch import Tensor, distributed
 _alone = False
 
 
+def _state() -> PartialState:
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """Inside, the first process is done before the others begin: what it wrote, they find."""
-    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
+    with _state().main_process_first():
         yield
 
 
 def is_main() -> bool:
     """Whether this is the process that talks and writes."""
-    return PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    return _state().is_main_process
 
 
 def agreed(choice: str) -> str:
     """What the first process chose, for all of them."""
-    PartialState(cpu=not torch.accelerator.is_available())
+    _state()  # who they are has to be known
     return broadcast_object_list([choice])[0]
 
 

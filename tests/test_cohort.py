@@ -349,3 +349,9 @@ def test_heads_that_cannot_be_used_are_named(tmp_path):
 def test_a_folder_without_a_cohort_says_where_one_comes_from(tmp_path):
     with pytest.raises(BadInput, match="is not a cohort.*02_cohort"):
         load_scans(tmp_path, "train")
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"n_train": ')
+    with pytest.raises(BadInput, match="recipe.json: not a readable JSON file.*remove the cohort and make it again"):
+        list(make_cohort(TINY, tmp_path))

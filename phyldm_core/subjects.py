@@ -141,13 +141,13 @@ def find_subjects(
 ) -> dict[str, Subject | Callable[[Progress], Subject] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
-    Weights at ``weights_dir`` come first, then the brains that the run's notebook 05 drew and a held-out person
-    of its cohort with the maps they were simulated with. A new simulated person is always there, last. Where the
-    drawn brains are there and cannot be read, the sentence that says so stands for them.
+    A diffusion model at ``weights_dir`` comes first, then the brains that the run's notebook 05 drew and a held-out
+    person of its cohort with the maps they were simulated with. A new simulated person is always there, last. Where
+    the drawn brains are there and cannot be read, the sentence that says so stands for them.
     """
     found: dict[str, Subject | Callable[[Progress], Subject] | BadInput] = {}
     run_dir = Path(run_dir)
-    if Path(weights_dir).is_dir():
+    if _can_draw(weights_dir):
         found[f"drawn, seed {seed}"] = lambda progress: draw_person(weights_dir, seed, progress)
     if (run_dir / "samples").is_dir():
         try:
@@ -165,8 +165,12 @@ def find_subjects(
 
 
 def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE) -> Path:
-    """Where the diffusion model is: ``weights_dir`` where it exists, else the run."""
-    return Path(weights_dir) if Path(weights_dir).is_dir() else Path(run_dir)
+    """Where the diffusion model is: ``weights_dir`` where that holds one, else the run."""
+    return Path(weights_dir if _can_draw(weights_dir) else run_dir)
+
+
+def _can_draw(weights_dir: str | Path) -> bool:
+    return (Path(weights_dir) / "pipeline").is_dir()
 
 
 def read_samples(folder: Path) -> tuple[TissueMaps, float, float]:

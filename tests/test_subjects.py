@@ -63,7 +63,10 @@ def test_a_run_s_brains_come_first_then_its_people(run_dir, tmp_path):
 
 def test_weights_to_give_away_come_before_a_run_s(run_dir, tmp_path):
     weights = tmp_path / "release"
-    weights.mkdir()
+    weights.mkdir()  # holding a VAE only, they cannot draw anybody
+    assert next(iter(find_subjects(run_dir, weights))) == "generated brain 1"
+    assert weights_of(run_dir, weights) == run_dir
+    (weights / "pipeline").mkdir()
     assert next(iter(find_subjects(run_dir, weights))) == "drawn, seed 7"
     assert weights_of(run_dir, weights) == weights
     assert weights_of(run_dir, tmp_path / "no weights") == run_dir

@@ -244,14 +244,12 @@ def mprage(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
     -------
         Signal (a.u.), negative before the null point. Paper, eq. for MPRAGE with G = 1.
     """
-    e_ti, e_tr, e_te = decay(ti, t1), decay(tr, t1), decay(te, t2)
-    return pd * (1 - 2 * e_ti / (1 + e_tr)) * e_te
+    return pd * (1 - 2 * decay(ti, t1) / (1 + decay(tr, t1))) * decay(te, t2)
 
 
 def spin_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr) -> Tensor:
     r"""Spin-echo signal, $S = \rho\,(1 - e^{-TR/T_1})\,e^{-TE/T_2}$ for $TE \ll TR$; arguments as :func:`mprage`."""
-    e_tr, e_te = decay(tr, t1), decay(te, t2)
-    return pd * (1 - e_tr) * e_te
+    return pd * (1 - decay(tr, t1)) * decay(te, t2)
 
 
 def flair(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
@@ -260,8 +258,7 @@ def flair(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti) -> Tensor:
     Arguments as :func:`mprage`. Valid for $TE \ll TR$: the refocusing pulse's own effect on the
     longitudinal magnetisation is left out, as in the paper.
     """
-    e_ti, e_tr, e_te = decay(ti, t1), decay(tr, t1), decay(te, t2)
-    return pd * (1 - 2 * e_ti + e_tr) * e_te
+    return pd * (1 - 2 * decay(ti, t1) + decay(tr, t1)) * decay(te, t2)  # an exponential at a time stays in the cache
 
 
 def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle) -> Tensor:
@@ -283,11 +280,11 @@ def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle
     -------
         Signal (a.u.), never negative for α below π; at α = π/2 that of :func:`spin_echo`.
     """
-    e1, e_te = decay(tr, t1), decay(te, t2)
+    e1 = decay(tr, t1)
     sine, cosine = (
         (flip_angle.sin(), flip_angle.cos()) if hasattr(flip_angle, "sin") else (np.sin(flip_angle), np.cos(flip_angle))
     )
-    return pd * sine * (1 - e1) / (1 - e1 * cosine) * e_te
+    return pd * sine * (1 - e1) / (1 - e1 * cosine) * decay(te, t2)
 
 
 def signal(maps: TissueMaps, sequence: Sequence, te, tr, ti=None, flip_angle=None) -> Tensor:

@@ -41,15 +41,14 @@ def learning_curves(logs: pandas.DataFrame) -> bytes:
     from .curves import training_curves
     from .display import to_png, use_house_style
 
-    wide = logs.pivot(index=["part", "step"], columns="loss", values="value").reset_index()
-    names = [part for part in PARTS if part in set(wide.part)]
-    seen, held_out = ({"step": wide.step} for _ in range(2))
-    for part in names:
-        seen[PARTS[part]] = wide.total.where(wide.part == part)
-        held_out[PARTS[part]] = wide.val_total.where(wide.part == part)
+    logs = logs.assign(part=logs.part.map(PARTS))
+    seen, held_out = (
+        logs[logs.loss == loss].pivot(index="step", columns="part", values="value").reset_index()
+        for loss in ("total", "val_total")
+    )
     use_house_style()
-    panels = {PARTS[part]: [PARTS[part]] for part in names}
-    fig = training_curves(pandas.DataFrame(seen), panels, validation=pandas.DataFrame(held_out), log=list(panels))
+    panels = {name: [name] for name in PARTS.values() if name in seen}
+    fig = training_curves(seen, panels, validation=held_out, log=list(panels))
     return to_png(fig, dpi=150)
 
 
@@ -131,11 +130,8 @@ def _named_heads(heads: dict[str, list[str]]) -> str:
     """Who was seen and who was not: whoever examines the weights needs to know."""
     if len({name for names in heads.values() for name in names}) < 2:
         return ""
-    return "\nHeads: " + "; ".join(f"{split} {', '.join(map(_stem, names))}" for split, names in heads.items()) + "."
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(".nii.gz")
+    named = {split: ", ".join(name.removesuffix(".nii.gz") for name in names) for split, names in heads.items()}
+    return "\nHeads: " + "; ".join(f"{split} {names}" for split, names in named.items()) + "."
 
 
 def _recipe(training: dict, logs: pandas.DataFrame) -> str:

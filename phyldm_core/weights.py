@@ -213,10 +213,10 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
     try:
         for name in config["files"]:
             write_atomically(part / name, _without_origin(run / name))
-        metrics, logs = run_metrics(run), training_logs(run)
+        settings, metrics, logs = _settings(run), run_metrics(run), training_logs(run)
         write_atomically(part / "metrics.csv", metrics.to_csv(index=False, float_format="%.6g").encode())
-        write_atomically(part / "training.json", to_json(_settings(run)))
-        write_atomically(part / "README.md", model_card(trained, _settings(run), metrics, logs).encode())
+        write_atomically(part / "training.json", to_json(settings))
+        write_atomically(part / "README.md", model_card(trained, settings, metrics, logs).encode())
         write_atomically(part / "curves.png", learning_curves(logs))
         config["files"] = _hashes(part)
         if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:

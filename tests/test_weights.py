@@ -80,6 +80,15 @@ def test_the_card_holds_the_run_s_own_numbers(smoke_run, tmp_path):
     assert "vae_map_errors,median_absolute_error,T1,WM" in (folder / "metrics.csv").read_text()
 
 
+def test_a_run_that_validated_nothing_has_curves_and_a_recipe_too(smoke_run, tmp_path):
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run"))
+    for log in run.glob("*/log.csv"):
+        log.write_text("".join(line for line in log.open() if ",val_" not in line))
+    folder = export_weights(run, tmp_path / "w").folder
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| VAE | 8 × 4 | 0.001 | 0 | – |" in (folder / "README.md").read_text()
+
+
 def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path):
     run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline")))
     path = run / "vae" / "made_with.json"

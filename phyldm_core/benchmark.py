@@ -27,13 +27,15 @@ from .evaluation import ALL_SCANS, SUBSETS
 from .held_out import FIRST, Heads, Person, choose_heads, draw_people, recipe_of, training_people
 from .inference import infer, posterior_sd
 from .physics import Protocol, Sequence, TissueMaps
+from .refine import refine
 from .tissue import REPORTED
 from .weights import TENSORS, Weights
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
 SEPARATOR = " | "
 SCALES = ("common scale", "any gain")
-NETWORK, FIT, PRIORS = "network", "least squares", "least squares, priors"
+NETWORK, REFINED = "network", "network, refined"
+FIT, PRIORS = "least squares", "least squares, priors"
 BAYES, PAINTED = "Bayes per voxel", "literature painted"
 SAMPLED_SD = "network, SD of samples"
 SEEN = "heads seen in training"
@@ -159,6 +161,7 @@ def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
     for scale, slices in zip(SCALES, (person.common, person.scanned), strict=True):
         common = scale == SCALES[0]
         for scans, shown in SUBSETS.items():
+            where = None if scans == ALL_SCANS else some
             if exam.has_common_scale or not common:
                 shows = torch.tensor(shown).expand(len(slices), -1)
                 posterior, maps = infer(vae, slices, common, shows)
@@ -167,7 +170,8 @@ def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
                 yield Estimate(NETWORK, scans, scale, maps, sd)
                 if exam.weights.calibration:
                     yield Estimate(SAMPLED_SD, scans, scale, maps, sampled, some)
-            where = None if scans == ALL_SCANS else some
+                refined = refine(maps, slices, brain, exam.weights.voxel_mm, common, shows, where)
+                yield Estimate(REFINED, scans, scale, *refined, where)
             fitted = rivals.least_squares(slices, brain, shown, common, where=where)
             yield Estimate(PRIORS, scans, scale, fitted, where=where)
             yield Estimate(BAYES, scans, scale, *rivals.dictionary(slices, brain, shown, common, where), where)
@@ -216,8 +220,8 @@ def examine_person(exam: Examination, vae, person: Person) -> tuple[pandas.DataF
         shows_images = found.where is None and (whole or found.method == NETWORK and common)
         if shows_images:
             unseen = evaluation.unseen_errors(found.maps, truth, slices, judges=judges, **scale)
-            tables.append(unseen if found.method == NETWORK and whole else _mean_rows(unseen))
-        if found.method == NETWORK:
+            tables.append(unseen if found.method in (NETWORK, REFINED) and whole else _mean_rows(unseen))
+        if found.method == NETWORK or found.method == REFINED and whole:
             tables.append(evaluation.contrast_order(found.maps, *about))
             if shows_images:
                 tables.append(evaluation.reconstruction_errors(found.maps, slices, truth.brain, common, found.label))

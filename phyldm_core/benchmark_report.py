@@ -16,9 +16,11 @@ from .benchmark import (
     NETWORK,
     PAINTED,
     PRIORS,
+    REFINED,
     SAMPLED_SD,
     SCALES,
     SEEN,
+    SEPARATOR,
     Examination,
     read_voxels,
     split_inputs,
@@ -29,6 +31,7 @@ from .report import figure, frame_table, write_page
 
 NEEDS = {
     NETWORK: ("training", "priors"),
+    REFINED: ("training", "segmentation", "priors"),
     f"{NETWORK}, a sampled latent": ("training", "priors"),
     f"{NETWORK}, nominal TE": ("training", "priors"),
     f"{NETWORK}, gain taken for 1": ("training", "priors"),
@@ -62,11 +65,11 @@ def by_inputs(table: pandas.DataFrame, metric: str, method: str = NETWORK, scale
     return wide.reindex([s for s in SUBSETS if s in wide.index]).reset_index().rename_axis(columns=None)
 
 
-def images(table: pandas.DataFrame) -> pandas.DataFrame:
+def images(table: pandas.DataFrame, method: str = NETWORK) -> pandas.DataFrame:
     """PSNR and MS-SSIM of scans rendered again, of contrasts nobody acquired, and whether tissues keep their order."""
     rows = split_inputs(table)
     means = rows.quantity.str.startswith("mean of")
-    rows = rows[(rows.method == NETWORK) & (rows.scans == ALL_SCANS)
+    rows = rows[(rows.method == method) & (rows.scans == ALL_SCANS)
                 & (rows.metric.isin(("psnr", "ms_ssim")) | (rows.metric == "same_order"))]  # fmt: skip
     what = rows.quantity.where(rows.metric != "same_order", rows.tissue)
     what = what.where(~means.loc[rows.index], what.str.replace("mean of those", "F4's unseen contrasts, mean of those"))
@@ -107,7 +110,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
     needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
-    honest = [name for name in (NETWORK, SAMPLED_SD, BAYES) if name in set(whole.method)]
+    honest = [name for name in (NETWORK, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
     network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
     scale = SCALES[0] if network else SCALES[1]
     made = {
@@ -115,23 +118,23 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
             benchmark_figures.accuracy_and_needs(whole, needs),
             f"Median absolute error of T1, T2 and PD (relative to CSF) from T1w, T2w and FLAIR, {who}; means with 95 % "
             "bootstrap intervals over people. Right: what each method needs. All rivals are told where the brain is.",
-            "Dots with intervals for nine methods in six panels, and a grid of what each needs.",
+            "Dots with intervals for ten methods in six panels, and a grid of what each needs.",
         ),
         "fig82_error_by_scans": (
-            benchmark_figures.error_by_scans(rows, (NETWORK, PRIORS, BAYES), list(SUBSETS)),
+            benchmark_figures.error_by_scans(rows, (NETWORK, PRIORS, BAYES, REFINED), list(SUBSETS)),
             f"Median absolute error by the scans that were shown, {who}; solid: common scale with its 95 % interval, "
             "dotted: any gain. Scans that do not tell a quantity leave it to the priors.",
-            "Six panels of errors falling as more scans are shown, for three methods.",
+            "Six panels of errors falling as more scans are shown, for four methods.",
         ),
         "fig83_honesty": (
             benchmark_figures.honesty(rows[rows.scans == ALL_SCANS], honest, scale),
             f"How often the true value lies in the 90 and 50 % intervals (estimate ± SD, Gaussian), all three scans, "
             f"{scale}, {who}. Lines: what an honest SD gives.",
-            "Two panels of dots, shares of true values inside intervals, against lines at 90 and 50 per cent.",
+            "Panels of dots by method, shares of true values inside intervals, against lines at 90 and 50 per cent.",
         ),
     }
     voxels = read_voxels(exam)
-    voxels = voxels[voxels.inputs.str.endswith(scale)]
+    voxels = voxels[voxels.inputs == SEPARATOR.join((NETWORK, ALL_SCANS, scale))]
     for number, quantity in enumerate(("T1", "T2", "PD"), 84):
         of = dict(iter(voxels[voxels.quantity == quantity].groupby("tissue", sort=False)))
         if of:
@@ -173,7 +176,13 @@ def write_report(exam: Examination, table: pandas.DataFrame) -> Path:
             by_inputs(table, "bias", scale=scale), f"Bias (median of the signed error) by scans shown, {scale}"
         ),
         frame_table(by_inputs(table, "coverage_90", scale=scale), f"True values inside the 90 % interval, {scale}"),
-        frame_table(images(table), "Images: PSNR (dB) and MS-SSIM in the brain; share of people with tissues in order"),
+        *(
+            frame_table(
+                images(table, method),
+                f"Images by the {method}: PSNR (dB) and MS-SSIM in the brain; share of people with tissues in order",
+            )
+            for method in (NETWORK, REFINED)
+        ),
     ]
     if len(samples := drawn(table)):
         tables.append(frame_table(samples, "Drawn slices and true ones, each set against half of the true people"))

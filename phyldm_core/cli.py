@@ -239,6 +239,9 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of these samples.")] = 0,
     grid: Annotated[str, typer.Option(help="native (voxels of the T1w) or model (voxels of the weights).")] = "native",
     mask: Annotated[Path | None, typer.Option(help="Brain mask in the space of the T1w; else one is found.")] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Move each voxel to where its own signals want it: sharper, minutes more.")
+    ] = False,
 ):
     """PD, T1 and T2 maps with their SD from any subset of T1w, T2w, PDw and FLAIR; every session of a dataset."""
     from .fit_files import FitOptions, find_scans, fit_all, parse_protocol
@@ -254,7 +257,7 @@ def fit(
         err=True,
     )
     skipped = 0
-    for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask)):
+    for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask, refine)):
         skipped += done.state == "skipped"
         typer.echo(f"{done.session.name}: {done.state}: {done.said}", err=done.state == "skipped")
     if skipped:

@@ -24,6 +24,7 @@ from .errors import BadInput
 from .inference import infer, posterior_sd
 from .physics import TissueMaps
 from .preprocess import TEMPLATE, Prepared, prepare_session
+from .refine import refine
 from .scans import MM_PER_UNIT, Grid, Scan, head_centre
 from .vae import brightness
 from .weights import Weights
@@ -169,13 +170,17 @@ def _trained_heights(prepared: Prepared, weights: Weights) -> tuple[float, float
 
 
 @torch.no_grad()
-def fit_session(prepared: Prepared, weights: Weights, *, n_samples: int = 8, seed: int = 0) -> Fit:
+def fit_session(
+    prepared: Prepared, weights: Weights, *, n_samples: int = 8, seed: int = 0, refined: bool = False
+) -> Fit:
     """Infer PD, T1 and T2 of a whole volume, slice by slice.
 
     Parameters
     ----------
     n_samples
         Posterior samples for the SD; at least 2.
+    refined
+        Let :func:`refine.refine` move every voxel to where its own signals want it; maps and SD are its.
 
     Raises
     ------
@@ -187,8 +192,12 @@ def fit_session(prepared: Prepared, weights: Weights, *, n_samples: int = 8, see
     vae = weights.vae()
     slices, window = session_slices(prepared, weights, vae.downsampling)
     posterior, mean = infer(vae, slices, common_scale=False, scale=volume_brightness(slices))
-    sd = posterior_sd(vae, posterior, n_samples, torch.Generator().manual_seed(seed))
-    sd = honest_sd(sd, mean, slices, False, weights.calibration)
+    if refined:
+        inside = torch.from_numpy(window.of_volume(prepared.brain))
+        mean, sd = refine(mean, slices, inside, weights.voxel_mm, common_scale=False)
+    else:
+        sd = posterior_sd(vae, posterior, n_samples, torch.Generator().manual_seed(seed))
+        sd = honest_sd(sd, mean, slices, False, weights.calibration)
     brain = np.zeros_like(prepared.brain)
     brain[:, :, list(window.k)] = prepared.brain[:, :, list(window.k)]
     mean, sd = (

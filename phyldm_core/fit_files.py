@@ -52,12 +52,15 @@ class FitOptions:
         Of the posterior samples behind the SD.
     mask
         A brain mask (NIfTI, in the space of the first scan) instead of the one that is found.
+    refined
+        Move every voxel to where its own signals want it (:mod:`refine`).
     """
 
     grid: str = "native"
     n_samples: int = 8
     seed: int = 0
     mask: Path | None = None
+    refined: bool = False
 
 
 class Session(NamedTuple):
@@ -214,14 +217,23 @@ def _fit_one(
     from .fit import fit_session, native_grid, on_grid, prepare  # seconds of imports, not for what is there already
 
     prepared = prepare(scans, weights, options.mask)
-    fit = fit_session(prepared, weights, n_samples=options.n_samples, seed=options.seed)
+    fit = fit_session(prepared, weights, n_samples=options.n_samples, seed=options.seed, refined=options.refined)
     if options.grid == "native":
         fit = on_grid(fit, native_grid(prepared.scans[0]))
     else:
         provenance["Resolution"] = f"{weights.voxel_mm:g} mm isotropic, the grid of the weights"
     low, high = fit.trained_heights
-    calibrated = weights.calibration is not None
-    true_of = "covers errors as large as on simulated people" if calibrated else "is the model's own, not its error"
+    spread = f"standard deviation over {options.n_samples} decoded posterior samples"
+    true_of, moved = "is the model's own, not its error", ""
+    if options.refined:
+        spread = "standard deviation that the scans' noise and the trust in the decoded maps leave to each voxel"
+        true_of, moved = (
+            "knows nothing of errors that all scans share",
+            ", then moved to where the voxel's signals want it",
+        )
+    elif weights.calibration is not None:
+        spread += ", with what they missed on simulated people"
+        true_of = "covers errors as large as on simulated people"
     provenance |= {
         "BrainMask": prepared.mask_from,
         "TrainedHeights": [round(low, 2), round(high, 2)],
@@ -233,10 +245,9 @@ def _fit_one(
     shutil.rmtree(part, ignore_errors=True)
     try:
         stripped = not weights.head
-        meaning = {"Description": "decoded from the mean of the latent posterior"}
+        meaning = {"Description": f"decoded from the mean of the latent posterior{moved}"}
         write_maps(part / f"{session.name}{grid}", fit.mean, fit.affine, stripped, **meaning, **provenance)
-        missed = ", with what they missed on simulated people" if calibrated else ""
-        meaning = {"Description": f"standard deviation over {options.n_samples} decoded posterior samples{missed}"}
+        meaning = {"Description": spread}
         write_maps(part / f"{session.name}{grid}_desc-sd", fit.sd, fit.affine, stripped, **meaning, **provenance)
         meaning = {"Type": "Brain", "Description": "where maps were inferred"}
         mask = fit.brain.astype(np.uint8)
@@ -280,6 +291,7 @@ def _provenance(scans: list[Scan], weights: Weights, options: FitOptions) -> dic
                     "SDCalibrated": weights.calibration is not None},
         "Method": METHOD,
         "Options": {"Grid": options.grid, "PosteriorSamples": options.n_samples, "Seed": options.seed,
+                    "Refined": options.refined,
                     "Mask": {"File": options.mask.name, "SHA256": sha256(options.mask)} if options.mask else None},
         "Versions": {"phyldm_core": __version__, "torch": torch.__version__.partition("+")[0],
                      "diffusers": diffusers.__version__},

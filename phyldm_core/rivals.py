@@ -19,34 +19,13 @@ from .physics import TissueMaps, signed_signal
 from .tissue import REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
 from .training import FLUID_SPREAD, WATER_SPREAD, solve_gain
 from .vae import PRIOR_MEDIANS
-
-BOUNDS = ((0.2, 1.05), (0.2, 6.0), (0.02, 4.0))
-"""PD (water = 1), T1 (s), T2 (s): no voxel of a brain lies outside."""
-
-VOXELS_AT_A_TIME = 2048  # what a processor keeps near: more at a time is slower
+from .voxelwise import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of
 
 STARTS = tuple(REPORTED)
 """A fit starts from the literature's WM, GM and CSF: a magnitude has a valley on either side of a null point."""
 
 
 # --- the scans of one person ------------------------------------------------------------------------
-
-
-def noise_of(slices: Slices, brain: Tensor) -> Tensor:
-    """``(m,)``: SD of each scan's noise, told from the air, where magnitudes are Rayleigh: SD² = mean square / 2.
-
-    Where there is no air in the picture: 2 % of the scan's 99th percentile in the brain.
-    """
-    sds = []
-    for m in range(slices.images.shape[1]):
-        image = slices.images[:, m]
-        inside = image[brain]
-        peak = torch.quantile(inside, 0.99)
-        dark = image[~brain]
-        dark = dark[dark < 0.15 * peak]  # air and what else is dark outside the brain
-        enough = len(dark) > 100 and bool(dark.any())
-        sds.append((dark**2).mean().div(2).sqrt() if enough else 0.02 * peak)
-    return torch.stack(sds).clamp_min(1e-6)
 
 
 def segment(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> NDArray[np.uint8]:
@@ -98,13 +77,6 @@ def _voxels(slices: Slices, brain: Tensor, shown: tuple[bool, ...], common_scale
     keep = torch.tensor(shown)
     signals = slices.images.transpose(0, 1)[:, where] / gains[:, None]
     return signals[keep].double(), (sd / gains)[keep, None].double(), slices.settings[:1, keep]
-
-
-def _into_maps(values: Tensor, where: Tensor) -> TissueMaps:
-    """``(3, v)`` back into maps ``(n, y, x)``, 0 elsewhere."""
-    stack = torch.zeros(3, *where.shape)
-    stack[:, where] = values.float()
-    return TissueMaps(*stack)
 
 
 # --- a fit per voxel --------------------------------------------------------------------------------
@@ -165,46 +137,12 @@ def least_squares(
     found = []
     for measured in signals.split(VOXELS_AT_A_TIME, 1):
         tries = [
-            _levenberg_marquardt(residuals, measured, start, low, high, n_steps)
+            levenberg_marquardt(residuals, measured, start[:, None], low, high, n_steps)
             for start in torch.stack(_typical()).flatten(1).T.double().log()
         ]
         best = torch.stack([cost for _, cost in tries]).argmin(0)
         found.append(torch.stack([log_maps for log_maps, _ in tries]).gather(0, best.expand(1, 3, -1))[0])
-    return _into_maps(torch.cat(found, 1).exp(), where)
-
-
-def _levenberg_marquardt(residuals, measured: Tensor, start: Tensor, low, high, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Minimise Σ residuals² of many problems at once, from ``start`` ``(p,)``: minima ``(p, v)``, costs ``(v,)``."""
-    x, step = start[:, None].expand(-1, measured.shape[1]).clamp(low, high), 1e-5
-    cost = (residuals(measured, x) ** 2).sum(0)
-    damping, going = torch.full_like(cost, 1e-2), torch.arange(len(cost))  # the problems that still move
-    for _ in range(n_steps):
-        here, of, c, ridge = x[:, going], measured[:, going], cost[going], damping[going]
-        r = residuals(of, here)
-        jacobian = torch.stack([(residuals(of, _nudged(here, p, step)) - r) / step for p in range(len(x))], 1)
-        normal = torch.einsum("rpv,rqv->vpq", jacobian, jacobian)
-        slope = torch.einsum("rpv,rv->vp", jacobian, r)
-        # At a bound, a parameter that would leave it is held, so that the others do not go where it cannot follow.
-        held = (((here <= low) & (slope.T > 0)) | ((here >= high) & (slope.T < 0))).T
-        diagonal = normal.diagonal(dim1=-2, dim2=-1)
-        added = ridge[:, None] * (diagonal + 1e-6) + 1e-9 + torch.where(held, 1e12, 0.0)
-        move = torch.linalg.solve(normal + torch.diag_embed(added), -slope[..., None])[..., 0].T
-        tried = (here + move.clamp(-1, 1)).clamp(low, high)
-        tried_cost = (residuals(of, tried) ** 2).sum(0)
-        better = tried_cost < c
-        x[:, going], cost[going] = torch.where(better, tried, here), torch.where(better, tried_cost, c)
-        damping[going] = torch.where(better, ridge / 5, ridge * 6).clamp(1e-9, 1e6)
-        there = (tried - here).abs().amax(0) < 1e-4  # a ten-thousandth of the value
-        going = going[~there]
-        if not len(going):
-            break
-    return x, cost
-
-
-def _nudged(x: Tensor, p: int, step: float) -> Tensor:
-    moved = x.clone()
-    moved[p] += step
-    return moved
+    return TissueMaps.from_stack(into_maps(torch.cat(found, 1).exp(), where))
 
 
 # --- Bayes' rule per voxel --------------------------------------------------------------------------
@@ -287,4 +225,4 @@ def dictionary(
         found.append(torch.softmax(torch.addmm(-half_norm, part.T, expected), 1) @ moments)  # (v, k) → (v, 6)
     mean, square = torch.cat(found).T.split(3)
     log_sd, mean = (square - mean**2).clamp_min(0).sqrt(), mean + middle[:, None]
-    return _into_maps(mean.exp(), where), _into_maps(mean.exp() * log_sd, where)
+    return tuple(TissueMaps.from_stack(into_maps(v, where)) for v in (mean.exp(), mean.exp() * log_sd))

@@ -10,6 +10,7 @@ from phyldm_core import rivals
 from phyldm_core.cohort import Slices
 from phyldm_core.physics import Protocol, TissueMaps, signed_signal
 from phyldm_core.tissue import TISSUES, in_vivo_3t
+from phyldm_core.voxelwise import noise_of
 
 MEDIAN = in_vivo_3t().median
 ROWS = [TISSUES.index(name) for name in ("WM", "GM", "CSF")]
@@ -68,7 +69,7 @@ def test_priors_help_where_the_scans_hardly_tell():
 def test_noise_is_told_from_air():
     slices, brain = head(typical(), noise=0.02)
     peaks = head(typical())[0].images.amax((2, 3))[0]
-    np.testing.assert_allclose(rivals.noise_of(slices, brain), 0.02 * peaks, rtol=0.05)
+    np.testing.assert_allclose(noise_of(slices, brain), 0.02 * peaks, rtol=0.05)
 
 
 def test_a_reference_tissue_tells_the_gains():

@@ -45,7 +45,9 @@ class TissueTransformer(ModelMixin, ConfigMixin):
     in_channels, out_channels
         Of the latent; ``in_channels`` may be one larger, for the slice position.
     size
-        (y, x) of the latent; every cell is a token, and attention sees the whole brain at once.
+        (y, x) of the latent; attention sees the whole brain at once.
+    patch
+        Cells along each side of a token; guessing x₀, a token may hold more numbers than the transformer is wide.
     width, layers, heads
         Of the transformer.
     """
@@ -56,13 +58,14 @@ class TissueTransformer(ModelMixin, ConfigMixin):
         in_channels: int = 25,
         out_channels: int = 24,
         size: tuple[int, int] = (7, 5),
+        patch: int = 1,
         width: int = 256,
         layers: int = 8,
         heads: int = 4,
     ):
         super().__init__()
-        self.embed = nn.Conv2d(in_channels, width, 1)
-        self.place = nn.Parameter(0.02 * torch.randn(1, size[0] * size[1], width))
+        self.embed = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.place = nn.Parameter(0.02 * torch.randn(1, size[0] * size[1] // patch**2, width))
         self.clock = AdaLayerNormSingle(width)
         self.blocks = nn.ModuleList(
             BasicTransformerBlock(
@@ -74,16 +77,17 @@ class TissueTransformer(ModelMixin, ConfigMixin):
         for block in self.blocks:  # few tokens: a fused kernel saves nothing, and is slow in bf16 on CPUs
             block.attn1.set_processor(AttnProcessor())
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.unembed = nn.Linear(width, out_channels)
+        self.unembed = nn.ConvTranspose2d(width, out_channels, patch, stride=patch)
 
     def clean(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The guessed clean latent ``(n, out_channels, y, x)``."""
         n = len(x)
         modulation, _ = self.clock(timestep.expand(n), batch_size=n, hidden_dtype=x.dtype)
-        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.place
+        cells = self.embed(x)
+        tokens = cells.flatten(2).transpose(1, 2) + self.place
         for block in self.blocks:
             tokens = block(tokens, timestep=modulation)
-        return self.unembed(self.norm(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.unembed(self.norm(tokens).transpose(1, 2).unflatten(2, cells.shape[2:]))
 
     def forward(self, sample: Tensor, timestep, return_dict: bool = True):
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=sample.dtype)

@@ -30,8 +30,8 @@ from .runs import Run
 from .training import Step, VAEObjective, solve_gain
 from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE
 
-SHORTER = 4
-"""A variant is trained for the profile's steps divided by this: fourteen of them must fit into an hour."""
+SHORTER = 6
+"""A variant is trained for the profile's steps divided by this: fifteen of them in little more than an hour."""
 
 MOVED = 1.25
 """What the prior's T1 and T2 are multiplied and divided by: as far as published values of one tissue are apart."""

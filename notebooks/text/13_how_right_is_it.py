@@ -21,7 +21,9 @@
 #
 # **You will** examine the trained weights on new people, hold them against a physicist's fit with the same scans and
 # the same equations, catch an overconfident error bar, and judge drawn brains beside the distance that true brains
-# have from each other. *CPU, 10 min; not part of the plain run: `phyldm reproduce --only 13`.*
+# have from each other. *CPU, 15 min at 2 mm, half an hour at 1 mm; not part of the plain run: `phyldm reproduce --only
+# 13`. The outputs kept here are of the weights that come with the repository: `--profile release --anatomies …` with
+# SynthSeg's heads.*
 #
 # [Contents](00_overview.ipynb) · before: [07 Tissue histograms](07_tissue_histograms.ipynb)
 
@@ -40,7 +42,7 @@ import pandas
 from IPython.display import Image, display
 
 from phyldm_core import benchmark, benchmark_report, evaluation, figures, held_out
-from phyldm_core.benchmark import NETWORK, PRIORS, Examination, split_inputs
+from phyldm_core.benchmark import NETWORK, PRIORS, REFINED, Examination, split_inputs
 from phyldm_core.runs import open_run
 from phyldm_core.weights import load_weights
 
@@ -61,7 +63,7 @@ weights = load_weights(run.folder)
 record = weights.training["heads"]
 seen = len(set(record.get("train", []))) == 1  # one head: there is no other to test on
 heads = held_out.choose_heads(weights, anatomies or None, seen)
-n_people = 2 if profile == "smoke" else 4
+n_people = 2 if profile == "smoke" else 6
 print("trained on ", ", ".join(record.get("train", [])))
 print("examined on", ", ".join(heads.examined), "(seen in training)" if heads.seen else "(never seen)")
 
@@ -101,12 +103,15 @@ def show(name):
 #   CSF's T2 follows its T1;
 # - **Bayes per voxel**: the tissue that the simulation draws from is known, and each voxel is weighed against all of
 #   it. No physicist and no network has that knowledge; it is the best that one voxel alone can say;
-# - **literature painted**: a segmentation, and published means.
+# - **literature painted**: a segmentation, and published means;
+# - **network, refined**: both. The network's maps are what is known before, to 7 % inside a tissue and not at all
+#   across an edge, and each voxel's own signals have the last word (`refine.refine`, `phyldm fit --refine`).
 #
 # Rivals are told where the brain is. Where scans have a gain of their own, they take it from the literature's tissue
 # on a segmentation. The paper's own choices that need no new training are there too.
 #
-# **Predict:** three equations, three unknowns, exact equations. Does *least squares* without priors win?
+# **Predict:** three equations, three unknowns, exact equations. Does *least squares* without priors win? And what will
+# *refined* gain over the network: white matter, or cortex?
 
 # %%
 show("fig81_accuracy_and_needs")
@@ -116,22 +121,20 @@ benchmark_report.headline(table)
 
 # %%
 errors = rows[(rows.scans == evaluation.ALL_SCANS) & (rows.metric == "median_absolute_error")]
-mine, theirs = (errors[errors.method == m] for m in (NETWORK, PRIORS))
-keys = ["scale", "quantity", "tissue"]
-both = mine.merge(theirs, on=keys, suffixes=("_network", "_fit"))
-for row in both.itertuples():
-    better = "network" if row.value_network < row.value_fit else "fit with priors"
-    print(f"{row.scale:13} {row.quantity:3} {row.tissue:4} network {100 * row.value_network:5.1f} %, "
-          f"fit with priors {100 * row.value_fit:5.1f} %: {better}")  # fmt: skip
+of = errors[errors.method.isin((NETWORK, REFINED, PRIORS))]
+of = of.pivot_table(index=["scale", "quantity", "tissue"], columns="method", values="value", sort=False)
+print("median absolute error, %")
+(100 * of).round(1).assign(best=of.idxmin(axis=1))
 
 # %% [markdown]
 # **Figure 81.** Read the table before the hope. Three exact equations are not enough: one mixture of PD, T1 and T2
 # is nearly invisible in these scans, so that noise of one per cent becomes errors of ten. The line between PD and T1
 # closes that gap, whoever uses it, and much of what looks like the network's skill is the prior's. Where the fit
 # with priors is better on a common scale, the network's own smoothing and its short training cost more than its
-# neighbours give. Then compare filled and open dots: a voxel cannot tell gain from PD, so that without a common scale
-# the fit stands on the literature's mean, and the network on what it reads off the whole image. The paper's choices
-# last: a fit that takes the nominal TE for the true one has no T2 to report.
+# neighbours give. *Refined* takes the neighbours' knowledge inside a tissue and the scan's own sharpness at its edge,
+# and gains where edges are many: in cortex. Then compare filled and open dots: a voxel cannot tell gain from PD, so
+# that without a common scale the fit stands on the literature's mean, and the network on what it reads off the whole
+# image. The paper's choices last: a fit that takes the nominal TE for the true one has no T2 to report.
 #
 # ## Which scans are needed?
 # **Predict:** from a T1w alone, which of T1, T2 and PD can be known, and where does the rest come from?
@@ -163,8 +166,9 @@ benchmark_report.by_inputs(table, "coverage_90")
 # **Figure 83.** The latent posterior knows the noise of the scans averaged over a neighbourhood. It does not know
 # the receive field, the directions the scans cannot see, nor what training has not learned; these errors all samples
 # share. So what samples miss is measured after training, on simulated people of the validation heads, and added
-# (`calibration.honest_sd`); the middle panel is the SD without it. It is honest for people like the simulated ones,
-# and for heads unlike those of validation only as far as the left panel shows.
+# (`calibration.honest_sd`); *SD of samples* is without it. It is honest for people like the simulated ones, and for
+# heads unlike those of validation only as far as the first panel shows. *Refined* has an SD from its own arithmetic: how
+# far noise and the trust in the network let a voxel go. No truth was used for it.
 #
 # ## Bias and limits
 # Bland and Altman's plots show what a median hides: whether an error grows with the value.
@@ -188,6 +192,14 @@ benchmark_report.by_inputs(table, "bias")
 
 # %%
 benchmark_report.images(table)
+
+# %%
+benchmark_report.images(table, REFINED)
+
+# %% [markdown]
+# Refined maps explain the scans within their noise, some of which they take for tissue: 32 dB and more is no virtue by
+# itself, because the true maps explain these noisy scans less well. Whether it was tissue, the contrasts nobody acquired
+# tell: they are compared with the truth, which has no noise.
 
 # %% [markdown]
 # ## Are drawn brains brains, and are they new?
@@ -219,6 +231,7 @@ run.write_metrics("evaluation", table);
 # - Errors, bias and limits of agreement for every subset of scans, with intervals over people
 #   (`metrics/evaluation.csv`).
 # - A fit without a network, given the same priors, is a strong rival on a common scale; the table says where it wins.
+# - What a network blurs, a fit that starts from its maps gets back.
 # - The spread of posterior samples is no error bar; what it misses can be measured and added (Figure 83).
 # - Drawn brains are judged against what true brains differ by, and against copies.
 #

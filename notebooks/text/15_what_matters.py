@@ -21,8 +21,8 @@
 #
 # **You will** train the network again and again, each time with one thing changed, tell a difference from chance,
 # predict an error of T2 before it is seen, and find out whether agreement with the literature comes from the scans
-# or was put in. *CPU: fifteen short trainings, an hour or so in all (estimated, not timed), once; not part
-# of the plain run: `phyldm reproduce --only 15`.*
+# or was put in. *CPU: fifteen short trainings, an hour and more in all, once; not part of the plain run: `phyldm
+# reproduce --only 15`.*
 #
 # [Contents](00_overview.ipynb) · before: [13 How right is it?](13_how_right_is_it.ipynb)
 
@@ -56,7 +56,7 @@ runs = ablations.variant_runs(run)
 
 # %% [markdown]
 # ## One change at a time
-# The reference is the profile's network and loss, with a quarter of the steps and no adversary. Every other row changes
+# The reference is the profile's network and loss, with a sixth of the steps and no adversary. Every other row changes
 # what its second column says and nothing else: the same people, the same steps, the same seed, hence the same
 # network at the start and the same batches. All are short trainings, and their errors are larger than those of
 # [03](03_train_vae.ipynb). What is compared is the difference.

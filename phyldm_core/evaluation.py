@@ -282,14 +282,20 @@ def unseen_errors(
 # --- generated brains against true ones -----------------------------------------------------------
 
 
+LONGER_THAN_FAT = 0.6
+"""s. Fat's T1 is 0.4 s, white matter's at least 0.8 s at 3 T."""
+
+
 def brain_of(maps: TissueMaps) -> Tensor:
     """``(n, y, x)`` bool: the brain of each slice, told from the maps alone: samples and truth are treated alike.
 
-    What a proton-density-weighted scan would show above a third of water's signal, bridges of up to four
-    pixels cut, the largest piece of the slice. Bone is too dark to be seen there, and thin gaps in it are cut; and
-    unlike PD itself, the signal is zero in air, where no scan tells a model what PD should be.
+    What a proton-density-weighted scan would show above a third of water's signal, without fat, bridges of up to
+    four pixels cut, the largest piece of the slice. Bone is too dark to be seen there. Where a blurred skull lets the
+    scalp through, its fat is told by a T1 that no tissue of the brain comes near. And unlike PD itself, the signal is
+    zero in air, where no scan tells a model what PD should be.
     """
-    bright = render(maps, Protocol("spin echo", te=0.02, tr=5.0)).numpy() > 1 / 3
+    bright = render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > 1 / 3
+    bright = (bright & (maps.t1 > LONGER_THAN_FAT)).numpy()
     brain = np.zeros_like(bright)
     for i, slice_ in enumerate(bright):
         pieces, n = ndimage.label(ndimage.binary_erosion(slice_, iterations=2))

@@ -30,10 +30,11 @@ def run_metrics(run: str | Path) -> pandas.DataFrame:
 
 
 def training_logs(run: str | Path) -> pandas.DataFrame:
-    """What :data:`PARTS` logged while they were trained: part, step, seconds, loss, value."""
+    """The loss of :data:`PARTS` over training: part, step, seconds, loss ("total", "val_total"), value."""
     paths = {part: Path(run) / part / "log.csv" for part in PARTS}
     logs = [pandas.read_csv(path).assign(part=part) for part, path in paths.items() if path.exists()]
-    return pandas.concat(logs, ignore_index=True)
+    logs = pandas.concat(logs, ignore_index=True)
+    return logs[logs.loss.isin(("total", "val_total"))]
 
 
 def learning_curves(logs: pandas.DataFrame) -> bytes:
@@ -111,8 +112,9 @@ other than 3 T are foreign to the model. Research only, nothing for a clinic.
 
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
-`metrics.csv` holds all numbers: means over people with 95 % bootstrap intervals; its table `evaluation`, where there is
-one, is what `phyldm evaluate` found, beside rivals and noise floors. Weights and code are under the MIT licence.
+`curves.csv` holds the losses drawn above, `metrics.csv` all numbers: means over people with 95 % bootstrap intervals;
+its table `evaluation`, where there is one, is what `phyldm evaluate` found, beside rivals and noise floors. Weights and
+code are under the MIT licence.
 """
 
 

@@ -218,6 +218,7 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
         write_atomically(part / "training.json", to_json(settings))
         write_atomically(part / "README.md", model_card(trained, settings, metrics, logs).encode())
         write_atomically(part / "curves.png", learning_curves(logs))
+        write_atomically(part / "curves.csv", logs.to_csv(index=False).encode())
         config["files"] = _hashes(part)
         if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:
             return load_weights(folder)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,6 +79,8 @@ def test_the_card_holds_the_run_s_own_numbers(smoke_run, tmp_path):
     folder = export_weights(run, tmp_path / "w").folder
     assert "| T1, common scale | 12.3 % (10.0–15.0) |" in (folder / "README.md").read_text()
     assert "vae_map_errors,median_absolute_error,T1,WM" in (folder / "metrics.csv").read_text()
+    curves = pandas.read_csv(folder / "curves.csv").groupby(["part", "loss"]).size()
+    assert curves["vae", "total"] == SMOKE.vae_schedule.steps and curves["pipeline", "val_total"] == 2
 
 
 def test_a_run_that_validated_nothing_has_curves_and_a_recipe_too(smoke_run, tmp_path):
@@ -86,6 +89,7 @@ def test_a_run_that_validated_nothing_has_curves_and_a_recipe_too(smoke_run, tmp
         log.write_text("".join(line for line in log.open() if ",val_" not in line))
     folder = export_weights(run, tmp_path / "w").folder
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert set(pandas.read_csv(folder / "curves.csv").loss) == {"total"}
     assert "| VAE | 8 × 4 | 0.001 | 0 | – |" in (folder / "README.md").read_text()
 
 

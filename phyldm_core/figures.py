@@ -9,7 +9,7 @@ Here are the figures made of slices (F1, F3, F4). Distributions and curves (F5) 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -284,6 +284,27 @@ def _error(quantity: str, estimate, truth, head) -> Panel:
     with np.errstate(divide="ignore", invalid="ignore"):
         error = 100 * (as_array(estimate) - truth) / truth
     return Panel(error, "error", side="error" if quantity == "PD" else "", inside=head)
+
+
+def compared_maps(
+    estimates: Mapping[str, Sequence[ArrayLike]],
+    truth: Sequence[ArrayLike],
+    inside: ArrayLike,
+    *,
+    voxel_mm: float | tuple[float, float] = 2.0,
+) -> Figure:
+    """T1 and T2 by several methods (name → PD, T1, T2, each ``(y, x)``), the signed error of each, and the truth."""
+    rows = []
+    for q, quantity in enumerate(MAPS):
+        if quantity != "PD":
+            row = []
+            for name, maps in estimates.items():
+                row.append(Panel(maps[q], quantity, title="" if rows else name, inside=inside))
+                row.append(
+                    replace(_error(quantity, maps[q], truth[q], inside), title="" if rows else "its error", side="")
+                )
+            rows.append([*row, Panel(truth[q], quantity, title="" if rows else "truth", inside=inside)])
+    return map_grid(rows, voxel_mm=voxel_mm)
 
 
 def samples(

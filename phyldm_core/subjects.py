@@ -141,14 +141,12 @@ def find_subjects(
 ) -> dict[str, Subject | Callable[[Progress], Subject] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
-    A diffusion model at ``weights_dir`` comes first, then the brains that the run's notebook 05 drew and a held-out
-    person of its cohort with the maps they were simulated with. A new simulated person is always there, last. Where
-    the drawn brains are there and cannot be read, the sentence that says so stands for them.
+    The brains that the run's notebook 05 drew come first, then whom a diffusion model at ``weights_dir`` draws and a
+    held-out person of the run's cohort with the maps they were simulated with. A new simulated person is always there,
+    last. Where drawn brains are there and cannot be read, the sentence that says so stands for them.
     """
     found: dict[str, Subject | Callable[[Progress], Subject] | BadInput] = {}
     run_dir = Path(run_dir)
-    if _can_draw(weights_dir):
-        found[f"drawn, seed {seed}"] = lambda progress: draw_person(weights_dir, seed, progress)
     if (run_dir / "samples").is_dir():
         try:
             maps, voxel_mm, slice_mm = read_samples(run_dir / "samples")
@@ -157,6 +155,8 @@ def find_subjects(
                 found[f"generated brain {k + 1}"] = of_maps(brain, voxel_mm, slice_mm)
         except BadInput as error:
             found["generated brains"] = error
+    if _can_draw(weights_dir):
+        found[f"drawn, seed {seed}"] = lambda progress: draw_person(weights_dir, seed, progress)
     if people := sorted((run_dir / "cohort" / "derivatives" / "truth").glob("sub-*")):
         last = people[-1]  # the test people come last
         found[f"simulated {last.name}, held out"] = lambda progress: read_subject(last)
@@ -165,8 +165,8 @@ def find_subjects(
 
 
 def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE) -> Path:
-    """Where the diffusion model is: ``weights_dir`` where that holds one, else the run."""
-    return Path(weights_dir if _can_draw(weights_dir) else run_dir)
+    """Where the diffusion model is: the run, unless it holds none and ``weights_dir`` does."""
+    return Path(weights_dir if _can_draw(weights_dir) and not _can_draw(run_dir) else run_dir)
 
 
 def _can_draw(weights_dir: str | Path) -> bool:

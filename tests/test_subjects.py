@@ -61,14 +61,17 @@ def test_a_run_s_brains_come_first_then_its_people(run_dir, tmp_path):
     assert found["generated brain 2"].voxel_mm == (4.0, 1.5, 1.5)
 
 
-def test_weights_to_give_away_come_before_a_run_s(run_dir, tmp_path):
+def test_weights_to_give_away_draw_where_the_run_does_not(run_dir, tmp_path):
     weights = tmp_path / "release"
     weights.mkdir()  # holding a VAE only, they cannot draw anybody
     assert next(iter(find_subjects(run_dir, weights))) == "generated brain 1"
     assert weights_of(run_dir, weights) == run_dir
     (weights / "pipeline").mkdir()
-    assert next(iter(find_subjects(run_dir, weights))) == "drawn, seed 7"
+    assert list(find_subjects(run_dir, weights))[3] == "drawn, seed 7"  # after the run's own
+    assert next(iter(find_subjects(tmp_path / "nowhere", weights))) == "drawn, seed 7"
     assert weights_of(run_dir, weights) == weights
+    (run_dir / "pipeline").mkdir()
+    assert weights_of(run_dir, weights) == run_dir
     assert weights_of(run_dir, tmp_path / "no weights") == run_dir
 
 

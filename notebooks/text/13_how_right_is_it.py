@@ -148,8 +148,9 @@ refined, sd = refine(network, slices, truth.brain, weights.voxel_mm)
 of_slice = {"network": [m[k] for m in network], "refined": [m[k] for m in refined]}
 fig = figures.compared_maps(of_slice, truth.maps[k], truth.brain[k], voxel_mm=weights.voxel_mm)
 shown = "; ".join(str(Protocol.from_settings(s)) for s in slices.settings[0])
-caption = f"""What refining does: T1 and T2 of one person (n = 1, the middle slice), by the network and after every voxel
-was moved to where its own signals want it, their signed errors, and the truth. Scans on a common scale: {shown}."""
+caption = f"""What refining does: T1 and T2 of one person (n = 1, the middle slice), by the network and after every
+voxel was moved to where its own signals want it, their signed errors, and the truth. Scans on a common scale:
+{shown}."""
 alt = "Two rows of brain maps: T1 and T2 by the network and refined, an error beside each, the truth at the right."
 figures.save_figure(fig, figures_dir, "fig88_refined", caption=caption, alt=alt);
 

@@ -141,6 +141,21 @@ def test_a_changed_option_is_fitted_again(fitted, dataset, weights, tmp_path):
     np.testing.assert_array_equal(old, new)  # the seed is of the SD's samples only
 
 
+def test_refined_maps_explain_the_scans_better_and_say_so(fitted, dataset, weights, tmp_path):
+    out = tmp_path / "refined"
+    assert run_fit(dataset, weights, out, "--refine").exit_code == 0
+    brain = nibabel.load(out / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz").get_fdata() > 0
+    scan = nibabel.load(dataset / "sub-01" / "anat" / "sub-01_T2w.nii.gz").get_fdata()[brain]
+    alike = [
+        np.corrcoef(render_volume(read_maps(folder).maps, PROTOCOLS["T2w"])[brain], scan)[0, 1]
+        for folder in (fitted[0], out)
+    ]
+    assert alike[1] > alike[0] + 0.3  # of a network that has learned nothing
+    meta, sd = (json.loads((out / f"sub-01/anat/sub-01_{name}T1map.json").read_text()) for name in ("", "desc-sd_"))
+    assert meta["Options"]["Refined"] and "moved to where the voxel's signals want it" in meta["Description"]
+    assert "scans' noise" in sd["Description"] and "samples" not in sd["Description"]
+
+
 def test_maps_half_replaced_are_made_again(fitted, dataset, weights, tmp_path, monkeypatch):
     out = Path(shutil.copytree(fitted[0], tmp_path / "out"))
     real, moved = fit_files.os.replace, []

@@ -104,7 +104,7 @@ phyldm export --run RUN --out DIR
 ```
 
 ## Measured on held-out, simulated people
-{_error_table(metrics)}
+{_error_table(metrics)}{_drawn(metrics)}
 ## Limits
 One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. Slices outside the middle
 {weights.slab_mm:g} mm are extrapolated. Sequences other than those trained on (MPRAGE, spin echo, FLAIR) and fields
@@ -172,6 +172,23 @@ def _error_table(metrics: pandas.DataFrame) -> str:
         lines.append(f"| {quantity}, {inputs} | " + " | ".join(cells) + " |")
     n = int(rows.n.max())
     return "\n".join(lines) + f"\n\nn = {n} people; PD relative to their own CSF.\n"
+
+
+def _drawn(metrics: pandas.DataFrame) -> str:
+    """How far drawn slices are from true ones, over what two halves of the true people are; empty where unknown."""
+    rows = metrics[metrics.table == EVALUATION].fillna("").set_index(["metric", "quantity", "tissue", "inputs"]).value
+    rows = rows[~rows.index.duplicated()]
+
+    def times_floor(*key: str) -> str:
+        return f"{rows[*key, 'generated'] / rows[*key, 'true, other half']:.1f}"
+
+    if ("frechet", "", "", "generated") not in rows:
+        return ""
+    tissue = ", ".join(f"{q} {t} {times_floor('wasserstein', q, t)}" for q in ("T1", "T2") for t in ("WM", "GM"))
+    return (
+        "\nDrawn slices against true people, in multiples of what two halves of the true people differ by:\n"
+        f"histograms {tissue}; looks (Fréchet distance) {times_floor('frechet', '', '')}.\n"
+    )
 
 
 def _percent(row: pandas.Series) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from phyldm_core.evaluation import segmented_values
 from phyldm_core.held_out import choose_heads, draw_people, recipe_of
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
@@ -39,3 +41,15 @@ def test_it_is_right_on_a_head_it_never_saw(release, shared_data):
         where = person.truth.tissue(name)
         errors = [float(((ours - true) / true)[where].abs().median()) for ours, true in zip(maps, truth, strict=True)]
         assert all(error < 0.1 for error in errors), (name, errors)
+
+
+def test_it_draws_tissue_that_relaxes_like_tissue(release):
+    maps = release.pipeline()(4, seed=7, num_inference_steps=10)
+    assert maps.pd.shape == (4, 224, 160)
+    medians = {key: float(np.median(values)) for key, values in segmented_values(maps).items()}
+    assert 0.8 < medians["WM", "T1"] < 1.2 < medians["GM", "T1"] < 1.7 and medians["CSF", "T1"] > 2
+    assert 0.06 < medians["WM", "T2"] < 0.1
+
+
+def test_its_card_says_how_its_drawn_slices_look(release):
+    assert "looks (Fréchet distance)" in (release.folder / "README.md").read_text(encoding="utf-8")

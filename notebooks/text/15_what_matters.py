@@ -151,7 +151,7 @@ errors("all scans shown")
 # The adversary is after sharpness: fine detail in the T1w that is rendered from the maps, over that from the true maps
 # (1 is as sharp as truth). KL keeps posteriors wide: the share of true values in the 90 % interval of posterior samples.
 #
-# **Predict:** two of the rows move one of these numbers. Do they move the error?
+# **Predict:** which of the columns move one of these numbers, and do they move the error?
 
 # %%
 wanted = [("sharpness", "T1w", "brain"), *(("coverage_90", q, "GM") for q in ("T1", "T2"))]
@@ -295,9 +295,9 @@ alt = "Three rows of brain images, truth, with physics and without: scans first,
 figures.save_figure(fig, figures_dir, "fig98_without_physics", caption=caption, alt=alt);
 
 # %% [markdown]
-# **Figure 98.** For scans that were shown the equations are a burden: three maps must explain three scans, and images
-# need explain nothing. A FLAIR that was not shown has no protocol here, because the decoder without physics cannot be told
-# one. In the last column it does not compete at all: it was told by the truth which of its images to show, and how bright.
+# **Figure 98.** Copying was expected to win where scans were shown. It does for the T1w, by less than half a dB. The
+# equations carry what a decoder of images must learn for every protocol anew: it cannot be told that this FLAIR has
+# another TI, and its brightness is wrong, shown or not. In the last column it does not compete at all: it was told by the truth which of its images to show, and how bright.
 
 # %%
 run.write_metrics("ablations", pandas.concat([table, shares, ablations.intervals(fits)], ignore_index=True));
@@ -307,7 +307,7 @@ run.write_metrics("ablations", pandas.concat([table, shares, ablations.intervals
 # - Each change beside the reference and beside chance, paired over people (`metrics/ablations.csv`, Figure 95).
 # - How wrong the echo time of the header makes T2, said beforehand by its equation and by a fit (Figure 96).
 # - Which values come from the scans and which were put in: the prior moved, and those followed (Figure 97).
-# - What the equations cost where copying would do, and that there is nothing without them where nobody has scanned
+# - What the equations cost where copying would do, little, and that there is nothing without them where nobody scanned
 #   (Figure 98).
 #
 # ## Exercises

@@ -64,7 +64,7 @@ def profile_value(made, key):
 
 def test_the_reference_is_the_profile_but_shorter_and_without_an_adversary(tmp_path):
     ours, theirs = (asdict(replace(p, cohort=LAPTOP.cohort)) for p in (ablations.reference(LAPTOP), LAPTOP))
-    assert differences(theirs, ours) == {"vae_schedule.steps": 600, "vae_loss.adversarial_after": 200}
+    assert differences(theirs, ours) == {"vae_schedule.steps": 400, "vae_loss.adversarial_after": 133}
     assert ablations.reference(SMOKE).vae_loss.adversarial == 0 < SMOKE.vae_loss.adversarial
 
 

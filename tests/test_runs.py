@@ -228,7 +228,7 @@ def test_in_scanner_units_an_arbitrary_gain_changes_nothing(smoke_run):
     torch.testing.assert_close(common.stack(), raw.stack(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision, off", [("no", 1e-5), ("bf16", 0.1)])  # of a spread; CPUs round alike only in float32
+@pytest.mark.parametrize("precision, off", [("no", 1e-5), ("bf16", 0.1)])  # of a spread
 def test_latents_are_posterior_means_of_all_slices_and_their_mirror_images(smoke_run, monkeypatch, precision, off):
     monkeypatch.setattr(runs, "best_precision", lambda: precision)
     vae, slices = smoke_run.vae(), smoke_run.scans("train")

@@ -21,12 +21,13 @@ import torch
 import typer
 from torch import Tensor
 
-from phyldm_core import figures, metrics
+from phyldm_core import figures
 from phyldm_core.coarse import CoarseObjective, CoarseVAE
-from phyldm_core.evaluation import brain_of
+from phyldm_core.evaluation import metrics
+from phyldm_core.evaluation.tables import brain_of
 from phyldm_core.physics import REFERENCE, TissueMaps, render
-from phyldm_core.profiles import LAPTOP
-from phyldm_core.runs import open_run
+from phyldm_core.running.profiles import LAPTOP
+from phyldm_core.running.run import open_run
 from phyldm_core.training import training_loop
 
 VARIANTS = {  # arguments of CoarseVAE and weight of the KL

@@ -15,9 +15,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from phyldm_core.coarse import CoarseVAE
 from phyldm_core.diffusion import TissuePipeline, TissueTransformer, make_scheduler, paper_noise, paper_unet
-from phyldm_core.evaluation import sample_histograms
-from phyldm_core.profiles import LAPTOP, PAPER
-from phyldm_core.runs import Run
+from phyldm_core.evaluation.tables import sample_histograms
+from phyldm_core.running.profiles import LAPTOP, PAPER
+from phyldm_core.running.run import Run
 from phyldm_core.vae import PoEVAE
 
 from .timing import Row, compare, slope, take_turns

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from phyldm_core import rivals
-from phyldm_core.cohort import load_scans, load_truth, make_cohort, simulate
 from phyldm_core.inference import infer, posterior_sd
+from phyldm_core.people.cohort import load_scans, load_truth, make_cohort, simulate
 from phyldm_core.physics import TissueMaps
-from phyldm_core.profiles import LAPTOP
+from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.vae import PoEVAE
+from phyldm_core.voxelwise import baselines
 
 from .timing import Row, compare, slope, take_turns
 
@@ -60,7 +60,7 @@ def fit(rounds: int) -> Iterator[Row]:
 
     ways = {
         "network, with SD": network,
-        "least squares a voxel, no SD": lambda: rivals.least_squares(slices, truth.brain),
+        "least squares a voxel, no SD": lambda: baselines.least_squares(slices, truth.brain),
     }
     seconds = take_turns(ways, min(rounds, 3))
     each = float(seconds["network, with SD"].median()) / len(slices)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from phyldm_core.profiles import LAPTOP
+from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.training import VAEData, VAEObjective, training_loop
 from phyldm_core.vae import PoEVAE
 

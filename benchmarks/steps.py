@@ -19,7 +19,7 @@ import typer
 from phyldm_core.coarse import CoarseObjective, CoarseVAE
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
 from phyldm_core.physics import REFERENCE
-from phyldm_core.profiles import LAPTOP
+from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.training import VAEBatch, VAEObjective
 from phyldm_core.vae import PoEVAE
 

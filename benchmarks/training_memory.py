@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from phyldm_core.cohort import MODALITIES, Slices
 from phyldm_core.diffusion import DiffusionObjective, TissueTransformer
-from phyldm_core.on_disk import in_a_file
+from phyldm_core.machine.on_disk import in_a_file
+from phyldm_core.people.cohort import MODALITIES, Slices
 from phyldm_core.physics import REFERENCE
-from phyldm_core.profiles import LAPTOP
-from phyldm_core.runs import latents
+from phyldm_core.running.profiles import LAPTOP
+from phyldm_core.running.run import latents
 from phyldm_core.training import VAEData, VAEObjective, training_loop
 from phyldm_core.vae import PoEVAE
 

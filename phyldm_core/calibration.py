@@ -17,12 +17,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .bids import to_json, write_atomically
-from .cohort import CohortRecipe, Slices
-from .evaluation import QUANTITIES, SUBSETS
-from .held_out import FIRST, Person, draw_people
+from .evaluation.tables import QUANTITIES, SUBSETS
 from .inference import infer, posterior_sd
+from .people.cohort import CohortRecipe, Slices
+from .people.held_out import FIRST, Person, draw_people
 from .physics import SEQUENCES, TissueMaps
+from .scans.bids import to_json, write_atomically
 
 NAME = "posterior_sd.json"
 """The file in the folder of a VAE."""

@@ -75,7 +75,7 @@ def reproduce(
     seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
 ):
     """Run every notebook: cohort, training, samples, figures, one report. A second run reuses what is trained."""
-    from .reproduce import reproduce
+    from .running.reproduce import reproduce
 
     reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
 
@@ -101,8 +101,8 @@ def simulate(
     """Only the people of a run, with their true maps, for many machines; reproduce then finds them. Resumes."""
     from tqdm import tqdm
 
-    from .reproduce import check_anatomies
-    from .runs import open_run
+    from .running.reproduce import check_anatomies
+    from .running.run import open_run
 
     if anatomies is not None:
         check_anatomies(anatomies)
@@ -164,10 +164,10 @@ def train(
     """Train a profile: people, VAE, diffusion model. Resumes when killed; under torchrun processes share each batch."""
     from tqdm import tqdm
 
-    from .processes import is_main, main_first
-    from .profiles import find_profile
-    from .runs import open_run, scan_run
-    from .scanned import make_cohort
+    from .machine.processes import is_main, main_first
+    from .people.scanned import make_cohort
+    from .running.profiles import find_profile
+    from .running.run import open_run, scan_run
 
     settings = find_profile(profile)
     out = out or Path("runs") / (f"{profile}-scans" if data else profile)
@@ -199,8 +199,8 @@ def train(
 def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None, scheduler: str | None) -> list:
     from tqdm import tqdm
 
-    from .archive import prepare_dataset
-    from .bids import find_sessions
+    from .scans.bids import find_sessions
+    from .scans.prepare_dataset import prepare_dataset
 
     n = len(find_sessions(data, {}))
     steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers, scheduler=scheduler)
@@ -244,7 +244,7 @@ def fit(
     ] = False,
 ):
     """PD, T1 and T2 maps with their SD from any subset of T1w, T2w, PDw and FLAIR; every session of a dataset."""
-    from .fit_files import FitOptions, find_scans, fit_all, parse_protocol
+    from .scans.fit_dataset import FitOptions, find_scans, fit_all, parse_protocol
     from .weights import load_weights
 
     sessions, given = find_scans(scans), dict(parse_protocol(text) for text in protocol or [])
@@ -275,8 +275,8 @@ def render(
     flip_angle: Annotated[float | None, typer.Option(help="Of a spoiled gradient echo, degrees.")] = None,
 ):
     """The contrast that tissue maps give under any TE, TR and TI, or TE, TR and flip angle."""
-    from .maps import render_maps
     from .physics import Protocol, Sequence
+    from .scans.maps import render_maps
 
     known = {str(name).lower(): name for name in Sequence}
     typer.echo(render_maps(maps, Protocol(known.get(sequence.lower(), sequence), te, tr, ti, flip_angle), out))
@@ -294,7 +294,7 @@ def sample(
     ] = None,
 ):
     """New brains as PD, T1 and T2 maps, drawn by the diffusion model; --bids makes a synthetic cohort of them."""
-    from .sampling import read_protocols, sample_cohort
+    from .people.drawn import read_protocols, sample_cohort
     from .weights import load_weights
 
     if protocols is not None and not bids:
@@ -314,7 +314,7 @@ def explore(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ):
     """The explorers full-page in the browser."""
-    from .explore import serve
+    from .explorers.serve import serve
 
     if run is not None and not run.is_dir():
         raise BadInput(f"{run}: no such run: make one with phyldm reproduce, or leave --run out")
@@ -349,7 +349,7 @@ def evaluate(
     """How right weights are where the truth is known, by tissue and scans shown, beside rivals without a network."""
     from tqdm import tqdm
 
-    from .benchmark import Examination, examine, n_parts
+    from .evaluation.examination import Examination, examine, n_parts
     from .weights import load_weights
 
     exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads)

@@ -16,10 +16,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from .diffusion import LatentBatch, Latents
-from .on_disk import in_a_file
+from .machine.on_disk import in_a_file
+from .machine.processes import drawn, mean
 from .physics import REFERENCE, Protocol, TissueMaps, render
-from .processes import drawn, mean
-from .protocols import effective_protocol
+from .scans.oasis3 import effective_protocol
 from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
 
 

@@ -26,8 +26,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .errors import BadInput
-from .on_disk import in_a_file
-from .processes import drawn, mean
+from .machine.on_disk import in_a_file
+from .machine.processes import drawn, mean
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder

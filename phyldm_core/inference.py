@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .cohort import Slices
+from .people.cohort import Slices
 from .physics import TissueMaps
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 

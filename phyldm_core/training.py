@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .cohort import Slices
 from .errors import BadInput
+from .machine.precision import best_precision
+from .machine.processes import agreed, alone, drawn, mean, share
+from .people.cohort import Slices
 from .physics import SEQUENCES, Sequence, signed_signal
-from .precision import best_precision
-from .processes import agreed, alone, drawn, mean, share
 from .tissue import fluid_line, water_line
 from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
 

@@ -20,9 +20,9 @@ from importlib import import_module
 from pathlib import Path
 
 from . import __version__
-from .bids import read_json, replace_folder, to_json, write_atomically
 from .errors import BadInput
 from .physics import SEQUENCES
+from .scans.bids import read_json, replace_folder, to_json, write_atomically
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses one that it does not know."""
@@ -187,7 +187,7 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
     Parameters
     ----------
     run
-        A run's folder (``runs/laptop``), or a :class:`runs.Run`.
+        A run's folder (``runs/laptop``), or a :class:`run.Run`.
     folder
         Replaced as a whole where it holds an older export, left alone where it holds this very one.
 
@@ -196,7 +196,7 @@ def export_weights(run: str | Path, folder: str | Path) -> Weights:
     BadInput
         The run holds no trained VAE, its diffusion model belongs to another VAE, or ``folder`` holds something else.
     """
-    from .model_card import learning_curves, model_card, run_metrics, training_logs
+    from .running.export import learning_curves, model_card, run_metrics, training_logs
 
     run, folder = Path(getattr(run, "folder", run)), Path(folder)
     if not (run / "vae" / "made_with.json").exists():
@@ -255,7 +255,7 @@ def _settings(run: Path) -> dict:
 
 def _heads(run: Path, recipe: dict) -> dict[str, list[str]]:
     """Split → heads its people were made from, as the run's cohort lists them; empty where nobody can tell."""
-    from .cohort import SPLITS, participants, read_recipe
+    from .people.cohort import SPLITS, participants, read_recipe
 
     if "data" in recipe:  # real people
         return {}
@@ -268,7 +268,7 @@ def _heads(run: Path, recipe: dict) -> dict[str, list[str]]:
 
 
 def _config_of_run(run: Path) -> dict:
-    from .profiles import PROFILES
+    from .running.profiles import PROFILES
 
     settings = _settings(run)
     cohort, network = settings["vae"]["cohort"], settings["vae"]["network"]

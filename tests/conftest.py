@@ -30,7 +30,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """The smallest run with all its parts, made once. To be read, not changed."""
-    from phyldm_core.runs import open_run  # seconds of imports, for those who need it
+    from phyldm_core.running.run import open_run  # seconds of imports, for those who need it
 
     run = open_run(tmp_path_factory.mktemp("runs") / "smoke", "smoke")
     for part in (run.make_cohort, run.train_vae, run.train_coarse, run.train_diffusion):
@@ -45,9 +45,9 @@ def simulated_session():
     import numpy as np
     import torch
 
-    from phyldm_core.anatomy import load_anatomy
+    from phyldm_core.people.anatomy import load_anatomy
     from phyldm_core.physics import Protocol, TissueMaps, render
-    from phyldm_core.scans import Scan
+    from phyldm_core.scans.nifti import Scan
     from phyldm_core.tissue import in_vivo_3t
 
     protocols = {

@@ -12,8 +12,8 @@ import jupytext
 import nbformat
 import pytest
 
-from phyldm_core.report import write_report
-from phyldm_core.reproduce import ON_REQUEST, ROOT, run_notebook
+from phyldm_core.running.report import write_report
+from phyldm_core.running.reproduce import ON_REQUEST, ROOT, run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 AGREED = {

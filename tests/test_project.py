@@ -108,7 +108,7 @@ def test_every_direct_dependency_says_why_it_is_here(name):
 def test_every_library_imported_is_declared(folder):
     allowed = set(ranges(PROJECT["dependencies"])) if folder == "phyldm_core" else set(declared())
     providers = metadata.packages_distributions()
-    undeclared, files = {}, list((ROOT / folder).glob("*.py"))
+    undeclared, files = {}, list((ROOT / folder).rglob("*.py"))
     own = {"phyldm_core"} | {path.stem for path in files} | set(sys.stdlib_module_names)
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):

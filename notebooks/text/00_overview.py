@@ -36,10 +36,12 @@ seed = 7
 import pandas
 from IPython.display import clear_output
 
-from phyldm_core import cohort, figures, networks
+from phyldm_core import figures
+from phyldm_core.people import cohort
+from phyldm_core.running import networks
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, render
-from phyldm_core.protocols import effective_protocol
-from phyldm_core.runs import MissingResult, open_run
+from phyldm_core.scans.oasis3 import effective_protocol
+from phyldm_core.running.run import MissingResult, open_run
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)

@@ -47,10 +47,12 @@ from matplotlib.patches import Patch
 from scipy import stats
 from tqdm import tqdm
 
-from phyldm_core import anatomy, cohort, figures, protocols, tissue
-from phyldm_core.display import write_on
+from phyldm_core import figures, tissue
+from phyldm_core.people import anatomy, cohort
+from phyldm_core.scans import oasis3
+from phyldm_core.figures.style import write_on
 from phyldm_core.physics import Protocol
-from phyldm_core.runs import open_run
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -164,7 +166,7 @@ pandas.concat([spread, inside], axis=1).rename_axis("SD of the logarithm (%)").r
 # what they say:
 
 # %%
-pandas.DataFrame(protocols.oasis3_excluded()).rename(columns={"te": "TE (s)", "tr": "TR (s)", "ti": "TI (s)"})
+pandas.DataFrame(oasis3.oasis3_excluded()).rename(columns={"te": "TE (s)", "tr": "TR (s)", "ti": "TI (s)"})
 
 # %% [markdown]
 # One more correction. Most T2w scans there are long trains of weak refocusing pulses; [notebook
@@ -173,7 +175,7 @@ pandas.DataFrame(protocols.oasis3_excluded()).rename(columns={"te": "TE (s)", "t
 # data:
 
 # %%
-nominal = {str(row.nominal): row for rows in protocols.oasis3_protocols().values() for row in rows}
+nominal = {str(row.nominal): row for rows in oasis3.oasis3_protocols().values() for row in rows}
 corrected = [row for row in nominal.values() if row.nominal != row.effective]
 te = {"nominal TE (s)": [r.nominal.te for r in corrected], "effective TE (s)": [r.effective.te for r in corrected]}
 names = {"sequence": [r.nominal.sequence.value for r in corrected]}
@@ -217,11 +219,11 @@ def short(protocol):
 archive, drawn_counts = {}, {}
 for m, modality in enumerate(cohort.MODALITIES):
     archive[modality] = Counter()
-    for row in protocols.oasis3_protocols()[modality]:
+    for row in oasis3.oasis3_protocols()[modality]:
         archive[modality][short(row.effective)] += row.count
     rows = per_person.settings[per_person.observed[:, m], m]
     drawn_counts[modality] = Counter(short(Protocol.from_settings(s)) for s in rows)
-archive["contrasts held"] = Counter({" + ".join(k): n for k, n in protocols.SESSION_CONTRASTS.items()})
+archive["contrasts held"] = Counter({" + ".join(k): n for k, n in oasis3.SESSION_CONTRASTS.items()})
 held = [" + ".join(m for m, o in zip(cohort.MODALITIES, row, strict=True) if o) for row in per_person.observed]
 drawn_counts["contrasts held"] = Counter(held)
 

@@ -42,12 +42,14 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
-from phyldm_core import evaluation, figures, metrics, protocols
-from phyldm_core.console import CLINIC
+from phyldm_core import figures
+from phyldm_core.evaluation import metrics, tables
+from phyldm_core.scans import oasis3
+from phyldm_core.explorers.console import CLINIC
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, TissueMaps, render
-from phyldm_core.runs import open_run
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)
@@ -96,7 +98,7 @@ def without_air(maps):
 
 
 # %%
-settings = {name: protocols.effective_protocol(p) for name, p in REFERENCE.items()}
+settings = {name: oasis3.effective_protocol(p) for name, p in REFERENCE.items()}
 chosen = torch.linspace(0, n_samples - 1, 5).long()[1:-1]
 people = [without_air(take(samples, i)) for i in chosen]
 scans = {name: [render(person, p) for person in people] for name, p in settings.items()}
@@ -326,7 +328,7 @@ print(f"next seed, mean difference of log T1: {float((one.t1 / other.t1).log().a
 # %%
 def measure(maps, where):
     """A row a slice: area of each tissue (cm²), symmetry, height."""
-    t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), evaluation.brain_of(maps).numpy()
+    t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), tables.brain_of(maps).numpy()
     rows = []
     for image, inside, height in zip(t1w, brain, where.tolist(), strict=True):
         labels = metrics.segment_tissue(image, inside)

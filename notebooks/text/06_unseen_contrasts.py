@@ -39,12 +39,14 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import evaluation, figures, metrics, protocols, tissue
-from phyldm_core.contrasts import ContrastExplorer
+from phyldm_core import figures, tissue
+from phyldm_core.evaluation import metrics, tables
+from phyldm_core.scans import oasis3
+from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
-from phyldm_core.runs import open_run
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)
@@ -106,10 +108,10 @@ publish(fig, "fig04_unseen", caption, alt)
 # PDw?
 
 # %%
-long_te = [p for p in UNSEEN if protocols.effective_protocol(p) != p]
+long_te = [p for p in UNSEEN if oasis3.effective_protocol(p) != p]
 row, titles = [], []
 for nominal in long_te:
-    for p in (nominal, protocols.effective_protocol(nominal)):
+    for p in (nominal, oasis3.effective_protocol(nominal)):
         dark = not metrics.leaves_signal(p)
         row.append(Panel(render(sample, p), title=f"{1000 * p.te:.0f} ms", faint="no signal left" * dark,
                          window=(0, figures.T1W_WHITE) if dark else None))  # fmt: skip
@@ -117,7 +119,7 @@ for nominal in long_te:
     titles.append((f"{nominal.sequence.value}, TR {nominal.tr:g} s{ti}", 2))
 fig = figures.map_grid([row], groups=titles, voxel_mm=voxel_mm)
 caption = f"""Nominal and effective echo time. The four settings of Figure 4 whose TE can only be a nominal one: each
-at that TE (left) and at {protocols.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4 (n =
+at that TE (left) and at {oasis3.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4 (n =
 1), each in its own window."""
 publish(fig, "fig31_nominal_te", caption, "Four pairs: fluid alone at the long echo time, all tissue at the short one.")
 
@@ -140,7 +142,7 @@ publish(fig, "fig31_nominal_te", caption, "Four pairs: fluid alone at the long e
 truth, test = run.truth("test"), run.scans("test")
 vae = run.vae()
 inferred = infer(vae, test)[1]
-errors = evaluation.unseen_errors(inferred, truth, test)
+errors = tables.unseen_errors(inferred, truth, test)
 
 
 def as_text(table):
@@ -155,12 +157,12 @@ as_text(errors).join(errors.set_index("quantity").leaves_signal.groupby(level=0)
 # %%
 def mean_psnr(table):
     """The row of the mean over settings that leave signal."""
-    return table[(table.metric == "psnr") & (table.quantity == evaluation.MEAN_OF_SIGNAL)].iloc[0]
+    return table[(table.metric == "psnr") & (table.quantity == tables.MEAN_OF_SIGNAL)].iloc[0]
 
 
 runnable = [p for p in UNSEEN if not p.as_published]
 means = {"settings that leave signal": mean_psnr(errors)}
-means["… and that a scanner can run"] = mean_psnr(evaluation.unseen_errors(inferred, truth, test, runnable))
+means["… and that a scanner can run"] = mean_psnr(tables.unseen_errors(inferred, truth, test, runnable))
 for of, m in means.items():
     verdict = "reached" if m.value >= 24 else "not reached"
     print(f"{of}: {m.value:.1f} dB ({m.low:.1f} to {m.high:.1f}, n = {m.n} people); 24 dB {verdict}")
@@ -188,17 +190,17 @@ publish(fig, "fig32_unseen_truth", caption, "Nine pairs of brain slices under ni
 # what is lost if the scans come in scanner units, each with a gain of its own, as they do from any archive?
 
 # %%
-tables = []
-for label in ("T1w", "T1w+T2w", "T1w+FLAIR", evaluation.ALL_SCANS):
-    shown = torch.tensor(evaluation.SUBSETS[label]).expand(len(test), -1)
-    tables.append(evaluation.unseen_errors(infer(vae, test, shown=shown)[1], truth, test, inputs=label))
+by_subset = []
+for label in ("T1w", "T1w+T2w", "T1w+FLAIR", tables.ALL_SCANS):
+    shown = torch.tensor(tables.SUBSETS[label]).expand(len(test), -1)
+    by_subset.append(tables.unseen_errors(infer(vae, test, shown=shown)[1], truth, test, inputs=label))
 unscaled = run.scans("test", common_scale=False)
 free = infer(vae, unscaled, common_scale=False)[1]
-label = f"{evaluation.ALL_SCANS}, own gains"
-tables.append(evaluation.unseen_errors(free, truth, unscaled, common_scale=False, inputs=label))
+label = f"{tables.ALL_SCANS}, own gains"
+by_subset.append(tables.unseen_errors(free, truth, unscaled, common_scale=False, inputs=label))
 
 # %%
-by_inputs = pandas.concat(tables, ignore_index=True)
+by_inputs = pandas.concat(by_subset, ignore_index=True)
 run.write_metrics("unseen", by_inputs)
 psnr = by_inputs[by_inputs.metric == "psnr"]
 wide = psnr.pivot(index="quantity", columns="inputs", values="value")

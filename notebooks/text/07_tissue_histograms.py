@@ -38,12 +38,13 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import evaluation, figures, metrics, physics, tissue
-from phyldm_core.counts import Choice, density
-from phyldm_core.histograms import HistogramExplorer
+from phyldm_core import figures, physics, tissue
+from phyldm_core.evaluation import metrics, tables
+from phyldm_core.explorers.histogram_counts import Choice, density
+from phyldm_core.explorers.histograms import HistogramExplorer
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
-from phyldm_core.runs import open_run
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)
@@ -92,8 +93,8 @@ pandas.DataFrame(rows).T.astype({"studies": int}).round(3)
 truth, test, samples = run.truth("test"), run.scans("test"), run.make_samples()
 inferred = infer(run.vae(), test)[1]
 populations = {"true": TissueMaps.from_stack(truth.maps), "generated": samples, "inferred": inferred}
-values = {name: evaluation.segmented_values(maps) for name, maps in populations.items()}
-distances = evaluation.sample_histograms(samples, truth, test)
+values = {name: tables.segmented_values(maps) for name, maps in populations.items()}
+distances = tables.sample_histograms(samples, truth, test)
 far = distances[distances.metric == "wasserstein"].set_index(["tissue", "quantity"]).value.to_dict()
 
 # %%

@@ -46,16 +46,18 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import figures, fit, metrics, scans
-from phyldm_core.archive import prepare_dataset, read_prepared
-from phyldm_core.bids import find_sessions
+from phyldm_core import figures
+from phyldm_core.evaluation import metrics
+from phyldm_core.scans import fit, nifti
+from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
+from phyldm_core.scans.bids import find_sessions
 from phyldm_core.figures import Panel
-from phyldm_core.fit_files import FitOptions, find_scans, fit_all
-from phyldm_core.leave_one_out import judge_scans
-from phyldm_core.maps import read_maps, render_maps, render_volume
+from phyldm_core.scans.fit_dataset import FitOptions, find_scans, fit_all
+from phyldm_core.evaluation.leave_one_out import judge_scans
+from phyldm_core.scans.maps import read_maps, render_maps, render_volume
 from phyldm_core.physics import Protocol
-from phyldm_core.runs import open_run
-from phyldm_core.stand_in import write_stand_in
+from phyldm_core.running.run import open_run
+from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.weights import load_weights
 
 figures.use_house_style()
@@ -77,7 +79,7 @@ if not scans_dir and not folder.is_dir():
     folder = write_stand_in(work / "simulated", run.recipe, seed)
 who = "the simulated person" if folder.is_relative_to(work) else "the patient"
 (subject, session), paths = next(iter(find_sessions(folder).items()))
-raw = [scans.read_scan(path) for path in paths]
+raw = [nifti.read_scan(path) for path in paths]
 for scan in raw:
     mm = " × ".join(f"{size:.3g}" for size in np.linalg.norm(scan.affine[:3, :3], axis=0))
     print(f"{scan.path.name}: {scan.protocol}; {'×'.join(map(str, scan.image.shape))} voxels of {mm} mm")
@@ -159,15 +161,15 @@ print({key: told[key] for key in ("Units", "TrainedHeights", "ExtrapolatedFracti
 
 # %%
 volumes = read_maps(anat)
-sd = scans.read_volume(anat / f"{name}_desc-sd_T1map.nii.gz")[0]
-reference, canonical = scans.read_volume(volumes.paths[1])  # T1, turned to RAS for the pictures
+sd = nifti.read_volume(anat / f"{name}_desc-sd_T1map.nii.gz")[0]
+reference, canonical = nifti.read_volume(volumes.paths[1])  # T1, turned to RAS for the pictures
 mm = np.linalg.norm(canonical[:3, :3], axis=0)
-maps = [scans.read_volume(path)[0] for path in volumes.paths]
+maps = [nifti.read_volume(path)[0] for path in volumes.paths]
 inside = maps[0] > 0
 lesion = np.zeros_like(inside)
 for file in folder.rglob("*lesion*mask.nii*"):
-    drawn = replace(raw[0], image=scans.read_volume(file)[0], affine=scans.read_volume(file)[1])
-    lesion |= scans.resample(drawn, scans.Grid(inside.shape, canonical)) > 0.5
+    drawn = replace(raw[0], image=nifti.read_volume(file)[0], affine=nifti.read_volume(file)[1])
+    lesion |= nifti.resample(drawn, nifti.Grid(inside.shape, canonical)) > 0.5
 at = [int(np.median(index)) for index in np.nonzero(inside)]
 height = canonical[2, 3] + mm[2] * np.arange(inside.shape[2])
 trained = (told["TrainedHeights"][0] <= height) & (height <= told["TrainedHeights"][1])
@@ -223,7 +225,7 @@ wanted = {
     "acq-long_FLAIR": ("FLAIR, TE 0.14 s", Protocol("FLAIR", te=0.14, tr=9.0, ti=2.5)),
 }
 new = {title: render_maps(anat, p, work / "rendered" / f"{name}_{stem}.nii.gz") for stem, (title, p) in wanted.items()}
-images = {title: scans.read_volume(path)[0] for title, path in new.items()}
+images = {title: nifti.read_volume(path)[0] for title, path in new.items()}
 row = [Panel(image[:, :, at[2]].T, title=title) for title, image in images.items()]
 fig = figures.map_grid([row], voxel_mm=tuple(mm[1::-1]))
 outline(fig)
@@ -231,7 +233,7 @@ caption = f"""Contrasts of {who} that were not acquired, rendered from the maps 
 {"; ".join(str(p) for _, p in wanted.values())}. No truth exists for these."""
 publish(fig, "fig42_own_contrasts", caption, "Four rendered contrasts of one slice, lesions outlined.")
 for path in new.values():
-    back = scans.read_scan(path)
+    back = nifti.read_scan(path)
     print(f"{path.name} reads back as {back.protocol}")
 
 # %% [markdown]

@@ -37,10 +37,10 @@ import numpy as np
 import pandas
 
 from phyldm_core import figures, tissue
-from phyldm_core.console import PRESETS
-from phyldm_core.contrasts import ContrastExplorer
+from phyldm_core.explorers.console import PRESETS
+from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.physics import Protocol, Sequence, ernst_angle, render, spoiled_gradient_echo
-from phyldm_core.subjects import find_subjects, weights_of
+from phyldm_core.explorers.subjects import find_subjects, weights_of
 
 figures.use_house_style()
 

@@ -38,8 +38,8 @@ import pandas
 import torch
 
 from phyldm_core import figures
-from phyldm_core.latent_explorer import LatentExplorer, on_the_sphere, straight
-from phyldm_core.runs import open_run
+from phyldm_core.explorers.latents import LatentExplorer, on_the_sphere, straight
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)

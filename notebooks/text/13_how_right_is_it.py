@@ -41,12 +41,14 @@ from pathlib import Path
 import pandas
 from IPython.display import Image, display
 
-from phyldm_core import benchmark, benchmark_report, evaluation, figures, held_out
-from phyldm_core.benchmark import NETWORK, PRIORS, REFINED, Examination, split_inputs
+from phyldm_core import figures
+from phyldm_core.evaluation import examination, examination_report, tables
+from phyldm_core.people import held_out
+from phyldm_core.evaluation.examination import NETWORK, PRIORS, REFINED, Examination, split_inputs
 from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol
-from phyldm_core.refine import refine
-from phyldm_core.runs import open_run
+from phyldm_core.voxelwise.refine import refine
+from phyldm_core.running.run import open_run
 from phyldm_core.weights import load_weights
 
 figures.use_house_style()
@@ -79,7 +81,7 @@ print("examined on", ", ".join(heads.examined), "(seen in training)" if heads.se
 # %%
 folder = run.folder / "evaluation"
 exam = Examination(weights, anatomies or None, folder, n_people, seed, seen)
-parts = list(benchmark.examine(exam))
+parts = list(examination.examine(exam))
 table = pandas.read_csv(folder / "metrics.csv").fillna({"quantity": "", "tissue": ""})
 rows = split_inputs(table)
 print(f"{len(table)} numbers, the last part made: {parts[-1]}")
@@ -120,10 +122,10 @@ def show(name):
 show("fig81_accuracy_and_needs")
 
 # %%
-benchmark_report.headline(table)
+examination_report.headline(table)
 
 # %%
-errors = rows[(rows.scans == evaluation.ALL_SCANS) & (rows.metric == "median_absolute_error")]
+errors = rows[(rows.scans == tables.ALL_SCANS) & (rows.metric == "median_absolute_error")]
 of = errors[errors.method.isin((NETWORK, REFINED, PRIORS))]
 of = of.pivot_table(index=["scale", "quantity", "tissue"], columns="method", values="value", sort=False)
 print("median absolute error, %")
@@ -166,7 +168,7 @@ figures.save_figure(fig, figures_dir, "fig88_refined", caption=caption, alt=alt)
 show("fig82_error_by_scans")
 
 # %%
-benchmark_report.by_inputs(table, "median_absolute_error")
+examination_report.by_inputs(table, "median_absolute_error")
 
 # %% [markdown]
 # **Figure 82.** A T1w holds T1. What it says of PD it says through the line, and of T2 nothing: that is why *Bayes
@@ -183,7 +185,7 @@ benchmark_report.by_inputs(table, "median_absolute_error")
 show("fig83_honesty")
 
 # %%
-benchmark_report.by_inputs(table, "coverage_90")
+examination_report.by_inputs(table, "coverage_90")
 
 # %% [markdown]
 # **Figure 83.** The latent posterior knows the noise of the scans averaged over a neighbourhood. It does not know
@@ -203,7 +205,7 @@ show("fig84_agreement_t1")
 show("fig85_agreement_t2")
 
 # %%
-benchmark_report.by_inputs(table, "bias")
+examination_report.by_inputs(table, "bias")
 
 # %% [markdown]
 # **Figures 84, 85.** Regression to the middle is the signature of a prior: high values are estimated too low, low
@@ -214,10 +216,10 @@ benchmark_report.by_inputs(table, "bias")
 # matter and CSF in the order that the contrast promises.
 
 # %%
-benchmark_report.images(table)
+examination_report.images(table)
 
 # %%
-benchmark_report.images(table, REFINED)
+examination_report.images(table, REFINED)
 
 # %% [markdown]
 # Refined maps explain the scans within their noise, some of which they take for tissue: 32 dB and more is no virtue by
@@ -237,7 +239,7 @@ if weights.has_pipeline:
     show("fig87_samples_over_floor")
 
 # %%
-drawn = benchmark_report.drawn(table) if weights.has_pipeline else pandas.DataFrame()
+drawn = examination_report.drawn(table) if weights.has_pipeline else pandas.DataFrame()
 drawn
 
 # %% [markdown]
@@ -278,7 +280,7 @@ run.write_metrics("evaluation", table);
 #
 # <details><summary>Solution 2</summary>
 #
-# Replace `share` in `rivals.atoms` by ones and look at voxels that hold several tissues: they are pulled to the
+# Replace `share` in `baselines.atoms` by ones and look at voxels that hold several tissues: they are pulled to the
 # nearest pure tissue. In pure voxels, the only ones counted here, it would gain, which is why the mixtures are in: a
 # rival must not be tuned to the voxels that are judged.
 # </details>

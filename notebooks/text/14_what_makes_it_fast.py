@@ -40,9 +40,9 @@ import pandas
 from matplotlib.ticker import LogLocator
 
 from phyldm_core import figures
-from phyldm_core.profiles import find_profile
-from phyldm_core.reproduce import ROOT
-from phyldm_core.runs import open_run
+from phyldm_core.running.profiles import find_profile
+from phyldm_core.running.reproduce import ROOT
+from phyldm_core.running.run import open_run
 
 sys.path.append(str(ROOT))  # benchmarks/ is not part of the package
 from benchmarks import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402

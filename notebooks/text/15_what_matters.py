@@ -39,14 +39,15 @@ import torch
 from IPython.display import clear_output
 from tqdm import tqdm
 
-from phyldm_core import ablation_figures, ablations, evaluation, figures, metrics
-from phyldm_core.ablations import REFERENCE, VARIANTS
-from phyldm_core.benchmark import SCALES
-from phyldm_core.evaluation import ALL_SCANS, SUBSETS
+from phyldm_core import figures
+from phyldm_core.evaluation import ablation_figures, ablations, metrics, tables
+from phyldm_core.evaluation.ablations import REFERENCE, VARIANTS
+from phyldm_core.evaluation.examination import SCALES
+from phyldm_core.evaluation.tables import ALL_SCANS, SUBSETS
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
-from phyldm_core.protocols import oasis3_protocols
-from phyldm_core.runs import open_run
+from phyldm_core.scans.oasis3 import oasis3_protocols
+from phyldm_core.running.run import open_run
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -272,7 +273,7 @@ for name in (REFERENCE.name, "images, no physics"):
     vae = runs[name].vae()
     maps, blind = (infer(vae, slices, True, shown)[1] for shown in (None, hidden))
     if runs[name].variant.physics:
-        scans, guess, new = evaluation.rescan(maps, slices), evaluation.rescan(blind, slices), render(maps, unseen)
+        scans, guess, new = tables.rescan(maps, slices), tables.rescan(blind, slices), render(maps, unseen)
     else:
         scans, guess = maps.stack(), blind.stack()
         new, _ = ablations.nearest_image(scans, truth, unseen)

@@ -1,0 +1,1 @@
+"""How right it is: metrics, tables over people, baselines side by side, ablations."""

@@ -1,0 +1,318 @@
+"""``phyldm evaluate``: how right weights are on people whose truth is known, beside what needs no network.
+
+A person is examined at a time and what was found is kept, so that a killed evaluation goes on. Then
+the people are put together (:func:`summary`), drawn brains are compared with true ones, and a report is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from .. import __version__
+from ..calibration import honest_sd
+from ..errors import BadInput
+from ..inference import infer, posterior_sd
+from ..people.cohort import Truth
+from ..people.held_out import FIRST, Heads, Person, choose_heads, draw_people, recipe_of, training_people
+from ..physics import Protocol, Sequence, TissueMaps
+from ..scans.bids import read_json, to_json, write_atomically
+from ..tissue import REPORTED
+from ..voxelwise import baselines
+from ..voxelwise.refine import refine
+from ..weights import TENSORS, Weights
+from . import metrics, tables
+from .brain_sets import Population, compare, novelty, pictures, thumbnails
+from .tables import ALL_SCANS, SUBSETS
+
+KEYS = ["metric", "quantity", "tissue", "inputs"]
+SEPARATOR = " | "
+SCALES = ("common scale", "any gain")
+NETWORK, REFINED = "network", "network, refined"
+FIT, PRIORS = "least squares", "least squares, priors"
+BAYES, PAINTED = "Bayes per voxel", "literature painted"
+SAMPLED_SD = "network, SD of samples"
+SEEN = "heads seen in training"
+N_FITTED = 1000
+"""Voxels of each tissue that a fit is asked for where no image is made of them."""
+
+GAIN_ONE = 10**2.8
+"""Middle of the simulated gains (200 to 2000): what scans are divided by where a gain of 1 is assumed."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is examined, on whom; see :func:`examine`."""
+
+    weights: Weights
+    anatomies: str | Path | None
+    out: Path
+    n: int = 10
+    seed: int = 0
+    seen: bool = False
+    n_samples: int = 8  # of the posterior, for its SD
+    n_voxels: int = 200  # kept of each tissue and person, for Bland and Altman's plots
+
+    @property
+    def has_common_scale(self) -> bool:
+        """Whether the network was ever shown scans on a common scale."""
+        return "data" not in self.weights.training["vae"]["cohort"]
+
+    def settings(self) -> dict:
+        """What kept parts depend on; more people are only added to them."""
+        asked = {"seed": self.seed, "seen": self.seen, "n_samples": self.n_samples, "n_voxels": self.n_voxels}
+        heads = choose_heads(self.weights, self.anatomies, self.seen)
+        vae = self.weights.config["files"][f"vae/{TENSORS}"]  # a diffusion model may be trained later
+        return asked | {"vae": vae, "heads": list(heads.examined), "version": __version__}
+
+
+class Estimate(NamedTuple):
+    """Maps that somebody makes of one person, ``(z, y, x)``, with an SD where there is one; ``where``: None is all."""
+
+    method: str
+    scans: str
+    scale: str
+    maps: TissueMaps
+    sd: TissueMaps | None = None
+    where: Tensor | None = None
+
+    @property
+    def label(self) -> str:
+        return SEPARATOR.join((self.method, self.scans, self.scale))
+
+
+def examine(exam: Examination) -> Iterator[str]:
+    """Do it, yielding what was finished: each person's name, "samples", and at last "report".
+
+    Afterwards ``out`` holds ``metrics.csv`` (long form; ``inputs`` reads "method | scans | scale", with a fourth part
+    where heads were seen in training), ``people/``, ``figures/`` and ``report.html``. :func:`n_parts` says how many
+    parts to expect.
+
+    Raises
+    ------
+    BadInput
+        No head to examine on (:func:`held_out.choose_heads`), fewer than 2 people, a seed below 0, or ``out`` holds
+        another evaluation.
+    """
+    from .examination_report import write_report
+
+    if exam.n < 2 or exam.seed < 0:
+        raise BadInput(
+            f"{exam.n} subjects with seed {exam.seed}: at least 2 subjects and a seed of 0 or more are needed"
+        )
+    heads = choose_heads(exam.weights, exam.anatomies, exam.seen)
+    _own_folder(exam)
+    recipe = recipe_of(exam.weights, exam.anatomies, exam.seed)
+    done, vae = {p.stem for p in (exam.out / "people").glob("sub-????.csv")}, None
+    yield from sorted(done)[: exam.n]
+    for person in draw_people(recipe, heads.examined, exam.n, skip=done):
+        vae = vae or exam.weights.vae()
+        table, voxels = examine_person(exam, vae, person)
+        write_atomically(exam.out / "people" / f"{person.name}_voxels.csv", _csv(voxels))
+        write_atomically(exam.out / "people" / f"{person.name}.csv", _csv(table))  # last: this person is complete
+        yield person.name
+    parts = [summary(exam)]
+    if exam.weights.has_pipeline:
+        path = exam.out / f"samples_{exam.n}_{exam.weights.identity[:12]}.csv"
+        if not path.exists():
+            write_atomically(path, _csv(examine_samples(exam, heads)))
+        parts.append(pandas.read_csv(path, keep_default_na=False, na_values=[""]).fillna(dict.fromkeys(KEYS, "")))
+        yield "samples"
+    table = pandas.concat(parts, ignore_index=True)
+    if exam.seen:
+        table["inputs"] += SEPARATOR + SEEN
+    metrics.write_table(table, exam.out / "metrics.csv")
+    write_report(exam, table)
+    yield "report"
+
+
+def n_parts(exam: Examination) -> int:
+    return exam.n + exam.weights.has_pipeline + 1
+
+
+def _own_folder(exam: Examination):
+    path, asked = exam.out / "evaluation.json", exam.settings()
+    if path.exists():
+        if read_json(path, ": choose another folder") != asked:
+            raise BadInput(f"{exam.out}: holds an evaluation of other weights, heads or seed: choose another folder")
+    elif exam.out.is_dir() and any(exam.out.iterdir()):
+        raise BadInput(f"{exam.out}: is not empty and holds no evaluation: choose another folder")
+    write_atomically(path, to_json(asked))
+
+
+def _csv(table: pandas.DataFrame) -> bytes:
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+
+
+# --- one person -------------------------------------------------------------------------------------
+
+
+def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
+    """The network's maps from each subset of scans on either scale; the rivals'; the paper's own choices."""
+    generator = torch.Generator().manual_seed(exam.seed)
+    brain = person.truth.brain
+    everything, some = SUBSETS[ALL_SCANS], some_voxels(person.truth, N_FITTED, exam.seed)
+    for scale, slices in zip(SCALES, (person.common, person.scanned), strict=True):
+        common = scale == SCALES[0]
+        for scans, shown in SUBSETS.items():
+            where = None if scans == ALL_SCANS else some
+            if exam.has_common_scale or not common:
+                shows = torch.tensor(shown).expand(len(slices), -1)
+                posterior, maps = infer(vae, slices, common, shows)
+                sampled = posterior_sd(vae, posterior, exam.n_samples, generator)
+                sd = honest_sd(sampled, maps, slices, common, exam.weights.calibration, shows)
+                yield Estimate(NETWORK, scans, scale, maps, sd)
+                if exam.weights.calibration:
+                    yield Estimate(SAMPLED_SD, scans, scale, maps, sampled, some)
+                refined = refine(maps, slices, brain, exam.weights.voxel_mm, common, shows, where)
+                yield Estimate(REFINED, scans, scale, *refined, where)
+            fitted = baselines.least_squares(slices, brain, shown, common, where=where)
+            yield Estimate(PRIORS, scans, scale, fitted, where=where)
+            yield Estimate(BAYES, scans, scale, *baselines.dictionary(slices, brain, shown, common, where), where)
+            if sum(shown) == 1:
+                yield Estimate(PAINTED, scans, scale, baselines.literature(slices, brain, shown))
+        fitted = baselines.least_squares(slices, brain, everything, common, priors=False, where=some)
+        yield Estimate(FIT, ALL_SCANS, scale, fitted, where=some)
+    nominal = replace(person.common, settings=person.nominal)
+    fitted = baselines.least_squares(nominal, brain, where=some)
+    yield Estimate(f"{PRIORS}, nominal TE", ALL_SCANS, SCALES[0], fitted, where=some)
+    if exam.has_common_scale:
+        yield Estimate(f"{NETWORK}, nominal TE", ALL_SCANS, SCALES[0], infer(vae, nominal)[1])
+        with torch.no_grad():
+            drawn = vae.decode(infer(vae, person.common)[0].sample(generator))
+        yield Estimate(f"{NETWORK}, a sampled latent", ALL_SCANS, SCALES[0], drawn)
+        as_one = replace(person.scanned, images=person.scanned.images / GAIN_ONE)
+        yield Estimate(f"{NETWORK}, gain taken for 1", ALL_SCANS, SCALES[1], infer(vae, as_one)[1])
+
+
+def some_voxels(truth: Truth, n: int, seed: int) -> Tensor:
+    """``(z, y, x)`` bool: ``n`` pure voxels of WM, GM and CSF each, or all there are; medians need no more."""
+    where, generator = torch.zeros_like(truth.brain), torch.Generator().manual_seed(seed)
+    for name in REPORTED:
+        pure = truth.tissue(name).nonzero()
+        where[tuple(pure[torch.randperm(len(pure), generator=generator)[:n]].T)] = True
+    return where
+
+
+def examine_person(exam: Examination, vae, person: Person) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """One person's numbers in long form (a value a row, no intervals yet), and voxels to draw."""
+    parts, voxels, others = [], [], random_protocols(9, exam.seed)
+    for found in estimates(exam, vae, person):
+        truth, common = person.truth, found.scale == SCALES[0]
+        if found.where is not None:
+            truth = Truth(truth.maps, truth.fractions * found.where[:, None])
+        slices = person.common if common else person.scanned
+        about = (truth, slices, found.label)
+        parts.append(tables.map_errors(found.maps, *about))
+        if found.sd is not None:
+            parts.append(tables.map_calibration(found.maps, found.sd, *about))
+        scale = {"common_scale": common, "inputs": found.label}
+        whole = found.scans == ALL_SCANS
+        judges = [metrics.psnr]
+        if whole and min(truth.brain.shape[-2:]) >= tables.SMALLEST_FOR_MS_SSIM:
+            judges.append(metrics.ms_ssim)
+        shows_images = found.where is None and (whole or found.method == NETWORK and common)
+        if shows_images:
+            unseen = tables.unseen_errors(found.maps, truth, slices, judges=judges, **scale)
+            parts.append(unseen if found.method in (NETWORK, REFINED) and whole else _mean_rows(unseen))
+        if found.method == NETWORK or found.method == REFINED and whole:
+            parts.append(tables.contrast_order(found.maps, *about))
+            if shows_images:
+                parts.append(tables.reconstruction_errors(found.maps, slices, truth.brain, common, found.label))
+            if whole:
+                at_random = tables.unseen_errors(found.maps, truth, slices, others, judges=judges, **scale)
+                parts.append(_mean_rows(at_random, f"mean of {len(others)} random protocols"))
+                voxels.append(
+                    tables.voxel_pairs(found.maps, found.sd, truth, exam.n_voxels, exam.seed, found.label)
+                )
+    return pandas.concat(parts, ignore_index=True)[[*KEYS, "value"]], pandas.concat(voxels, ignore_index=True)
+
+
+def _mean_rows(table: pandas.DataFrame, name: str = tables.MEAN_OF_SIGNAL) -> pandas.DataFrame:
+    return table[table.quantity == tables.MEAN_OF_SIGNAL].assign(quantity=name)
+
+
+def random_protocols(n: int, seed: int) -> list[Protocol]:
+    """``n`` protocols that leave signal, a third of each sequence, from the range that clinics use."""
+    rng, drawn = np.random.default_rng(seed), []
+    while len(drawn) < n:
+        sequence = (Sequence.MPRAGE, Sequence.SPIN_ECHO, Sequence.FLAIR)[len(drawn) % 3]
+        if sequence is Sequence.MPRAGE:
+            times = rng.uniform(0.002, 0.005), rng.uniform(1.5, 3.0), rng.uniform(0.3, 1.3)
+        elif sequence is Sequence.SPIN_ECHO:
+            times = np.exp(rng.uniform(*np.log((0.01, 0.15)))), rng.uniform(0.5, 6.0)
+        else:
+            times = np.exp(rng.uniform(*np.log((0.02, 0.15)))), rng.uniform(6.0, 12.0), rng.uniform(1.5, 3.0)
+        protocol = Protocol(sequence, *(round(float(t), 4) for t in times))
+        if metrics.leaves_signal(protocol):
+            drawn.append(protocol)
+    return drawn
+
+
+def summary(exam: Examination) -> pandas.DataFrame:
+    """All people's numbers: mean over people with its 95 % bootstrap interval over people."""
+    files = [exam.out / "people" / f"sub-{i + 1:04d}.csv" for i in range(exam.n)]
+    people = pandas.concat([pandas.read_csv(path, keep_default_na=False) for path in files], ignore_index=True)
+    people["value"] = people["value"].astype(float)
+    return metrics.long_form(
+        dict(zip(KEYS, key, strict=True)) | {"value": metrics.bootstrap_interval(values, seed=exam.seed)}
+        for key, values in people.groupby(KEYS, sort=False)["value"]
+    )
+
+
+def read_voxels(exam: Examination) -> pandas.DataFrame:
+    """The voxels kept of all people: quantity, tissue, inputs, estimate, truth, sd."""
+    files = [exam.out / "people" / f"sub-{i + 1:04d}_voxels.csv" for i in range(exam.n)]
+    return pandas.concat([pandas.read_csv(path) for path in files], ignore_index=True)
+
+
+def split_inputs(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The same table with ``inputs`` taken apart into ``method``, ``scans`` and ``scale``, without rows on samples."""
+    rows = table[table.inputs.str.count(r" \| ") >= 2]
+    parts = rows.inputs.str.split(SEPARATOR, expand=True, regex=False)
+    return rows.assign(method=parts[0], scans=parts[1], scale=parts[2])
+
+
+# --- drawn brains -----------------------------------------------------------------------------------
+
+
+def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
+    """Drawn slices against true ones, as many as ``n`` people have; :func:`brain_sets.compare` and ``novelty``."""
+    recipe, voxel_mm = recipe_of(exam.weights, exam.anatomies, exam.seed), exam.weights.voxel_mm
+    n_slices = recipe.n_slices
+
+    def people(of, n, first) -> Population:
+        truths = [p.truth.maps for p in draw_people(recipe, of, n, first)]
+        who = np.repeat(np.arange(n), n_slices)
+        return Population(TissueMaps.from_stack(torch.cat(truths)), who, voxel_mm)
+
+    true = people(heads.examined, 2 * exam.n, FIRST)
+    pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(exam.n)
+    maps = pipe(n_slices * exam.n, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position)
+    generated, others = Population(maps, np.arange(n_slices * exam.n), voxel_mm), {}
+    if heads.training:
+        others["true, training heads"] = fresh = people(heads.training, exam.n, 2 * FIRST)
+    parts = [compare(generated, true, others, seed=exam.seed)]
+    if heads.training:
+        parts.append(novelty(generated, _training_thumbnails(exam, heads), fresh, true, exam.seed))
+    return pandas.concat(parts, ignore_index=True)
+
+
+def _training_thumbnails(exam: Examination, heads: Heads) -> np.ndarray:
+    """Of every slice that was trained on and of its mirror image; kept, because making all the people takes minutes."""
+    path = exam.out / "training_thumbnails.safetensors"
+    if not path.exists():
+        recipe, parts = recipe_of(exam.weights, exam.anatomies), []
+        for truth in training_people(recipe, heads.training):
+            images = pictures(TissueMaps.from_stack(truth.maps))
+            parts += [thumbnails(one, recipe.voxel_mm) for one in (images, images.flip(-1))]
+        write_atomically(path, save({"thumbnails": np.concatenate(parts).astype(np.float32)}))
+    return load_file(path)["thumbnails"]

@@ -1,0 +1,152 @@
+"""What an evaluation shows: tables of :mod:`phyldm_core.evaluation.examination` in, matplotlib figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+
+from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
+
+NEEDS = ("training", "segmentation", "tissue values", "priors", "3 scans")
+"""What a method may need: scans to train on, a brain mask or more, mean values, lines and spreads, every contrast."""
+
+
+def accuracy_and_needs(
+    table: pandas.DataFrame, needs: Mapping[str, Sequence[str]], scales: Sequence[str] = ("common scale", "any gain")
+) -> Figure:
+    """Median absolute error of every method from all three scans, beside what each needs.
+
+    Parameters
+    ----------
+    table
+        With columns method, scale, metric, quantity, tissue, value, low, high (:func:`examination.split_inputs`).
+    needs
+        Method → which of :data:`NEEDS`; its order is that of the rows.
+    scales
+        Drawn filled and open.
+    """
+    rows = table[table.metric == "median_absolute_error"]
+    methods = list(needs)
+    panels = [("T1", "WM"), ("T1", "GM"), ("T2", "WM"), ("T2", "GM"), ("PD", "WM"), ("PD", "GM")]
+    fig, axes = plt.subplots(1, 7, figsize=(FIGURE_WIDTH, 0.9 + 0.24 * len(methods)), sharey=True, layout="constrained",
+                             width_ratios=[1] * 6 + [1.45])  # fmt: skip
+    for ax, (quantity, tissue) in zip(axes, panels, strict=False):
+        of_panel = rows[(rows.quantity == quantity) & (rows.tissue == tissue)]
+        for i, method in enumerate(methods):
+            for scale, filled, shift in zip(scales, (True, False), (-0.14, 0.14), strict=True):
+                for row in of_panel[(of_panel.method == method) & (of_panel.scale == scale)].itertuples():
+                    colour = TISSUE_COLOURS[tissue]
+                    ends = np.nan_to_num([row.low, row.high], nan=row.value)
+                    ax.plot(100 * ends, [i + shift] * 2, color=colour, lw=1)
+                    ax.plot(100 * row.value, i + shift, "o", ms=4, mec=colour, mfc=colour if filled else "white", mew=1)
+        ax.set(title=f"{symbol(quantity)} {tissue}", xscale="log", xlabel="error (%)")
+        ax.set_xlim(0.7, 200)
+        ax.set_xticks([1, 10, 100], labels=["1", "10", "100"])
+        ax.minorticks_off()
+        ax.grid(axis="y", color="0.9", lw=0.5)
+        ax.set_axisbelow(True)
+    axes[0].set_yticks(range(len(methods)), labels=methods)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
+    for i, method in enumerate(methods):
+        for j, need in enumerate(NEEDS):
+            axes[-1].plot(j, i, "s", ms=5, color="0.25" if need in needs[method] else "0.9", mec="none")
+    axes[-1].set(xlim=(-0.6, len(NEEDS) - 0.4), title="needs")
+    axes[-1].set_xticks(range(len(NEEDS)), labels=NEEDS, rotation=90, size=6.5)
+    axes[-1].tick_params(length=0)
+    for ax in axes:
+        ax.tick_params(axis="y", length=0)
+    axes[-1].spines[:].set_visible(False)
+    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color="0.3", mfc=c) for c in ("0.3", "white")]
+    fig.legend(marks, scales, loc="outside upper right", ncols=2)
+    return fig
+
+
+def error_by_scans(table: pandas.DataFrame, methods: Sequence[str], scans: Sequence[str]) -> Figure:
+    """Median absolute error against the scans shown: a line a method, solid on a common scale, dotted without."""
+    rows = table[table.metric == "median_absolute_error"]
+    fig, axes = plt.subplots(2, 3, figsize=(FIGURE_WIDTH, 3.9), sharex=True, layout="constrained")
+    x, looks = np.arange(len(scans)), (("o", "0.2"), ("s", "#d55e00"), ("^", "#cc78bc"), ("v", "#56b4e9"))
+    for i, tissue in enumerate(("WM", "GM")):
+        for j, quantity in enumerate(("T1", "T2", "PD")):
+            ax, here = axes[i, j], rows[(rows.quantity == quantity) & (rows.tissue == tissue)]
+            for method, (mark, colour) in zip(methods, looks, strict=False):
+                for scale, line in (("common scale", "-"), ("any gain", ":")):
+                    of = here[(here.method == method) & (here.scale == scale)].set_index("scans").reindex(scans)
+                    label = method if line == "-" else None
+                    ax.plot(x, 100 * of.value, line, marker=mark, ms=3, color=colour, lw=1, label=label)
+                    if line == "-":
+                        ax.fill_between(x, 100 * of.low, 100 * of.high, color=colour, alpha=0.15, lw=0)
+            ax.set(yscale="log", title=f"{symbol(quantity)} {tissue}")
+            low, high = ax.get_ylim()
+            ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= t <= high]
+            ax.set_yticks(ticks, labels=[f"{t:g}" for t in ticks])
+            ax.minorticks_off()
+        axes[i, 0].set_ylabel("error (%)")
+    for ax in axes[1]:
+        ax.set_xticks(x, labels=scans, rotation=90, size=6.5)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=len(methods))
+    return fig
+
+
+def honesty(table: pandas.DataFrame, methods: Sequence[str], scale: str) -> Figure:
+    """How often the truth lies in the 50 and 90 % intervals, by method, quantity, tissue; on the lines is honest."""
+    fig, axes = plt.subplots(
+        1, len(methods), figsize=(FIGURE_WIDTH, 2.3), sharey=True, layout="constrained", squeeze=False
+    )
+    rows, places = table[table.scale == scale], [(q, t) for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF")]
+    for ax, method in zip(axes[0], methods, strict=True):
+        for level, filled in ((90, True), (50, False)):
+            ax.axhline(level, color="0.6", lw=0.7, ls="-" if filled else (0, (3, 2)), zorder=0)
+            of = rows[(rows.method == method) & (rows.metric == f"coverage_{level}")].set_index(["quantity", "tissue"])
+            for i, key in enumerate(places):
+                if key not in of.index:
+                    continue
+                row, colour = of.loc[key], TISSUE_COLOURS[key[1]]
+                ends = np.nan_to_num([row.low, row.high], nan=row.value)
+                ax.plot([i, i], 100 * ends, color=colour, lw=1)
+                ax.plot(i, 100 * row.value, "o", ms=4, mec=colour, mfc=colour if filled else "white", mew=1)
+        ax.set(title=method, ylim=(-3, 103))
+        ax.set_xticks(range(len(places)), labels=[f"{symbol(q)} {t}" for q, t in places], rotation=90, size=6.5)
+    axes[0, 0].set_ylabel("truth inside interval (%)")
+    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color="0.3", mfc=c) for c in ("0.3", "white")]
+    fig.legend(marks, ["90 % interval", "50 % interval"], loc="outside upper center", ncols=2)
+    return fig
+
+
+def over_floor(table: pandas.DataFrame, floor: str = "true, other half") -> Figure:
+    """Every distance of samples from true people over the distance of true people from each other (1 on the axis).
+
+    Parameters
+    ----------
+    table
+        Of :func:`brain_sets.compare`.
+    """
+    distances = table[table.metric.isin(("frechet", "wasserstein", "share_distance"))]
+    names = distances[["metric", "quantity", "tissue"]].drop_duplicates().itertuples(index=False)
+    keys = sorted(map(tuple, names), key=lambda k: (("frechet", "share_distance", "wasserstein").index(k[0]), k[1]))
+    values = distances.set_index(["metric", "quantity", "tissue", "inputs"])
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH * 0.75, 0.7 + 0.2 * len(keys)), layout="constrained")
+    looks = {"generated": ("o", "#d55e00"), "true, training heads": ("D", "#56b4e9"), floor: ("|", "0.2")}
+    for i, key in enumerate(keys):
+        base = values.loc[(*key, floor), "value"]
+        for name, (mark, colour) in looks.items():
+            if (*key, name) in values.index:
+                row = values.loc[(*key, name)]
+                ax.plot(np.array([row.low, row.high]) / base, [i, i], color=colour, lw=1, alpha=0.6)
+                ax.plot(row.value / base, i, mark, color=colour, ms=5, label=name if i == 0 else None)
+    labels = [" ".join(filter(None, (symbol(q), t))) if m != "frechet" else "Fréchet" for m, q, t in keys]
+    ax.set_yticks(range(len(keys)), labels=labels)
+    ax.set(
+        ylim=(len(keys) - 0.5, -0.5),
+        xscale="log",
+        xlabel="distance to true people / distance of true people from each other",
+    )
+    ax.grid(axis="y", color="0.9", lw=0.5)
+    ax.set_axisbelow(True)
+    fig.legend(loc="outside upper center", ncols=3)
+    return fig

@@ -1,0 +1,203 @@
+"""The page of an evaluation: its figures, its tables in per cent with intervals, and how it was made."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas
+from matplotlib import pyplot as plt
+
+from ..figures import curves
+from ..figures.style import save_figure, use_house_style
+from ..running.report import figure, frame_table, write_page
+from . import examination_figures
+from .examination import (
+    BAYES,
+    FIT,
+    NETWORK,
+    PAINTED,
+    PRIORS,
+    REFINED,
+    SAMPLED_SD,
+    SCALES,
+    SEEN,
+    SEPARATOR,
+    Examination,
+    read_voxels,
+    split_inputs,
+)
+from .tables import ALL_SCANS, SUBSETS
+
+NEEDS = {
+    NETWORK: ("training", "priors"),
+    REFINED: ("training", "segmentation", "priors"),
+    f"{NETWORK}, a sampled latent": ("training", "priors"),
+    f"{NETWORK}, nominal TE": ("training", "priors"),
+    f"{NETWORK}, gain taken for 1": ("training", "priors"),
+    PRIORS: ("segmentation", "priors"),
+    f"{PRIORS}, nominal TE": ("segmentation", "priors"),
+    FIT: ("segmentation", "3 scans"),
+    BAYES: ("segmentation", "tissue values", "priors"),
+    PAINTED: ("segmentation", "tissue values"),
+}
+"""Method → which of :data:`examination_figures.NEEDS`; the outline of the brain counts as a segmentation."""
+
+
+def headline(table: pandas.DataFrame, methods=tuple(NEEDS)) -> pandas.DataFrame:
+    """Median absolute error in per cent, "value (low–high)", from all three scans: methods by tissue and quantity."""
+    rows = split_inputs(table)
+    rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(methods)]
+    rows = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
+    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    wide = rows.pivot_table(index=["method", "scale"], columns="column", values="cell", aggfunc="first", sort=False)
+    order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
+    there = [key for method in methods for scale in SCALES if (key := (method, scale)) in wide.index]
+    return wide.loc[there, order].reset_index().rename_axis(columns=None)
+
+
+def by_inputs(table: pandas.DataFrame, metric: str, method: str = NETWORK, scale: str = SCALES[0]) -> pandas.DataFrame:
+    """One metric in per cent for each subset of scans, by quantity and tissue."""
+    rows = split_inputs(table)
+    rows = rows[(rows.metric == metric) & (rows.method == method) & (rows.scale == scale)]
+    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    wide = rows.pivot_table(index="scans", columns="column", values="cell", aggfunc="first", sort=False)
+    return wide.reindex([s for s in SUBSETS if s in wide.index]).reset_index().rename_axis(columns=None)
+
+
+def images(table: pandas.DataFrame, method: str = NETWORK) -> pandas.DataFrame:
+    """PSNR and MS-SSIM of scans rendered again, of contrasts nobody acquired, and whether tissues keep their order."""
+    rows = split_inputs(table)
+    means = rows.quantity.str.startswith("mean of")
+    rows = rows[(rows.method == method) & (rows.scans == ALL_SCANS)
+                & (rows.metric.isin(("psnr", "ms_ssim")) | (rows.metric == "same_order"))]  # fmt: skip
+    what = rows.quantity.where(rows.metric != "same_order", rows.tissue)
+    what = what.where(~means.loc[rows.index], what.str.replace("mean of those", "F4's unseen contrasts, mean of those"))
+    rows = rows.assign(what=what, cell=[plain(r) for r in rows.itertuples()])
+    wide = rows.pivot_table(index="what", columns=["scale", "metric"], values="cell", aggfunc="first", sort=False)
+    wide.columns = [f"{metric}, {scale}" for scale, metric in wide.columns]
+    return wide.reset_index().rename(columns={"what": ""})
+
+
+def drawn(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Every comparison of sets of brains: a row a number, a column a set; empty where no brains were drawn."""
+    rows = table[table.inputs.str.startswith(("generated", "true,"))]
+    if rows.empty:
+        return rows
+    rows = rows.assign(cell=[plain(r, 3) for r in rows.itertuples()])
+    wide = rows.pivot_table(
+        index=["metric", "quantity", "tissue"], columns="inputs", values="cell", aggfunc="first", sort=False
+    )
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def percent(row) -> str:
+    """A row's fraction as "3.7 % (3.1–4.4)"."""
+    interval = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if pandas.notna(row.low) else ""
+    return f"{100 * row.value:.1f} %{interval}".replace("-", "−")
+
+
+def plain(row, digits: int = 2) -> str:
+    """A row's number with its interval."""
+    interval = f" ({row.low:.{digits}f}–{row.high:.{digits}f})" if pandas.notna(row.low) else ""
+    return f"{row.value:.{digits}f}{interval}"
+
+
+def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path) -> list[Path]:
+    """Write every figure of an evaluation (PNG, PDF, caption) and return the PNGs."""
+    rows, n = split_inputs(table), exam.n
+    heads = SEEN if exam.seen else "heads never seen"
+    who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
+    whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
+    needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
+    honest = [name for name in (NETWORK, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
+    network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
+    scale = SCALES[0] if network else SCALES[1]
+    made = {
+        "fig81_accuracy_and_needs": (
+            examination_figures.accuracy_and_needs(whole, needs),
+            f"Median absolute error of T1, T2 and PD (relative to CSF) from T1w, T2w and FLAIR, {who}; means with 95 % "
+            "bootstrap intervals over people. Right: what each method needs. All rivals are told where the brain is.",
+            "Dots with intervals for ten methods in six panels, and a grid of what each needs.",
+        ),
+        "fig82_error_by_scans": (
+            examination_figures.error_by_scans(rows, (NETWORK, PRIORS, BAYES, REFINED), list(SUBSETS)),
+            f"Median absolute error by the scans that were shown, {who}; solid: common scale with its 95 % interval, "
+            "dotted: any gain. Scans that do not tell a quantity leave it to the priors.",
+            "Six panels of errors falling as more scans are shown, for four methods.",
+        ),
+        "fig83_honesty": (
+            examination_figures.honesty(rows[rows.scans == ALL_SCANS], honest, scale),
+            f"How often the true value lies in the 90 and 50 % intervals (estimate ± SD, Gaussian), all three scans, "
+            f"{scale}, {who}. Lines: what an honest SD gives.",
+            "Panels of dots by method, shares of true values inside intervals, against lines at 90 and 50 per cent.",
+        ),
+    }
+    voxels = read_voxels(exam)
+    voxels = voxels[voxels.inputs == SEPARATOR.join((NETWORK, ALL_SCANS, scale))]
+    for number, quantity in enumerate(("T1", "T2", "PD"), 84):
+        of = dict(iter(voxels[voxels.quantity == quantity].groupby("tissue", sort=False)))
+        if of:
+            pair = [{name: group[column].to_numpy() for name, group in of.items()} for column in ("estimate", "truth")]
+            made[f"fig{number}_agreement_{quantity.lower()}"] = (
+                curves.agreement(*pair, quantity),
+                f"{quantity} by the network from all three scans ({scale}) against truth, and Bland and Altman's plot "
+                f"of both; at most {exam.n_voxels} pure voxels of each tissue and person, {who}.",
+                f"Two panels of points by tissue: estimated against true {quantity}, and their difference.",
+            )
+    if (table.inputs.str.startswith("generated")).any():
+        samples = table[table.inputs.str.startswith(("generated", "true,"))]
+        samples = samples.assign(inputs=samples.inputs.str.removesuffix(f" | {SEEN}"))
+        made["fig87_samples_over_floor"] = (
+            examination_figures.over_floor(samples),
+            f"Drawn slices against true people: distances over those that two disjoint halves of the true people have "
+            f"(n = {2 * n}, bar at 1; lines: 95 % of 20 halvings). Blue: true people made from the training heads, "
+            "what a perfect generator would reach.",
+            "Dots on a logarithmic axis, one row a distance, beside the floor at one.",
+        )
+    paths = []
+    for name, (fig, caption, alt) in made.items():
+        paths.append(save_figure(fig, folder, name, caption=caption, alt=alt)[0])
+        plt.close(fig)
+    return paths
+
+
+def write_report(exam: Examination, table: pandas.DataFrame) -> Path:
+    """``report.html`` in the evaluation's folder, complete in itself."""
+    with mpl.rc_context():
+        use_house_style()
+        figures = draw_figures(exam, table, exam.out / "figures")
+    whole = split_inputs(table)
+    scale = SCALES[0] if NETWORK in set(whole[whole.scale == SCALES[0]].method) else SCALES[1]
+    tables = [
+        frame_table(headline(table), "Median absolute error, all three scans, every method (PD relative to CSF)"),
+        frame_table(by_inputs(table, "median_absolute_error", scale=scale), f"The network by scans shown, {scale}"),
+        frame_table(
+            by_inputs(table, "bias", scale=scale), f"Bias (median of the signed error) by scans shown, {scale}"
+        ),
+        frame_table(by_inputs(table, "coverage_90", scale=scale), f"True values inside the 90 % interval, {scale}"),
+        *(
+            frame_table(
+                images(table, method),
+                f"Images by the {method}: PSNR (dB) and MS-SSIM in the brain; share of people with tissues in order",
+            )
+            for method in (NETWORK, REFINED)
+        ),
+    ]
+    if len(samples := drawn(table)):
+        tables.append(frame_table(samples, "Drawn slices and true ones, each set against half of the true people"))
+    else:
+        tables.append("<p>These weights hold no diffusion model: no drawn brains were evaluated.</p>\n")
+    config, files = exam.weights.config, ", ".join(evaluation_heads(exam))
+    said = (
+        f"Profile {config['profile']}, weights {exam.weights.identity[:12]}; {exam.n} people, seed {exam.seed}, from "
+        f"{'HEADS SEEN IN TRAINING' if exam.seen else 'heads not seen in training'}: {files}. Means over people with "
+        "95 % bootstrap intervals over people; all numbers are in metrics.csv."
+    )
+    body = "<h2>Figures</h2>\n" + "".join(figure(path) for path in figures) + "<h2>Numbers</h2>\n" + "".join(tables)
+    return write_page(exam.out / "report.html", "How right are these weights?", said, body)
+
+
+def evaluation_heads(exam: Examination) -> list[str]:
+    return [escape(name).removesuffix(".gz").removesuffix(".nii") for name in exam.settings()["heads"]]

@@ -1,0 +1,1 @@
+"""What a reader drags and clicks: widgets over numbers first, drawing second."""

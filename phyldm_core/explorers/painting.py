@@ -1,0 +1,168 @@
+"""What the contrast explorer paints: a slice as on a reading-room screen, and signal against one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from ..figures.style import TISSUE_COLOURS, to_rgb
+from ..physics import Protocol, TissueMaps, ernst_angle, null_ti, signal
+from .console import NAMES, RANGES
+
+HEIGHT = 560  # pixels of the image; a browser may show it smaller or larger
+LETTERS = 19  # pixels: read from the last row
+PLOT = (640, 400)  # pixels of the curves
+
+
+def paint_slice(
+    image: np.ndarray,
+    window: tuple[float, float],
+    voxel_mm: tuple[float, float],
+    protocol: Protocol,
+    cross: tuple[int, int],
+    corner: str = "",
+) -> np.ndarray:
+    """``(HEIGHT, columns, 3)`` picture of a slice with cross, orientation, protocol, window and scale.
+
+    Parameters
+    ----------
+    image
+        ``(y, x)``, y towards anterior, x towards the patient's right; shown radiologically.
+    window
+        Black and white.
+    voxel_mm
+        (y, x).
+    cross
+        Row and column in the view, counted from its top left.
+    corner
+        Written at the top left.
+    """
+    (n_y, n_x), (mm_y, mm_x) = image.shape, voxel_mm
+    per_mm = HEIGHT / (n_y * mm_y)
+    width = round(n_x * mm_x * per_mm)
+    picture = Image.fromarray(to_rgb(image, window=window)).resize((width, HEIGHT), Image.Resampling.NEAREST)
+    draw, font = ImageDraw.Draw(picture), ImageFont.truetype(findfont("DejaVu Sans"), LETTERS)
+    y, x = (cross[0] + 0.5) * mm_y * per_mm, (cross[1] + 0.5) * mm_x * per_mm
+    for near, far in ((6, 16), (-6, -16)):  # a gap in the middle keeps the voxel in view
+        draw.line((x + near, y, x + far, y), fill="yellow", width=2)
+        draw.line((x, y + near, x, y + far), fill="yellow", width=2)
+
+    def write(at, text, anchor):
+        draw.text(at, text, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
+
+    name, _, settings = str(protocol).partition(", ")
+    times, flip, angle = settings.partition(", flip")
+    for line, text in enumerate((name, times, flip[2:] + angle)):
+        write((8, 28 + 24 * line), text, "la")
+    write((8, 4), corner, "la")
+    write((width / 2, 4), "A", "ma")
+    write((8, HEIGHT / 2), "R", "lm")
+    write((width - 8, HEIGHT / 2), "L", "rm")
+    write((8, HEIGHT - 8), f"W {window[1] - window[0]:.3f}  L {(window[0] + window[1]) / 2:.3f}", "ld")
+    draw.line((width - 10 - 50 * per_mm, HEIGHT - 10, width - 10, HEIGHT - 10), fill="white", width=3)
+    write((width - 10, HEIGHT - 18), "50 mm", "rd")
+    return np.asarray(picture)
+
+
+class SignalCurves:
+    """Signal of each tissue against one setting; the figure is kept, and while its axes stay, only lines are drawn.
+
+    Parameters
+    ----------
+    tissues
+        Name → PD (of water), T1 (s), T2 (s).
+    """
+
+    def __init__(self, tissues: Mapping[str, tuple[float, float, float]]):
+        self.tissues = dict(tissues)
+        self.maps = TissueMaps(*torch.tensor(list(self.tissues.values()), dtype=torch.float64).T)
+        self.canvas = FigureCanvasAgg(Figure(figsize=(PLOT[0] / 100, PLOT[1] / 100), dpi=100))
+        self.axes = self.canvas.figure.add_axes((0.13, 0.15, 0.835, 0.74))
+        self.axes.set_ylabel("signal (PD of water = 1)", size=13)
+        self.axes.spines[["top", "right"]].set_visible(False)
+        self.axes.axhline(0, color="0.5", lw=0.8)
+        self.readout = self.axes.axvline(1, color="0.2", lw=1, ls=":", animated=True)
+        self.seen, self.signed, self.dots, self.marks = {}, {}, {}, {}
+        for name in self.tissues:
+            colour = TISSUE_COLOURS.get(name)
+            (self.seen[name],) = self.axes.plot([], [], color=colour, lw=2.4, label=name)
+            colour = self.seen[name].get_color()
+            (self.signed[name],) = self.axes.plot([], [], color=colour, lw=1, ls="--")
+            (self.dots[name],) = self.axes.plot([], [], "o", color=colour, ms=8)
+            (self.marks[name],) = self.axes.plot([], [], "|", color=colour, ms=16, mew=2.5)
+        self.moving = [self.readout]
+        for lines in (self.seen, self.signed, self.dots, self.marks):
+            self.moving += lines.values()
+            for line in lines.values():
+                line.set_animated(True)
+        self.axes.tick_params(labelsize=12)
+        self.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(self.tissues), frameon=False, fontsize=13)
+        self._drawn, self._empty = None, None  # the limits of the axes that were drawn, and their pixels
+
+    def signals(self, protocol: Protocol, along: str = "te", values=None) -> np.ndarray:
+        """Signed signal ``(values, tissues)`` with ``along``, a key of NAMES, set to each of ``values`` (s, °)."""
+        set_to = {name: getattr(protocol, name) for name in NAMES}
+        set_to[along] = torch.as_tensor([set_to[along]] if values is None else values, dtype=torch.float64)[:, None]
+        angle = set_to.pop("flip_angle_deg")
+        if angle is not None:
+            set_to["flip_angle"] = torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64))
+        return signal(self.maps, protocol.sequence, **set_to).numpy()
+
+    def draw(self, protocol: Protocol, along: str) -> np.ndarray:
+        """Pixels ``(rows, columns, 3)``: magnitude solid, negative signal dashed, readout dotted.
+
+        Ticks mark the null points where TI varies, the Ernst angles where the flip angle does.
+        """
+        here, values = getattr(protocol, along), self._values(protocol, along)
+        curves, now = self.signals(protocol, along, values), self.signals(protocol)[0]
+        self.readout.set_xdata([here, here])
+        for k, (name, (_, t1, _)) in enumerate(self.tissues.items()):
+            self.seen[name].set_data(values, np.abs(curves[:, k]))
+            self.signed[name].set_data(values, np.where(curves[:, k] < 0, curves[:, k], np.nan))
+            self.dots[name].set_data([here], [abs(now[k])])
+            self.marks[name].set_data(*self._marks(protocol, along, t1))
+        low, high = min(0, curves.min()), max(np.abs(curves).max(), np.abs(now).max(), 1e-3)
+        margin = 0.04 * (high - low)
+        self._axes_for(along, values[0], max(values[-1], 1.02 * here), low - margin, high + margin)
+        self.canvas.restore_region(self._empty)
+        for artist in self.moving:
+            self.axes.draw_artist(artist)
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+    def _axes_for(self, along: str, left: float, right: float, low: float, high: float):
+        """Axes with these limits, kept where they are: drawing them takes most of the time of a slider step."""
+        wanted = (along, *(float(f"{limit:.4g}") for limit in (left, right, low, high)))
+        if wanted != self._drawn:
+            self.axes.set(xscale="log" if along == "te" else "linear", xlim=wanted[1:3], ylim=wanted[3:])
+            self.axes.xaxis.set_major_formatter("{x:g}")
+            self.axes.set_xlabel(
+                "flip angle (°)" if along == "flip_angle_deg" else f"{NAMES[along]} (s)", size=13, labelpad=1
+            )
+            self.canvas.draw()
+            self._drawn, self._empty = wanted, self.canvas.copy_from_bbox(self.canvas.figure.bbox)
+
+    @staticmethod
+    def _marks(protocol: Protocol, along: str, t1: float) -> tuple[list[float], list[float]]:
+        if along == "ti":
+            return [null_ti(t1, protocol.tr, protocol.sequence)], [0]
+        if along == "flip_angle_deg":
+            return [np.degrees(ernst_angle(t1, protocol.tr))], [0]
+        return [], []
+
+    @staticmethod
+    def _values(protocol: Protocol, along: str) -> np.ndarray:
+        low, high = RANGES[along]
+        if along == "te":
+            return np.geomspace(min(low, 0.5 * protocol.tr), min(protocol.tr, high), 200)
+        if along == "ti":
+            return np.linspace(0, max(protocol.tr, protocol.ti), 200)
+        if along == "flip_angle_deg":
+            return np.linspace(0, high, 200)
+        shown = 0.2 if protocol.sequence.has_flip_angle else 8.0  # s; beyond it the clinic sets no TR
+        return np.linspace(max(protocol.te, protocol.ti or 0), max(shown, 1.2 * protocol.tr), 200)

@@ -1,0 +1,334 @@
+"""Where each tissue is: heads as fractions of tissue per voxel, and ways to turn one head into many.
+
+Two kinds of head. The MNI152 template with the grey and white matter maps inside nilearn needs no
+download. Any folder of FreeSurfer-style label maps holds real people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import BadInput
+from ..tissue import BRAIN, TISSUES
+
+FREESURFER = {
+    "WM": (2, 41, 77, 85, 192, 251, 252, 253, 254, 255),
+    "GM": (3, 42, 26, 58, 18, 54, 136, 137, 163, 164),  # 136… lie in the cortical rim of these heads
+    "CSF": (4, 43, 5, 44, 14, 15, 24, 72, 31, 63, 30, 62),
+    "thalamus": (10, 49),
+    "caudate": (11, 50),
+    "putamen": (12, 51),
+    "pallidum": (13, 52),
+    "hippocampus": (17, 53),
+    "cerebellar WM": (7, 46),
+    "cerebellar GM": (8, 47),
+    "brain stem": (16, 28, 60),
+    "lesion": (25, 57),
+    "fat": (507,),
+    "muscle": (508, 509, 511),
+    "bone": (515,),
+    "marrow": (516,),
+    "blood": (502, 514),
+    "eye": (506,),
+}
+"""FreeSurfer's label numbers, and SynthSeg's 502–530 outside the brain, by tissue."""
+LATERAL_VENTRICLES = (4, 43)
+
+LANDMARKS = {  # label (left, right) and the structure's centre in MNI space, |x| y z in mm
+    (10, 49): (11, -19, 7), (11, 50): (13, 11, 10), (12, 51): (26, 2, 1), (13, 52): (19, -5, -1),
+    (17, 53): (27, -22, -15), (18, 54): (23, -4, -18), (7, 46): (18, -58, -36), (26, 58): (10, 12, -7),
+}  # fmt: skip
+"""Structures whose centres turn a head into the axes of MNI space, so that axial slices are axial."""
+CENTRE_MNI = (0.0, -18.0, 12.0)  # mm; the slices are centred here, between thalamus and ventricles
+
+MARGIN_MM = 24  # kept around the slices, so that a deformed slice still falls inside the stored block
+HALF_WIDTH_MM, HALF_LENGTH_MM = 95, 115  # of the stored block: the largest of the heads fits
+
+
+@dataclass
+class Anatomy:
+    """One head.
+
+    Parameters
+    ----------
+    name
+        Where it came from: a file's stem, or "mni152".
+    fractions
+        ``(k, z, y, x)`` float32 at 1 mm, one map per entry of :data:`tissue.TISSUES`, RAS order
+        (z to superior, y to anterior, x to the right). Sums to at most 1; the rest is air.
+    ventricle
+        ``(z, y, x)``, smooth indicator of the lateral ventricles.
+
+    The middle voxel is the point that the central slices are centred on.
+    """
+
+    name: str
+    fractions: Tensor
+    ventricle: Tensor
+
+
+def find_anatomies(folder: str | Path | None) -> list[str]:
+    """Names of the heads on offer: ``["mni152"]`` without a folder, else its NIfTI files, sorted.
+
+    Raises
+    ------
+    BadInput
+        The folder does not exist or holds no ``.nii`` or ``.nii.gz``.
+    """
+    if not folder:
+        return ["mni152"]
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder: --anatomies takes a folder of label maps in NIfTI")
+    files = sorted(f.name for f in folder.iterdir() if f.name.endswith((".nii", ".nii.gz")))
+    if not files:
+        raise BadInput(f"{folder} holds no .nii or .nii.gz file: --anatomies takes a folder of label maps in NIfTI")
+    return files
+
+
+def load_anatomy(name: str, folder: str | Path | None, *, slab_mm: float, head: bool, blur_mm: float) -> Anatomy:
+    """Read one head, as far as the slices need it.
+
+    Parameters
+    ----------
+    name, folder
+        An entry of :func:`find_anatomies` and the folder it was found in.
+    slab_mm
+        Thickness of the block of slices about the centre; :data:`MARGIN_MM` is kept on both sides.
+    head
+        Keep skull, scalp, muscle and eyes; otherwise everything outside the brain and its CSF is air.
+    blur_mm
+        Width (SD) of the partial volume between tissues that a voxel of the final size sees.
+    """
+    half = (int(round(slab_mm / 2 + MARGIN_MM)), HALF_LENGTH_MM, HALF_WIDTH_MM)
+    masks, ventricle = _mni152(half) if name == "mni152" else _labelled(Path(folder) / name, half)
+    fractions = np.zeros((len(TISSUES), *ventricle.shape), np.float32)
+    for k, tissue in enumerate(TISSUES):
+        if tissue in masks and (head or tissue in BRAIN):
+            fractions[k] = masks[tissue]
+    if not head:  # islands of CSF in the neck and the optic canals are not brain
+        pieces, _ = ndimage.label(fractions.sum(0) > 0.5)
+        largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+        fractions *= ndimage.binary_dilation(pieces == largest)
+    for volume in fractions:
+        ndimage.gaussian_filter(volume, blur_mm, output=volume)
+    ventricle = ndimage.gaussian_filter(ventricle.astype(np.float32), 4.0)
+    return Anatomy(name, torch.from_numpy(fractions), torch.from_numpy(ventricle))
+
+
+def _labelled(path: Path, half: tuple[int, int, int]):
+    """Tissue masks (z, y, x) at 1 mm of a FreeSurfer-style label map, turned into the axes of MNI space."""
+    try:
+        image = nibabel.as_closest_canonical(nibabel.load(path))
+        labels = np.asarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds; a user needs to know which file
+        raise BadInput(f"{path} cannot be read as NIfTI ({error}): replace or remove the file") from None
+    if labels.ndim != 3:
+        raise BadInput(f"{path} has {labels.ndim} dimensions: a label map has 3")
+    labels = labels.astype(np.int16)
+    if not (np.isin(labels, FREESURFER["WM"]).any() and np.isin(labels, FREESURFER["GM"]).any()):
+        raise BadInput(f"{path} has no known tissue labels: FreeSurfer numbers are needed (2, 3, 41, 42 …)")
+    rotation, origin = _to_mni(labels, image.affine)
+    # output voxel (z, y, x) → MNI mm → head mm → input voxel (x, y, z)
+    to_voxel = np.linalg.inv(image.affine)
+    turn = to_voxel[:3, :3] @ rotation.T
+    middle = to_voxel[:3, :3] @ origin + to_voxel[:3, 3]
+    matrix = turn[:, ::-1]
+    shape = [2 * h + 1 for h in half]
+    labels = ndimage.affine_transform(labels, matrix, middle - matrix @ np.array(half), output_shape=shape, order=0)
+    masks = {tissue: np.isin(labels, numbers) for tissue, numbers in FREESURFER.items()}
+    return masks, np.isin(labels, LATERAL_VENTRICLES)
+
+
+def _to_mni(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation (head mm → MNI axes) and the head's own point (mm) at :data:`CENTRE_MNI`.
+
+    The rotation that best carries the landmark centres onto MNI's (Kabsch); a head without the
+    landmarks keeps its own axes and is centred on its white matter.
+    """
+    numbers = [number for pair in LANDMARKS for number in pair]
+    targets = [(side * x, y, z) for (x, y, z) in LANDMARKS.values() for side in (-1, 1)]
+    present = [n for n in numbers if (labels == n).any()]
+    if len(present) < 6:
+        centre = ndimage.center_of_mass(np.isin(labels, FREESURFER["WM"]))
+        return np.eye(3), nibabel.affines.apply_affine(affine, centre)
+    voxels = ndimage.center_of_mass(np.ones_like(labels, np.uint8), labels, present)
+    here = nibabel.affines.apply_affine(affine, np.array(voxels))
+    there = np.array([targets[numbers.index(n)] for n in present], float)
+    rotation, _ = Rotation.align_vectors(there - there.mean(0), here - here.mean(0))
+    rotation = rotation.as_matrix()
+    return rotation, here.mean(0) + rotation.T @ (np.array(CENTRE_MNI) - there.mean(0))
+
+
+def _mni152(half: tuple[int, int, int]):
+    """Tissue fractions (z, y, x) of the MNI152 template; deep nuclei by their place in MNI space.
+
+    The template separates grey from white matter only. A nucleus is the grey matter inside an
+    ellipsoid at the nucleus's usual MNI coordinates: an approximation, good enough to give the
+    nuclei relaxation times of their own.
+    """
+    from nilearn import datasets  # a second of imports, needed here only
+
+    offsets = [np.arange(-h, h + 1, dtype=np.float32) + c for h, c in zip(half, CENTRE_MNI[::-1], strict=True)]
+    z, y, x = offsets
+
+    def volume(loader):
+        image = loader(resolution=1)
+        data = image.get_fdata(dtype=np.float32).transpose(2, 1, 0)
+        start = [int(o[0] - a) for o, a in zip(offsets, image.affine[2::-1, 3], strict=True)]
+        before = [max(-s, 0) for s in start]
+        padded = np.pad(data, [(b, len(o)) for b, o in zip(before, offsets, strict=True)])
+        return padded[tuple(slice(s + b, s + b + len(o)) for s, b, o in zip(start, before, offsets, strict=True))]
+
+    gm, wm, brain = (
+        volume(loader)
+        for loader in (
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_brain_mask,
+        )
+    )
+
+    def ellipsoid(centre, radii):
+        dx = (np.abs(x) - centre[0]) / radii[0]
+        dy, dz = (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
+        return dz[:, None, None] ** 2 + dy[None, :, None] ** 2 + dx[None, None, :] ** 2 < 1
+
+    total = np.maximum(gm + wm, 1)
+    gm, wm = gm / total * brain, wm / total * brain
+    csf = np.clip(brain - gm - wm, 0, 1)
+    nuclei = {  # centre and radii (mm); the template calls half of thalamus and pallidum white
+        "thalamus": ((11, -19, 7), (10, 15, 10), True),
+        "caudate": ((13, 11, 10), (8, 14, 14), False),
+        "pallidum": ((19, -4, 0), (6, 9, 7), True),
+        "putamen": ((27, 2, 2), (9, 18, 13), False),
+        "hippocampus": ((27, -22, -15), (9, 20, 9), False),
+    }
+    masks, free = {}, np.ones_like(gm)
+    for tissue, (centre, radii, white_too) in nuclei.items():
+        place = ellipsoid(centre, radii) * free
+        free = free - place
+        masks[tissue] = (gm + wm * white_too) * place
+        gm = gm * (1 - place)
+        wm = wm * (1 - place * white_too)
+    cerebellum = (z[:, None, None] < -14) & (y[None, :, None] < -38) & np.ones_like(gm, bool)
+    stem = (
+        (z[:, None, None] < -10) & (np.abs(x)[None, None, :] < 15) & (y[None, :, None] > -42) & (y[None, :, None] < -12)
+    )
+    masks["cerebellar GM"], masks["cerebellar WM"] = gm * cerebellum, wm * cerebellum
+    masks["brain stem"] = (gm + wm) * stem * ~cerebellum
+    rest = ~cerebellum & ~stem
+    masks["GM"], masks["WM"], masks["CSF"] = gm * rest, wm * rest, csf
+    return masks, ellipsoid((14, -10, 14), (18, 45, 18)) * (csf > 0.5)
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How far one simulated person may differ from the head they were made from."""
+
+    rotation_deg: float = 2.0  # SD, about each axis: heads that were laid straight, or registered
+    scale: float = 0.04  # SD of the logarithm, each axis
+    translation_mm: float = 2.0
+    coarse_mm: float = 3.0  # SD of the velocity on a 40 mm grid: lobes shift
+    fine_mm: float = 1.5  # SD of the velocity on a 16 mm grid: gyri move and fold
+    asymmetry: float = 0.25  # share of the velocity's SD that differs left from right: people are nearly symmetric
+    ventricle_mm: float = 2.5  # SD of the widening of the lateral ventricles
+    cortex: float = 0.25  # SD of the log of grey over white at their border: thicker or thinner cortex
+
+
+FIELD_MM = 4  # grid of the velocity field; 16 mm details need no finer
+
+
+def smooth_field(shape, spacing_voxels: float, generator: torch.Generator, channels: int = 1) -> Tensor:
+    """Unit-variance smooth noise ``(channels, *shape)`` whose details are about ``spacing_voxels`` wide."""
+    coarse = [max(int(np.ceil(n / spacing_voxels)) + 3, 4) for n in shape]
+    noise = torch.randn(1, channels, *coarse, generator=generator)
+    mode = "trilinear" if len(shape) == 3 else "bicubic"
+    field = functional.interpolate(noise, size=tuple(shape), mode=mode, align_corners=True)[0]
+    return field / field.std().clamp_min(1e-6)
+
+
+def deform(anatomy: Anatomy, points_mm: Tensor, spec: Deformation, generator: torch.Generator) -> Tensor:
+    """Tissue fractions of a new person made from ``anatomy``, at the given points.
+
+    Parameters
+    ----------
+    points_mm
+        ``(d, h, w, 3)``, (x, y, z) in mm from the centre of the head.
+
+    Returns
+    -------
+        ``(k, d, h, w)``, fractions of each tissue. The map from new to old head is an affine
+        followed by the flow of a smooth stationary velocity (scaling and squaring, six halvings),
+        so that at these amplitudes it folds nowhere.
+    """
+    half = points_mm.reshape(-1, 3).abs().amax(0) + 12
+    size = [int(2 * h // FIELD_MM) + 2 for h in half.flip(0)]  # z, y, x
+
+    def velocity(spacing_mm, amplitude_mm):
+        field = smooth_field(size, spacing_mm / FIELD_MM, generator, 3)
+        mirrored = field.flip(-1) * torch.tensor([-1.0, 1.0, 1.0])[:, None, None, None]  # x, y, z components
+        even, odd = (field + mirrored) / 2**0.5, (field - mirrored) / 2**0.5
+        field = (1 - spec.asymmetry**2) ** 0.5 * even + spec.asymmetry * odd
+        return amplitude_mm * functional.avg_pool3d(field[None], 3, 1, 1, count_include_pad=False)[0]
+
+    flow = velocity(40, spec.coarse_mm) + velocity(16, spec.fine_mm)
+    grid = functional.affine_grid(torch.eye(3, 4)[None], [1, 1, *size], align_corners=True)
+    where = grid * half  # mm
+    widen = torch.randn((), generator=generator) * spec.ventricle_mm
+    flow = flow + widen * _ventricle_push(anatomy, where)
+    flow = (flow / 2**6)[None]
+    unit = half.view(3, 1, 1, 1)
+    for _ in range(6):
+        there = grid + (flow / unit).permute(0, 2, 3, 4, 1)
+        flow = flow + functional.grid_sample(flow, there, align_corners=True, padding_mode="border")
+    warp = functional.grid_sample(flow, (points_mm / half)[None], align_corners=True, padding_mode="border")[0]
+    warped = points_mm + warp.permute(1, 2, 3, 0)
+    fractions = _sample(anatomy.fractions, warped @ _affine(spec, generator).T + _shift(spec, generator))
+    return _vary_cortex(fractions.clamp_min(0), spec, generator)
+
+
+def _affine(spec: Deformation, generator) -> Tensor:
+    angles = torch.randn(3, generator=generator) * np.deg2rad(spec.rotation_deg)
+    skew = torch.zeros(3, 3)
+    skew[0, 1], skew[0, 2], skew[1, 2] = angles
+    return torch.linalg.matrix_exp(skew - skew.T) @ torch.diag(
+        torch.exp(spec.scale * torch.randn(3, generator=generator))
+    )
+
+
+def _shift(spec: Deformation, generator) -> Tensor:
+    return torch.randn(3, generator=generator) * spec.translation_mm
+
+
+def _ventricle_push(anatomy: Anatomy, where: Tensor) -> Tensor:
+    """Unit-height vector field that points towards the ventricles' inside: along it they widen."""
+    gradient = torch.stack(torch.gradient(anatomy.ventricle), 0).flip(0)  # x, y, z components
+    push = _sample(gradient, where[0])
+    return push / push.norm(dim=0).max().clamp_min(1e-6)
+
+
+def _sample(volumes: Tensor, points_mm: Tensor) -> Tensor:
+    """Trilinear values of ``(k, z, y, x)`` volumes at 1 mm at ``(d, h, w, 3)`` mm from their middle; 0 outside."""
+    half = torch.tensor(volumes.shape[:0:-1]) // 2  # x, y, z
+    return functional.grid_sample(volumes[None], (points_mm / half)[None], align_corners=True)[0]
+
+
+def _vary_cortex(fractions: Tensor, spec: Deformation, generator) -> Tensor:
+    """Move the border between grey and white matter by reweighting them where both are present."""
+    wm, gm = TISSUES.index("WM"), TISSUES.index("GM")
+    both = fractions[wm] + fractions[gm]
+    odds = torch.exp(spec.cortex * torch.randn((), generator=generator))
+    shifted = odds * fractions[gm] / (odds * fractions[gm] + fractions[wm]).clamp_min(1e-6)
+    out = fractions.clone()
+    out[gm], out[wm] = both * shifted, both * (1 - shifted)
+    return out

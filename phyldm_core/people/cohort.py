@@ -1,0 +1,445 @@
+"""A cohort whose truth is known: anatomy + measured tissue + OASIS-3 protocols → scans with their maps.
+
+Nobody can measure the true T1, T2 and PD of OASIS-3. Here people are simulated, so that they are
+known, and written as a small BIDS dataset: scans at the top, truth under ``derivatives/truth``.
+Training reads the scans; only evaluation opens the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+from ..machine.on_disk import in_a_file
+from ..machine.shards import run_shards
+from ..physics import Protocol, TissueMaps, signed_signal
+from ..scans import nifti
+from ..scans.bids import read_json, replace_folder, to_json, write_atomically
+from ..scans.oasis3 import SESSION_CONTRASTS, effective_protocol, oasis3_protocols
+from ..tissue import REPORTED, TISSUES, in_vivo_3t
+from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
+
+MODALITIES = ("T1w", "T2w", "FLAIR")
+MAPS = ("PDmap", "T1map", "T2map")
+SPLITS = ("train", "val", "test")
+AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
+
+
+@dataclass(frozen=True)
+class CohortRecipe:
+    """Everything that decides what a cohort looks like; equal recipes give equal files."""
+
+    n_train: int = 200
+    n_val: int = 20
+    n_test: int = 20
+    anatomies: str | None = None  # folder of label maps; None: the MNI152 template in nilearn
+    test_anatomies: int = 5  # the last ones of the folder, never seen in training
+    val_anatomies: int = 0  # of the training ones; 0: validation has new people from training heads
+    voxel_mm: float = 2.0
+    shape: tuple[int, int] = (112, 80)  # y, x
+    n_slices: int = 8  # central axial slices, as in the paper
+    slice_mm: float = 2.0
+    head: bool = False  # False: brain and its CSF only, easier to learn in minutes
+    lesions: float = 0.0  # fraction of people with white-matter lesions
+    noise: tuple[float, float] = (0.01, 0.025)  # SD of the Rician noise, of a scan's 99th percentile
+    bias: float = 0.04  # SD of the log receive field, smooth over 60 mm, shared by a person's scans
+    texture: float = 0.03  # SD of the log of each map inside a tissue, smooth over 12 mm
+    seed: int = 1
+    deformation: Deformation = Deformation()
+
+    def subjects(self) -> list[Subject]:
+        """Who is in the cohort: people, the head each was made from, and the split each belongs to.
+
+        With one head, the splits differ by deformation and tissue only. With several, the last
+        ``test_anatomies`` belong to the test set alone, the ``val_anatomies`` before them to validation.
+        """
+        heads = find_anatomies(self.anatomies)
+        pools = dict.fromkeys(SPLITS, heads)
+        if len(heads) > self.test_anatomies + self.val_anatomies:
+            seen = heads[: len(heads) - self.test_anatomies]
+            pools["test"] = heads[len(seen) :]
+            pools["train"] = seen[: len(seen) - self.val_anatomies]
+            pools["val"] = seen[len(seen) - self.val_anatomies :] if self.val_anatomies else pools["train"]
+        counts = (self.n_train, self.n_val, self.n_test)
+        people = []
+        for split, n in zip(SPLITS, counts, strict=True):
+            for i in range(n):
+                people.append(
+                    Subject(f"sub-{len(people) + 1:04d}", split, pools[split][i % len(pools[split])], len(people))
+                )
+        return people
+
+    def draw_session(self, rng: np.random.Generator, complete: bool) -> list[Protocol | None]:
+        """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE).
+
+        ``complete`` sessions hold all three: of a test person every subset can then be judged.
+        """
+        held = list(SESSION_CONTRASTS)
+        weights = np.array([SESSION_CONTRASTS[h] for h in held], float)
+        present = held[rng.choice(len(held), p=weights / weights.sum())]
+        session = []
+        for modality in MODALITIES:
+            rows = oasis3_protocols()[modality]
+            counts = np.array([row.count for row in rows], float)
+            row = rows[rng.choice(len(rows), p=counts / counts.sum())]
+            session.append(row.nominal if complete or modality in present else None)
+        return session
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One simulated person."""
+
+    name: str
+    split: str
+    head: str
+    index: int
+
+
+@dataclass
+class Slices:
+    """Axial slices of many people, ready for a network.
+
+    Parameters
+    ----------
+    images
+        ``(n, m, y, x)`` float32; a scan that does not exist is zero. Of :func:`load_scans` it lies in a file.
+    settings
+        ``(n, m, 4)``: sequence, TE, TR, TI of each scan, effective TE where that applies.
+    observed
+        ``(n, m)`` bool: which scans exist.
+    subject
+        ``(n,)`` index of the person each slice belongs to, of the session where a real person has
+        several; those of one split count from 0.
+    position
+        ``(n,)`` height of the slice in the stack, −1 (lowest) to 1.
+    """
+
+    images: Tensor
+    settings: Tensor
+    observed: Tensor
+    subject: Tensor
+    position: Tensor
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index) -> Slices:
+        return Slices(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Truth:
+    """What was simulated: ``maps`` ``(n, 3, y, x)`` (PD, T1 s, T2 s; 0 in air) and tissue fractions ``(n, 3, y, x)``.
+
+    The fractions are of WM, GM and CSF (pooled as in :data:`tissue.REPORTED`).
+    """
+
+    maps: Tensor
+    fractions: Tensor
+
+    def tissue(self, name: str, purity: float = 0.9) -> Tensor:
+        """``(n, y, x)`` bool: voxels that hold at least ``purity`` of "WM", "GM" or "CSF"."""
+        return self.fractions[:, list(REPORTED).index(name)] >= purity
+
+    @property
+    def brain(self) -> Tensor:
+        """``(n, y, x)`` bool: voxels that are at least half WM, GM or CSF."""
+        return self.fractions.sum(1) >= 0.5
+
+
+# --- one person ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Simulated:
+    """One person's truth and scans: maps ``(z, 3, y, x)``, fractions ``(z, 3, y, x)``, images ``(z, m, y, x)``."""
+
+    maps: Tensor
+    fractions: Tensor
+    images: Tensor
+    nominal: list[Protocol | None]
+    gains: np.ndarray
+
+
+def slice_points(recipe: CohortRecipe) -> Tensor:
+    """``(z, y, x, 3)``: (x, y, z) in mm from the centre of the head."""
+    (ny, nx), nz = recipe.shape, recipe.n_slices
+    x = (torch.arange(nx) - (nx - 1) / 2) * recipe.voxel_mm
+    y = (torch.arange(ny) - (ny - 1) / 2) * recipe.voxel_mm
+    z = (torch.arange(nz) - (nz - 1) / 2) * recipe.slice_mm
+    zz, yy, xx = torch.meshgrid(z, y, x, indexing="ij")
+    return torch.stack([xx, yy, zz], -1)
+
+
+@lru_cache(maxsize=1)  # 200 MB a head, and a worker's people are sorted by head
+def _anatomy(name: str, recipe: CohortRecipe):
+    return load_anatomy(
+        name,
+        recipe.anatomies,
+        slab_mm=recipe.n_slices * recipe.slice_mm,
+        head=recipe.head,
+        blur_mm=0.35 * recipe.voxel_mm,
+    )
+
+
+def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
+    """Make one person: deform the head, draw the tissue, mix it into maps, and scan them."""
+    rng = np.random.default_rng([recipe.seed, subject.index])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    fractions = deform(_anatomy(subject.head, recipe), slice_points(recipe), recipe.deformation, generator)
+    if rng.random() < recipe.lesions:
+        fractions = _add_lesions(fractions, recipe, generator)
+    maps = _mix(fractions, in_vivo_3t().draw(rng), recipe, generator)
+    pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
+    nominal = recipe.draw_session(rng, complete=subject.split == "test")
+    settings = torch.stack([effective_protocol(p).settings() if p else torch.zeros(4) for p in nominal])
+    clean = signed_signal(TissueMaps.from_stack(maps), settings.expand(len(maps), -1, -1)).abs()
+    images, gains = _scan(clean, recipe, rng, generator)
+    exists = torch.tensor([p is not None for p in nominal])
+    return Simulated(maps, pooled, images * exists[None, :, None, None], nominal, gains)
+
+
+def _mix(fractions: Tensor, values: np.ndarray, recipe: CohortRecipe, generator) -> Tensor:
+    """Maps ``(z, 3, y, x)`` of voxels that hold several tissues.
+
+    PD adds up. One T1 and one T2 must stand for the mixture: the geometric mean weighted by water,
+    which keeps the truth inside what a single-compartment model can hold.
+    """
+    values = torch.from_numpy(values).float()
+    water = fractions * values[:, 0, None, None, None]
+    pd = water.sum(0)
+    share = water / pd.clamp_min(1e-6)
+    log_times = torch.einsum("kzyx,kt->tzyx", share, values[:, 1:].log())
+    texture = recipe.texture * smooth_field(pd.shape, 12 / recipe.voxel_mm, generator, 3)
+    texture[0] *= 0.5  # water content varies less inside a tissue than relaxation does
+    present = pd > 0.05
+    maps = torch.stack([pd * texture[0].exp(), *(log_times + texture[1:]).exp()], 1)
+    maps[:, 0].clamp_(max=1.05)
+    return maps * present[:, None]
+
+
+def _add_lesions(fractions: Tensor, recipe: CohortRecipe, generator) -> Tensor:
+    """Replace white matter by lesion in a few blobs a few mm wide."""
+    blobs = smooth_field(fractions.shape[1:], 8 / recipe.voxel_mm, generator)[0]
+    share = torch.sigmoid((blobs - 2.2) * 8)
+    wm, lesion = TISSUES.index("WM"), TISSUES.index("lesion")
+    out = fractions.clone()
+    out[lesion] += fractions[wm] * share
+    out[wm] *= 1 - share
+    return out
+
+
+def _scan(clean: Tensor, recipe: CohortRecipe, rng, generator):
+    """Receive bias, Rician noise and an arbitrary gain: ``(z, m, y, x)`` images and ``(m,)`` gains."""
+    n_z, n_m, n_y, n_x = clean.shape
+    field = smooth_field((n_z, n_y, n_x), 60 / recipe.voxel_mm, generator)[0]
+    biased = clean * torch.exp(recipe.bias * field)[:, None]
+    top = torch.quantile(biased.permute(1, 0, 2, 3).reshape(n_m, -1), 0.99, dim=1)
+    sd = top * torch.from_numpy(rng.uniform(*recipe.noise, n_m)).float()
+    noise = torch.randn(2, *clean.shape, generator=generator) * sd[None, None, :, None, None]
+    images = ((biased + noise[0]) ** 2 + noise[1] ** 2).sqrt()
+    gains = np.exp(rng.uniform(np.log(200), np.log(2000), n_m))
+    return images * torch.from_numpy(gains).float()[None, :, None, None], gains
+
+
+# --- the dataset on disk ------------------------------------------------------------------------
+
+
+def make_cohort(
+    recipe: CohortRecipe, folder: str | Path, n_workers: int | None = None, scheduler: str | None = None
+) -> Iterator[int]:
+    """Write the cohort, yielding the number of people done; nothing happens where it exists already.
+
+    A killed run goes on with the next person. Another recipe in ``folder`` is replaced only when
+    the new cohort is complete. The files are the same whoever made them.
+
+    Parameters
+    ----------
+    n_workers, scheduler
+        Processes of this machine (None: one a core), or a Dask scheduler: :func:`shards.run_shards`.
+
+    Raises
+    ------
+    BadInput
+        The anatomies cannot be used, or the folder cannot be written.
+    """
+    folder = Path(folder).resolve()  # workers elsewhere start from folders of their own
+    if read_recipe(folder) == as_json(recipe):
+        return
+    people = recipe.subjects()
+    building = folder.with_name(folder.name + ".part")
+    if building.exists() and _recipe_in(building / "recipe.part.json") != as_json(recipe):
+        shutil.rmtree(building)
+    write_atomically(building / "recipe.part.json", to_json(as_json(recipe)))
+    todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
+    todo.sort(key=lambda p: p.head)  # a worker reads each head once
+    done = len(people) - len(todo)
+    chunks = [(todo[i : i + 4], recipe, building) for i in range(0, len(todo), 4)]
+    for n in run_shards(_write_people, chunks, n_workers or os.cpu_count() or 1, scheduler):
+        done += n
+        yield done
+    _write_dataset_files(building, people, recipe)
+    (building / "recipe.part.json").unlink()
+    replace_folder(building, folder)
+
+
+def as_json(recipe: CohortRecipe) -> dict:
+    """The recipe as it stands in ``recipe.json``."""
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def read_recipe(folder: str | Path) -> dict | None:
+    """The recipe a complete cohort was made by; None where there is none."""
+    return _recipe_in(Path(folder) / "recipe.json")
+
+
+def _recipe_in(path: Path) -> dict | None:
+    return read_json(path, f": {AGAIN}") if path.exists() else None
+
+
+def _truth_dir(folder: Path, subject: Subject) -> Path:
+    return folder / "derivatives" / "truth" / subject.name / "anat"
+
+
+def _slice_affine(recipe: CohortRecipe) -> np.ndarray:
+    affine = np.diag([recipe.voxel_mm, recipe.voxel_mm, recipe.slice_mm, 1.0])
+    affine[:3, 3] = slice_points(recipe)[0, 0, 0].numpy()
+    return affine
+
+
+def _volume(slices: Tensor) -> np.ndarray:
+    """``(z, y, x)`` → ``(x, y, z)`` as NIfTI stores it."""
+    return slices.permute(2, 1, 0).numpy()
+
+
+def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> int:
+    torch.set_num_threads(1)  # a core a worker, and the same rounding however many there are
+    affine = _slice_affine(recipe)
+    for subject in people:
+        person = simulate(subject, recipe)
+        anat, truth = folder / subject.name / "anat", _truth_dir(folder, subject)
+        for m, (modality, protocol) in enumerate(zip(MODALITIES, person.nominal, strict=True)):
+            if protocol:
+                path = anat / f"{subject.name}_{modality}.nii.gz"
+                nifti.write_image(path, _volume(person.images[:, m]), affine, nifti.sidecar(protocol))
+        for i, suffix in enumerate(MAPS):
+            unit = "arbitrary" if suffix == "PDmap" else "s"
+            meta = {"Units": unit, "SkullStripped": not recipe.head, "Description": "simulated truth"}
+            nifti.write_image(truth / f"{subject.name}_{suffix}.nii.gz", _volume(person.maps[:, i]), affine, meta)
+        fractions = person.fractions.permute(3, 2, 0, 1).numpy()
+        meta = {"LabelMap": list(REPORTED), "SkullStripped": not recipe.head}
+        nifti.write_image(truth / f"{subject.name}_probseg.nii.gz", fractions, affine, meta)
+        # written last: its presence says that this person is complete
+        gains = dict(zip(MODALITIES, person.gains, strict=True))
+        write_atomically(truth / f"{subject.name}_gains.json", to_json(gains))
+    return len(people)
+
+
+def _write_dataset_files(folder: Path, people: list[Subject], recipe: CohortRecipe):
+    nifti.write_dataset_description(folder, "Simulated brains with known PD, T1 and T2", derivative=False)
+    nifti.write_dataset_description(
+        folder / "derivatives" / "truth", "The maps the scans were made from", derivative=True
+    )
+    (folder / ".bidsignore").write_text("recipe.json\n")
+    (folder / "derivatives" / "truth" / ".bidsignore").write_text("**/*_gains.json\n")
+    (folder / "README").write_text("Simulated people: scans here, the maps they were made from in derivatives/truth.\n")
+    columns = {
+        "split": {
+            "Description": "train, val or test; heads of the test set are in no other, if there is more than one"
+        },
+        "anatomy": {"Description": "the head this person was deformed from"},
+    }
+    (folder / "participants.json").write_text(json.dumps(columns, indent=1))
+    rows = [{"participant_id": p.name, "split": p.split, "anatomy": p.head} for p in people]
+    pandas.DataFrame(rows).to_csv(folder / "participants.tsv", sep="\t", index=False)
+    (folder / "recipe.json").write_text(json.dumps(as_json(recipe), indent=1))
+
+
+# --- reading it back ----------------------------------------------------------------------------
+
+
+def participants(folder: str | Path) -> pandas.DataFrame:
+    """``participants.tsv``: participant_id, split, anatomy."""
+    path = Path(folder) / "participants.tsv"
+    if not path.exists():
+        raise BadInput(f"{folder} is not a cohort (no participants.tsv): make one with notebook 02_cohort")
+    try:
+        return pandas.read_csv(path, sep="\t").astype({"participant_id": str, "split": str})
+    except (ValueError, KeyError, OSError) as error:
+        raise BadInput(f"{path}: not the table of a cohort ({str(error).strip()}): {AGAIN}") from None
+
+
+def _members(folder: Path, split: str) -> list[str]:
+    people = participants(folder)
+    if not (names := people.participant_id[people.split == split].tolist()):
+        raise BadInput(f"{folder / 'participants.tsv'}: nobody belongs to the {split} split: {AGAIN}")
+    return names
+
+
+def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Slices:
+    """All slices of one split, as scanned.
+
+    Parameters
+    ----------
+    common_scale
+        Divide each scan by the gain it was simulated with, so that all scans share the scale of PD:
+        the paper's assumption (gain 1), which no real archive grants. False: scanner units, a
+        different gain for every scan.
+    """
+    folder = Path(folder)
+    told = []  # of each session: settings, observed, subject, position of its slices
+
+    def sessions() -> Iterator[Tensor]:
+        for name in _members(folder, split):
+            gains = None
+            if common_scale:
+                truth = folder / "derivatives" / "truth" / name / "anat"
+                gains = read_json(truth / f"{name}_gains.json", f": {AGAIN}")
+            for labels in nifti.bids_sessions(folder / name):
+                found = {scan.suffix: scan for scan in nifti.read_session(folder / name, *labels)}
+                nx, ny, nz = next(iter(found.values())).image.shape
+                images = torch.zeros(nz, len(MODALITIES), ny, nx)
+                settings, observed = torch.zeros(nz, len(MODALITIES), 4), torch.zeros(nz, len(MODALITIES)).bool()
+                for j, modality in enumerate(MODALITIES):
+                    if modality in found:
+                        image = torch.from_numpy(np.ascontiguousarray(found[modality].image.T))
+                        images[:, j] = image / gains[modality] if gains else image
+                        settings[:, j] = found[modality].protocol.settings()
+                        observed[:, j] = True
+                position = [2 * z / max(nz - 1, 1) - 1 for z in range(nz)]
+                told.append((settings, observed, torch.full((nz,), len(told)), torch.tensor(position)))
+                yield images
+
+    images = in_a_file(sessions())
+    return Slices(images, *(torch.cat(of_all) for of_all in zip(*told, strict=True)))
+
+
+def load_truth(folder: str | Path, split: str) -> Truth:
+    """The simulated maps of one split, in the order of :func:`load_scans`. For evaluation only."""
+    import nibabel
+
+    folder = Path(folder)
+    maps, fractions = [], []
+    for name in _members(folder, split):
+        anat = folder / "derivatives" / "truth" / name / "anat"
+        files = [anat / f"{name}_{kind}.nii.gz" for kind in (*MAPS, "probseg")]
+        try:
+            *volumes, share = (nibabel.load(file).get_fdata(dtype=np.float32) for file in files)
+            volumes = np.stack(volumes)
+        except (*nifti.UNREADABLE, ValueError) as error:
+            raise BadInput(f"{anat}: the maps cannot be read ({type(error).__name__}): {AGAIN}") from None
+        maps.append(torch.from_numpy(volumes).permute(3, 0, 2, 1))
+        fractions.append(torch.from_numpy(share).permute(2, 3, 1, 0))
+    return Truth(torch.cat(maps).contiguous(), torch.cat(fractions).contiguous())

@@ -1,0 +1,148 @@
+"""Who weights are examined on: new people, simulated from heads that the weights have not seen, with a known truth.
+
+Their tissue, protocols, noise and field are drawn as those of the training people were, with other random
+numbers; what a head is like inside, no training saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+from ..scans.oasis3 import effective_protocol
+from ..weights import Weights
+from .anatomy import Deformation, find_anatomies
+from .cohort import CohortRecipe, Slices, Subject, Truth, simulate
+
+FIRST = 100_000
+"""Index of the first person: beyond any training cohort, so that a seen head still gives a new person."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which label maps of a folder to use: ``examined``, and those of the ``training`` people if all are there."""
+
+    examined: tuple[str, ...]
+    training: tuple[str, ...]
+    seen: bool  # whether the examined ones were seen in training
+
+
+@dataclass
+class Person:
+    """One person, scanned with all three contrasts.
+
+    Parameters
+    ----------
+    common, scanned
+        Slices on the common scale of PD, and in scanner units with a gain per scan.
+    nominal
+        ``(z, m, 4)``: settings with the echo times as the scanner names them.
+    """
+
+    name: str
+    head: str
+    common: Slices
+    scanned: Slices
+    nominal: Tensor
+    truth: Truth
+
+
+def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = False) -> Heads:
+    """The heads to examine on.
+
+    Parameters
+    ----------
+    anatomies
+        Folder of label maps; None: the MNI152 template.
+    seen
+        Take heads that training (or its validation) saw, instead of those it did not.
+
+    Raises
+    ------
+    BadInput
+        The folder holds no such head, or the weights do not say which heads they saw.
+    """
+    record, found = weights.training.get("heads"), find_anatomies(anatomies)
+    where = anatomies or "the MNI152 template"
+    cohort = weights.training["vae"]["cohort"]
+    if not record and "data" not in cohort:
+        raise BadInput(
+            f"{weights.folder}: does not say which heads it was trained on: export it from a run with its cohort"
+        )
+    record = record or {}
+    known = set(record.get("train", [])) | set(record.get("val", []))
+    examined = tuple(name for name in found if (name in known) == seen)
+    if not examined and seen:
+        raise BadInput(f"{where}: holds no head that {weights.folder} was trained on: leave out --seen-heads")
+    if not examined:
+        raise BadInput(
+            f"{where}: every head was seen in training of {weights.folder}: give other heads with --anatomies, or "
+            "say --seen-heads, and the result will say so"
+        )
+    training = tuple(record.get("train", []))
+    return Heads(examined, training if set(training) <= set(found) else (), seen)
+
+
+def recipe_of(weights: Weights, anatomies: str | Path | None, seed: int | None = None) -> CohortRecipe:
+    """The training cohort's recipe with the heads in ``anatomies``; another ``seed`` draws other people.
+
+    Weights trained on real scans get simulated people of their geometry, everything else as the recipe's defaults.
+    """
+    cohort = weights.training["vae"]["cohort"]
+    if "data" in cohort:
+        keys = ("voxel_mm", "slice_mm", "n_slices", "head")
+        recipe = CohortRecipe(shape=weights.shape, **{key: weights.config[key] for key in keys})
+    else:
+        deformation = Deformation(**cohort["deformation"])
+        pairs = {key: tuple(value) if isinstance(value, list) else value for key, value in cohort.items()}
+        recipe = CohortRecipe(**pairs | {"deformation": deformation})
+    recipe = replace(recipe, anatomies=str(anatomies) if anatomies else None)
+    return recipe if seed is None else replace(recipe, seed=seed)
+
+
+def draw_people(
+    recipe: CohortRecipe, heads: tuple[str, ...], n: int, first: int = FIRST, skip: set[str] = frozenset()
+) -> Iterator[Person]:
+    """``n`` people, head by head (a head is read once), each the same however many are drawn or skipped.
+
+    Parameters
+    ----------
+    first
+        Index of the first one; ``sub-0001`` is its name.
+    skip
+        Names of people not to make.
+    """
+    everyone = [Subject(f"sub-{i + 1:04d}", "test", heads[i % len(heads)], first + i) for i in range(n)]
+    for subject in sorted(everyone, key=lambda s: s.head):
+        if subject.name not in skip:
+            yield _person(subject, recipe)
+
+
+def training_people(recipe: CohortRecipe, heads: tuple[str, ...]) -> Iterator[Truth]:
+    """The true maps of the people that were trained on, made again; ``recipe`` is theirs, seed included."""
+    everyone = [Subject("", "train", heads[i % len(heads)], i) for i in range(recipe.n_train)]
+    for subject in sorted(everyone, key=lambda s: s.head):
+        made = simulate(subject, recipe)
+        yield Truth(made.maps, made.fractions)
+
+
+def _person(subject: Subject, recipe: CohortRecipe) -> Person:
+    made = simulate(subject, recipe)
+    n = len(made.images)
+    nominal, effective = (
+        torch.stack([p.settings() for p in protocols]).expand(n, -1, -1)
+        for protocols in (made.nominal, [effective_protocol(p) for p in made.nominal])
+    )
+    position = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
+    alone, observed = torch.zeros(n, dtype=torch.long), torch.ones(made.images.shape[:2], dtype=torch.bool)
+    scanned = Slices(made.images, effective, observed, alone, position)
+    gains = torch.from_numpy(made.gains).float()[None, :, None, None]
+    return Person(
+        subject.name, subject.head, replace(scanned, images=made.images / gains), scanned, nominal,
+        Truth(made.maps, made.fractions),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""One experiment in one folder: profiles, trainings, export, the chapters run in order, the report."""

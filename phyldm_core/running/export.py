@@ -1,0 +1,196 @@
+"""A model card from a run's own numbers: what the weights are, what they were trained on, how far to trust them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+
+PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
+"""What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
+
+COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
+TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "histograms", "samples")
+"""Which of a run's tables go with its weights; they are of simulated, held-out people."""
+
+EVALUATION = "evaluation"
+"""The run's folder, and here the table, of what ``phyldm evaluate`` found on heads never seen; maybe there is none."""
+
+
+def run_metrics(run: str | Path) -> pandas.DataFrame:
+    """The numbers a run measured, in one table; empty where it measured nothing."""
+    found = [pandas.DataFrame(columns=COLUMNS)]
+    tables = {name: Path(run) / "metrics" / f"{name}.csv" for name in TABLES}
+    for name, path in (tables | {EVALUATION: Path(run) / EVALUATION / "metrics.csv"}).items():
+        if path.exists():
+            table = pandas.read_csv(path).assign(table=name)
+            if set(COLUMNS) <= set(table):
+                found.append(table[COLUMNS])
+    return pandas.concat(found[1:] or found, ignore_index=True)
+
+
+def training_logs(run: str | Path) -> pandas.DataFrame:
+    """The loss of :data:`PARTS` over training: part, step, seconds, loss ("total", "val_total"), value."""
+    paths = {part: Path(run) / part / "log.csv" for part in PARTS}
+    logs = [pandas.read_csv(path).assign(part=part) for part, path in paths.items() if path.exists()]
+    logs = pandas.concat(logs, ignore_index=True)
+    return logs[logs.loss.isin(("total", "val_total"))]
+
+
+def learning_curves(logs: pandas.DataFrame) -> bytes:
+    """PNG of every part's total loss, in training and on validation people."""
+    from ..figures.curves import training_curves
+    from ..figures.style import to_png, use_house_style
+
+    logs = logs.assign(part=logs.part.map(PARTS))
+    seen, held_out = (
+        logs[logs.loss == loss].pivot(index="step", columns="part", values="value").reset_index()
+        for loss in ("total", "val_total")
+    )
+    use_house_style()
+    panels = {name: [name] for name in PARTS.values() if name in seen}
+    fig = training_curves(seen, panels, validation=held_out, log=list(panels))
+    return to_png(fig, dpi=150)
+
+
+def model_card(weights, training: dict, metrics: pandas.DataFrame, logs: pandas.DataFrame) -> str:
+    """The card as Markdown.
+
+    Parameters
+    ----------
+    weights
+        The :class:`weights.Weights` it describes.
+    training
+        Settings the parts were made with, as ``training.json`` holds them.
+    metrics
+        From :func:`run_metrics`.
+    logs
+        From :func:`training_logs`.
+    """
+    config = weights.config
+    y, x = config["slice_shape"]
+    kept = "the whole head" if config["head"] else "the brain and its CSF only"
+    draws = (
+        "\n`phyldm sample -n 4 --seed 7 --weights {this folder} --out DIR` draws new tissue."
+        if weights.has_pipeline
+        else ""
+    )
+    return f"""---
+license: mit
+library_name: diffusers
+tags: [mri, quantitative-mri, brain, latent-diffusion]
+---
+# Tissue from weighted scans, profile {config["profile"]}
+
+Any subset of T1w, T2w, PDw and FLAIR with its TE, TR and TI in; maps of PD (water = 1), T1 (s) and T2 (s) out. After
+Lüpke et al., *Physics-Informed Latent Diffusion for Multimodal Brain MRI Synthesis*, 2024, arXiv 2409.13532. Made by
+phyldm_core {config["version"]}, format {config["format"]}.
+
+`phyldm fit SCANS --weights {{this folder}} --out DIR` infers the maps of your own scans.{draws}
+
+## Trained on
+{_trained_on(training["vae"]["cohort"])}:
+{config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
+({weights.slab_mm:g} mm), {kept}.{_named_heads(training["heads"])} All settings are in `training.json`.
+
+{_recipe(training, logs)}
+![Loss of each part over training steps, on training and on validation people](curves.png)
+
+Made again by:
+
+```bash
+{_command(config["profile"], training["vae"])}
+phyldm export --run RUN --out DIR
+```
+
+## Measured on held-out, simulated people
+{_error_table(metrics)}{_drawn(metrics)}
+## Limits
+One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. Slices outside the middle
+{weights.slab_mm:g} mm are extrapolated. Sequences other than those trained on (MPRAGE, spin echo, FLAIR) and fields
+other than 3 T are foreign to the model. Research only, nothing for a clinic.
+
+## Files
+`config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
+`curves.csv` holds the losses drawn above, `metrics.csv` all numbers: means over people with 95 % bootstrap intervals;
+its table `evaluation`, where there is one, is what `phyldm evaluate` found, beside rivals and noise floors. Weights and
+code are under the MIT licence.
+"""
+
+
+def _trained_on(cohort: dict) -> str:
+    if "data" in cohort:  # real people, whose T1, T2 and PD nobody knows
+        return f"Real scans of the dataset {cohort['data']}, each with a gain of its own"
+    heads = f"the label maps in {cohort['anatomies']}" if cohort["anatomies"] else "the MNI152 template"
+    return (
+        f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with OASIS-3's protocols, with\n"
+        f"Rician noise and receive bias; lesions in {cohort['lesions']:.0%} of them; no real scan was used"
+    )
+
+
+def _named_heads(heads: dict[str, list[str]]) -> str:
+    """Who was seen and who was not: whoever examines the weights needs to know."""
+    if len({name for names in heads.values() for name in names}) < 2:
+        return ""
+    named = {split: ", ".join(name.removesuffix(".nii.gz") for name in names) for split, names in heads.items()}
+    return "\nHeads: " + "; ".join(f"{split} {names}" for split, names in named.items()) + "."
+
+
+def _recipe(training: dict, logs: pandas.DataFrame) -> str:
+    pipeline = training.get("pipeline", {})
+    made = {"vae": training["vae"], "coarse": pipeline.get("coarse"), "pipeline": pipeline or None}
+    lines = ["| part | steps × batch | peak learning rate | minutes | validation loss |", "|---|---|---|---|---|"]
+    for part, settings in made.items():
+        log = logs[logs.part == part]
+        if settings and len(log):
+            how, held_out = settings["schedule"], log.value[log.loss == "val_total"]
+            minutes, last = log.seconds.max() / 60, f"{held_out.iloc[-1]:.3f}" if len(held_out) else "–"
+            batch = f"{how['steps']} × {how['batch_size']}"
+            lines.append(f"| {PARTS[part]} | {batch} | {how['learning_rate']:g} | {minutes:.0f} | {last} |")
+    return "\n".join(lines) + "\n"
+
+
+def _command(profile: str, made: dict) -> str:
+    cohort = made["cohort"]
+    source = f" --data {cohort['data']}" if "data" in cohort else ""
+    if cohort.get("anatomies"):
+        source = f" --anatomies {cohort['anatomies']}"
+    return f"phyldm train --profile {profile}{source} --seed {made['seed']} --out RUN"
+
+
+def _error_table(metrics: pandas.DataFrame) -> str:
+    rows = metrics[(metrics.table == "vae_map_errors") & (metrics.metric == "median_absolute_error")]
+    if not len(rows):
+        return "Nothing was measured in this run: notebooks 03, 06 and 07 do.\n"
+    tissues = list(dict.fromkeys(rows.tissue))
+    lines = ["| median absolute error | " + " | ".join(tissues) + " |", "|---" * (1 + len(tissues)) + "|"]
+    for (quantity, inputs), group in rows.groupby(["quantity", "inputs"], sort=False):
+        cells = []
+        for tissue in tissues:
+            row = group[group.tissue == tissue]
+            cells.append(_percent(row.iloc[0]) if len(row) else "–")
+        lines.append(f"| {quantity}, {inputs} | " + " | ".join(cells) + " |")
+    n = int(rows.n.max())
+    return "\n".join(lines) + f"\n\nn = {n} people; PD relative to their own CSF.\n"
+
+
+def _drawn(metrics: pandas.DataFrame) -> str:
+    """How far drawn slices are from true ones, over what two halves of the true people are; empty where unknown."""
+    rows = metrics[metrics.table == EVALUATION].fillna("").set_index(["metric", "quantity", "tissue", "inputs"]).value
+    rows = rows[~rows.index.duplicated()]
+
+    def times_floor(*key: str) -> str:
+        return f"{rows[*key, 'generated'] / rows[*key, 'true, other half']:.1f}"
+
+    if ("frechet", "", "", "generated") not in rows:
+        return ""
+    tissue = ", ".join(f"{q} {t} {times_floor('wasserstein', q, t)}" for q in ("T1", "T2") for t in ("WM", "GM"))
+    return (
+        "\nDrawn slices against true people, in multiples of what two halves of the true people differ by:\n"
+        f"histograms {tissue}; looks (Fréchet distance) {times_floor('frechet', '', '')}.\n"
+    )
+
+
+def _percent(row: pandas.Series) -> str:
+    interval = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if pandas.notna(row.low) else ""
+    return f"{100 * row.value:.1f} %{interval}"

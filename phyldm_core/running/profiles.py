@@ -1,0 +1,138 @@
+"""Four sizes of the same experiment, each a table of settings with its reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import BadInput
+from ..people.cohort import CohortRecipe
+from ..training import Schedule, VAELoss
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run needs to know, before it is told where the anatomies are."""
+
+    name: str
+    cohort: CohortRecipe
+    vae: dict  # arguments of vae.PoEVAE; what is left out is the paper's
+    vae_loss: VAELoss
+    vae_schedule: Schedule
+    coarse: dict | None  # arguments of coarse.CoarseVAE; None: diffusion in the VAE's own latent, as in the paper
+    coarse_kl: float
+    coarse_schedule: Schedule
+    process: str  # "flow" or "ddpm"
+    denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
+    diffusion_schedule: Schedule
+    sampling_steps: int
+    n_samples: int  # drawn for figures and histograms
+    why: str = field(default="", compare=False)
+
+
+SMOKE = Profile(
+    name="smoke",
+    why="Seconds, for tests: everything runs, nothing is learned.",
+    cohort=CohortRecipe(n_train=4, n_val=2, n_test=2, voxel_mm=6.0, slice_mm=6.0, shape=(32, 32), n_slices=2),
+    vae={
+        "latent_channels": 4, "stem": 4, "encoder_channels": (16,), "decoder_channels": (16, 8), "decoder_stem": 2,
+        "blocks": 1, "attention": False, "embedding": 16, "groups": 4,
+    },
+    vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
+    vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
+    coarse={"coarse_channels": 4, "widths": (16, 16), "blocks": 1},
+    coarse_kl=2e-3,
+    coarse_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
+    process="flow",
+    denoiser={"width": 32, "layers": 2, "heads": 2},
+    diffusion_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
+    sampling_steps=4,
+    n_samples=8,
+)  # fmt: skip
+
+LAPTOP = Profile(
+    name="laptop",
+    why="About half an hour on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
+    cohort=CohortRecipe(n_train=400, n_val=10, n_test=25),
+    vae={
+        "latent_channels": 6,
+        "stem": 2,  # 4 times fewer pixels for the networks: most of the paper's cost is at full resolution
+        "encoder_channels": (48,),  # no level below: cortex is 1.5 voxels thick; a stem of 4 costs 3 dB
+        "decoder_channels": (64,),
+        "decoder_stem": 2,
+        "blocks": 2,
+        "attention": False,
+        "embedding": 64,
+        "groups": 8,
+    },
+    # gain 1 is the paper's assumption; scans without a scale are half of what the encoder sees
+    vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
+    vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
+    coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
+    coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
+    coarse_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
+    process="flow",
+    denoiser={"width": 192, "layers": 8, "heads": 4},
+    diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
+    sampling_steps=20,
+    n_samples=64,
+)
+
+RELEASE = Profile(
+    name="release",
+    why="Hours on two cores: 1 mm, the head kept, several heads; what data/weights/release was trained with.",
+    cohort=CohortRecipe(
+        n_train=300, n_val=10, n_test=12, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=1.0,
+        shape=(224, 160), head=True, lesions=0.3,
+    ),
+    vae=LAPTOP.vae | {"latent_channels": 8},  # of a grid of 2 mm
+    vae_loss=LAPTOP.vae_loss,
+    vae_schedule=Schedule(steps=5000, batch_size=4, learning_rate=1.2e-3, ema_decay=0.999, save_every=250),
+    # 24 channels on a 14×10 grid: on the laptop's 7×5, ten heads with their skulls were blobs
+    coarse={"coarse_channels": 24, "widths": (64, 96, 128)},
+    coarse_kl=LAPTOP.coarse_kl,
+    coarse_schedule=Schedule(steps=2200, batch_size=6, learning_rate=1e-3, ema_decay=0.998, save_every=250),
+    process="flow",
+    denoiser=LAPTOP.denoiser | {"patch": 2},
+    diffusion_schedule=Schedule(steps=2500, batch_size=48, learning_rate=1e-3, ema_decay=0.999, save_every=500),
+    sampling_steps=20,
+    n_samples=64,
+)  # fmt: skip
+
+PAPER = Profile(
+    name="paper",
+    why="The paper's networks, sizes and schedules at 1 mm with the head kept; needs a GPU.",
+    cohort=CohortRecipe(
+        n_train=1000, n_val=40, n_test=100, voxel_mm=1.0, slice_mm=1.0, shape=(224, 160), head=True, lesions=0.3
+    ),
+    vae={},  # the defaults are the paper's
+    vae_loss=VAELoss(
+        l1=1.0, l2=1.0, structure=1.0,  # SSIM stands in for LPIPS, whose weights need a download
+        kl=1e-6, map_prior=5e-4, adversarial=0.05, adversarial_after=20_000,  # 10 of the 100 epochs
+    ),
+    vae_schedule=Schedule(steps=200_000, batch_size=4, learning_rate=5e-5, warmup=500, ema_decay=0.9999,
+                          validate_every=2000, save_every=2000),
+    coarse=None,
+    coarse_kl=0.0,
+    coarse_schedule=Schedule(steps=0),
+    process="ddpm",
+    denoiser=None,
+    diffusion_schedule=Schedule(steps=100_000, batch_size=16, learning_rate=2.5e-5, warmup=500, ema_decay=0.9999,
+                                validate_every=2000, save_every=2000),
+    sampling_steps=50,  # DDIM, as in the paper
+    n_samples=256,
+)  # fmt: skip
+
+PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, RELEASE, PAPER)}
+
+
+def find_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises
+    ------
+    BadInput
+        There is none.
+    """
+    if name not in PROFILES:
+        raise BadInput(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -1,0 +1,235 @@
+"""One page, complete in itself: every figure, table and notebook of a run, to read or to send.
+
+It opens as the paper's section of figures does, Figures 1 to 5 and Table 1 under the paper's numbers, then ours.
+A figure or table ``NAME.png`` or ``NAME.csv`` may have a sidecar ``NAME.json`` beside it, with ``caption``
+and, for a figure, ``alt``: what it shows to someone who cannot see it. Both are plain text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+
+import nbformat
+import pandas
+
+from ..errors import BadInput
+from ..people.cohort import MODALITIES
+from ..scans.bids import write_atomically
+
+VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
+PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
+RECONSTRUCTION = "vae_reconstruction.csv"
+METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
+LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1e22; --quiet: #5a626c; --paper: #fcfcfa; --rule: #d9dcdf; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e3; --quiet: #a5adb6; --paper: #16181b; --rule: #3a3f45; } }
+body { margin: 0 auto; padding: 2rem 1.25rem 5rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+       font: 1.0625rem/1.55 Charter, "Bitstream Charter", Georgia, serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; } h2 { margin: 3rem 0 1rem; font-size: 1.35rem; }
+.quiet, figcaption, caption { color: var(--quiet); } a { color: inherit; }
+figure { margin: 0 0 2.5rem; } figcaption, caption { font-size: .95rem; max-width: 46rem; text-align: left; }
+figure img { display: block; box-sizing: border-box; max-width: 100%; height: auto; background: #fff; padding: .75rem;
+             border: 1px solid var(--rule); border-radius: 6px; margin-bottom: .6rem; }
+.table { overflow-x: auto; margin-bottom: 2.5rem; } caption { padding-bottom: .5rem; }
+table { border-collapse: collapse; font: .875rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+nav ol { columns: 2; padding-left: 1.2rem; font-size: .95rem; } nav li { break-inside: avoid; list-style: none; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid var(--rule); }
+"""
+
+
+def write_report(run_dir: Path, figures_dir: Path) -> Path:
+    """Gather a run into ``<run_dir>/report.html``.
+
+    Parameters
+    ----------
+    run_dir
+        Holds ``notebooks/*.ipynb`` as executed, and ``metrics/*.csv``.
+    figures_dir
+        Holds ``figNN_topic.png``.
+
+    Returns
+    -------
+        The report.
+
+    Raises
+    ------
+    BadInput
+        Where a table, notebook or sidecar cannot be read.
+    """
+    run_dir, figures_dir = Path(run_dir), Path(figures_dir)
+    executed = [p for p in sorted((run_dir / "notebooks").glob("*.ipynb")) if not p.name.endswith(".partial.ipynb")]
+    notebooks = {path: read(path, lambda p: nbformat.read(p, as_version=4)) for path in executed}
+    records = [notebook.metadata.papermill for notebook in notebooks.values()]
+    began = min((datetime.fromisoformat(r.start_time).timestamp() for r in records), default=0.0)
+
+    makers = {path: "\n".join(cell.source for cell in notebook.cells) for path, notebook in notebooks.items()}
+    paths = sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))
+    shown = {path: figure(path, began, makers) for path in paths}
+    theirs = [path for path in paths if path.stem[:5] in PAPER]
+    missing = [f"Figure {int(n[3:])}" for n in PAPER if n not in {path.stem[:5] for path in theirs}]
+    csvs = sorted((run_dir / "metrics").glob("*.csv"))
+    table1 = [reconstruction_table(path) for path in csvs if path.name == RECONSTRUCTION]
+    missing += [] if table1 else ["Table 1"]
+    tables = [table(path) for path in csvs if path.name != RECONSTRUCTION]
+    rows = [chapter(path, notebook) for path, notebook in notebooks.items()]
+    contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {topic(path)}' for path in theirs]
+    contents += ['<li><a href="#table1">Table 1</a> how well scans are explained'] if table1 else []
+    contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {topic(p)}' for p in paths if p not in theirs]
+    body = f"""<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
+<h2 id="paper">Figures and table of the paper</h2>
+{f'<p class="quiet">Not made in this run: {", ".join(missing)}.</p>' if missing else ""}
+{"".join(shown[path] for path in theirs)}{"".join(table1)}
+<h2 id="figures">Further figures</h2>
+{"".join(shown[path] for path in paths if path not in theirs) or "<p>No other figure was made.</p>"}
+<h2 id="numbers">Numbers</h2>
+{"".join(tables) or "<p>No table was written.</p>"}
+<h2 id="notebooks">Notebooks</h2>
+<div class="table"><table><thead><tr><th scope="col">notebook<th scope="col">time</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div>
+"""
+    return write_page(run_dir / "report.html", "Physics-informed latent diffusion: a run", settings(records), body)
+
+
+def write_page(path: Path, title: str, subtitle: str, body: str) -> Path:
+    """Write a page of its own, whole or not at all; ``title`` and ``subtitle`` are plain text, ``body`` is HTML."""
+    page = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+<main>
+<h1>{escape(title)}</h1>
+<p class="quiet">{escape(subtitle)}</p>
+{body}<h2 id="versions">Versions</h2>
+<p class="quiet">Python {platform.python_version()}, {", ".join(f"{name} {version(name)}" for name in VERSIONS)}</p>
+</main>
+</html>
+"""
+    write_atomically(path, page.encode())
+    return path
+
+
+def number(path: Path) -> int:
+    """3 for fig03_samples.png."""
+    return int(path.stem[3:5])
+
+
+def topic(path: Path) -> str:
+    return escape(path.stem[6:].replace("_", " "))
+
+
+def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """A PNG, embedded, with its caption and the notebook that made it.
+
+    ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
+    """
+    text = sidecar(path)
+    caption, alt = (escape(text[key]) if key in text else topic(path) for key in ("caption", "alt"))
+    note = "" if path.stat().st_mtime >= began else " <em>(from an earlier run)</em>"
+    by = [notebook for notebook, source in makers.items() if f'"{path.stem}"' in source]
+    links = ", ".join(f'<a href="notebooks/{notebook.name}">{notebook.stem[:2]}</a>' for notebook in by)
+    made_by = f" Notebook {links}." if links else ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure id="{path.stem}"><img src="data:image/png;base64,{data}" alt="{alt}">'
+        f'<figcaption><a href="#{path.stem}"><strong>Figure {number(path)}.</strong></a> {caption}{note}{made_by}'
+        "</figcaption></figure>\n"
+    )
+
+
+def reconstruction_table(path: Path) -> str:
+    """Table 1: a row a contrast, a column a metric, 95 % interval over people in brackets."""
+    frame = read(path, pandas.read_csv)
+    lacking = {"metric", "quantity", "inputs", "value", "low", "high", "n"} - set(frame)
+    if lacking:
+        raise BadInput(f"{os.path.relpath(path)} has no column {min(lacking)}: remove it and run notebook 03 again")
+    scale, digits = {"mse": 1000, "mae": 100}, {"mse": 2, "mae": 2, "psnr": 1, "ms_ssim": 3}
+
+    def cell(row) -> str:
+        numbers = (scale.get(row.metric, 1) * x for x in (row.value, row.low, row.high))
+        value, low, high = (f"{x:.{digits[row.metric]}f}" for x in numbers)
+        return f"{value} ({low}–{high})"
+
+    frame = frame[frame.metric.isin(METRICS)]
+    frame = frame.assign(cell=[cell(row) for row in frame.itertuples()], metric=frame.metric.map(METRICS))
+    frame = frame.rename(columns={"inputs": "scans", "quantity": "contrast"})
+    wide = frame.pivot(index=["scans", "contrast"], columns="metric", values="cell").reindex(columns=METRICS.values())
+    wide = wide.reindex(MODALITIES, level="contrast").reset_index().rename_axis(columns=None)
+    caption = f"""<strong>Table 1.</strong> How well the scans are explained by the tissue inferred from them: each scan
+divided by its own 99.5th percentile, inside the brain; mean and 95 % interval over n = {frame.n.max()} people."""
+    html = wide.to_html(index=False, border=0, na_rep="–").replace("<th>", '<th scope="col">')
+    return (
+        f'<div class="table" id="table1">{html.replace("<thead>", f"<caption>{caption}</caption><thead>", 1)}</div>\n'
+    )
+
+
+def table(path: Path) -> str:
+    """A CSV as a table, four digits a number."""
+    frame = read(path, pandas.read_csv)
+    caption = sidecar(path).get("caption", path.stem.replace("_", " "))
+    if len(frame) > LONGEST_TABLE:
+        caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
+    return frame_table(frame.head(LONGEST_TABLE), caption)
+
+
+def frame_table(frame: pandas.DataFrame, caption: str) -> str:
+    """A frame as a table, four digits a number; cells and caption are plain text."""
+    return framed(frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format), escape(caption))
+
+
+def framed(html: str, caption: str) -> str:
+    """A table with a caption, which scrolls where it is wider than the page; both are HTML."""
+    html = html.replace("<th>", '<th scope="col">').replace("<thead>", f"<caption>{caption}</caption><thead>", 1)
+    return f'<div class="table">{html}</div>\n'
+
+
+def chapter(path: Path, notebook: nbformat.NotebookNode) -> str:
+    """A row: the notebook's title, linked, and how long it took."""
+    headings = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    title = next((line.lstrip("# ") for line in headings if line.startswith("# ")), path.stem.replace("_", " "))
+    took = duration(notebook.metadata.papermill.duration)
+    return f'<tr><td><a href="notebooks/{path.name}">{escape(title)}</a><td>{took}</tr>\n'
+
+
+def settings(records: list) -> str:
+    """Profile, anatomies and seed, from what the notebooks were given."""
+    if not records:
+        return "No notebook has run."
+    given = records[-1].parameters
+    heads = f"anatomies from {Path(given.anatomies).name}" if given.anatomies else "anatomy: MNI152"
+    return f"Profile {given.profile}, {heads}, seed {given.seed}."
+
+
+def duration(seconds: float) -> str:
+    """12 s, 6 min 12 s, 1 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def sidecar(path: Path) -> dict:
+    """Caption and alternative text of a figure or table; empty where there is no sidecar."""
+    beside = path.with_suffix(".json")
+    return read(beside, lambda p: json.loads(p.read_text(encoding="utf-8"))) if beside.exists() else {}
+
+
+def read(path: Path, reader):
+    """``reader(path)``, or one sentence that names the file."""
+    try:
+        return reader(path)
+    except ValueError as error:  # what pandas, json and nbformat raise
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{os.path.relpath(path)} cannot be read ({reason}): remove it and run again") from None

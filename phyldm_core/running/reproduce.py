@@ -1,0 +1,289 @@
+"""Run the notebooks in order, stop at the first that fails, and say where everything is.
+
+A notebook is its own program: it knows what it needs, what it can reuse and what it writes. This file
+gives it folders, a profile and a seed, watches it, and keeps what it leaves behind.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError, strip_color
+from tqdm import tqdm
+
+from ..errors import BadInput
+from .report import duration, write_report
+
+logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ("smoke", "laptop", "release", "paper")
+ON_REQUEST = 13
+"""From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
+SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
+
+
+def reproduce(
+    profile: str = "laptop",
+    *,
+    anatomies: Path | None = None,
+    only: int | None = None,
+    start: int | None = None,
+    run_dir: Path | None = None,
+    figures_dir: Path | None = None,
+    seed: int = 7,
+    notebooks_dir: Path = ROOT / "notebooks",
+) -> Path:
+    """Run the notebooks and write the report.
+
+    Parameters
+    ----------
+    profile
+        One of :data:`PROFILES`.
+    anatomies
+        Folder of label maps (NIfTI); None for the MNI152 template that nilearn ships.
+    only, start
+        Number of the one notebook to run, or of the first.
+    run_dir
+        Where the run is kept; None for ``runs/<profile>`` in the repository.
+    figures_dir
+        Where figures go; None for the repository's ``figures/`` when the laptop run is in its usual
+        place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
+    seed
+        Given to every notebook.
+    notebooks_dir
+        Where the notebooks are.
+
+    Returns
+    -------
+        The report, ``<run_dir>/report.html``.
+
+    Raises
+    ------
+    BadInput
+        In one sentence, before anything runs where that is possible; also when a notebook fails.
+    """
+    if profile not in PROFILES:
+        raise BadInput(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    if figures_dir is None and run_dir is None and profile == "laptop":
+        figures_dir = ROOT / "figures"
+    run_dir = Path(run_dir or ROOT / "runs" / profile).resolve()
+    figures_dir = Path(figures_dir or run_dir / "figures").resolve()
+    notebooks = choose(find_notebooks(notebooks_dir), only, start)
+    parameters = {
+        "profile": profile,
+        "run_dir": seen_from(notebooks_dir, run_dir),
+        "figures_dir": seen_from(notebooks_dir, figures_dir),
+        "anatomies": "" if anatomies is None else seen_from(notebooks_dir, anatomies),
+        "seed": seed,
+    }
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    if anatomies is not None:
+        check_anatomies(Path(anatomies))
+    check_writable(run_dir, "--out")
+    check_writable(figures_dir, "--figures")
+    check_space(run_dir)
+
+    began = time.monotonic()
+    for notebook in notebooks:
+        run_notebook(notebook, parameters, run_dir / "notebooks")
+    report = write_report(run_dir, figures_dir)
+
+    print(f"\nDone in {duration(time.monotonic() - began)}.")
+    print(f"  report     {os.path.relpath(report)}")
+    print(f"  figures    {os.path.relpath(figures_dir)}")
+    print(f"  numbers    {os.path.relpath(run_dir / 'metrics')}")
+    print(f"  notebooks  {os.path.relpath(run_dir / 'notebooks')}")
+    return report
+
+
+def run_notebook(notebook: Path, parameters: dict, folder: Path) -> nbformat.NotebookNode:
+    """Execute one notebook in a fresh kernel of this interpreter; its own folder is the working folder.
+
+    ``<folder>/<stem>.ipynb`` appears when it has succeeded. Until then, and if it fails, what has run
+    so far is ``<stem>.partial.ipynb``; what it printed is ``<stem>.log``.
+
+    Raises
+    ------
+    BadInput
+        Naming notebook, cell and error.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial, log_path = folder / f"{notebook.stem}.partial.ipynb", folder / f"{notebook.stem}.log"
+    title = notebook.stem.replace("_", " ", 1)
+    kept = f"the notebook so far is {os.path.relpath(partial)}, its log {os.path.relpath(log_path)}"
+    n_cells = len(nbformat.read(notebook, as_version=4).cells)
+    began = time.monotonic()
+    log_path.unlink(missing_ok=True)  # and append, because the kernel writes there, too
+    with open(log_path, "a", encoding="utf-8") as log, Watch(title, n_cells, log) as watch:
+        try:
+            executed = papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=notebook.parent,
+                progress_bar=False,  # papermill's own bar cannot show what the notebook prints
+                stdout_file=watch,
+                stderr_file=watch,
+                on_cell_start=watch.on_cell_start,
+                kernel_manager_class=this_interpreter(log),
+                coalesce_streams=True,  # of a progress bar, keep the last state only
+            )
+        except PapermillExecutionError as error:
+            log.write(strip_color("\n".join(error.traceback)) + "\n")
+            said = f"{error.ename}: {error.evalue}".splitlines()[0]
+            cell = watch.numbers[error.cell_index]
+            raise BadInput(f"notebook {notebook.stem} stopped in cell {cell} ({said}); {kept}") from None
+        except DeadKernelError:
+            raise BadInput(
+                f"notebook {notebook.stem} stopped in cell {watch.numbers[-1]}: its process was ended from outside, "
+                f"most often for lack of memory (close other programs and run again, finished work is reused); {kept}"
+            ) from None
+    for path in ("input_path", "output_path"):  # absolute, so true on this machine only
+        del executed.metadata.papermill[path]
+    nbformat.write(executed, partial)
+    os.replace(partial, folder / notebook.name)
+    print(f"{title} … {duration(time.monotonic() - began)}", flush=True)
+    return executed
+
+
+class Watch:
+    """Listens to a running notebook: all it prints goes to the log, its last line beside a bar over its cells."""
+
+    def __init__(self, title: str, n_cells: int, log):
+        self.log = log
+        self.numbers: list[int] = []  # of the cells as started: their place in the notebook as it is kept, from 1
+        self.bar = tqdm(
+            bar_format="{desc} |{bar:20}| cell {n_fmt}/{total_fmt} [{elapsed}]{postfix}",
+            desc=title,
+            total=n_cells,
+            disable=None,  # in a log file, the closing line is enough
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def on_cell_start(self, cell, cell_index):
+        previous = self.numbers[-1] if self.numbers else 0
+        self.numbers.append(previous + ("injected-parameters" not in cell.metadata.get("tags", [])))
+        self.bar.n = self.numbers[-1]
+        self.bar.refresh()
+
+    def write(self, text: str):
+        self.log.write(text)
+        lines = text.replace("\r", "\n").split("\n")
+        self.bar.set_postfix_str(next((line.strip() for line in reversed(lines) if line.strip()), ""))
+
+    def flush(self):
+        self.log.flush()
+
+
+def this_interpreter(log) -> type[AsyncKernelManager]:
+    """Starts the kernel in the interpreter that runs us, whichever kernels the user has registered.
+
+    What the kernel says outside of any cell, a crash for instance, goes to ``log``, not to the terminal.
+    """
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            quiet = "--IPKernelApp.log_level=ERROR"  # else it warns of talking over the loopback address
+            return KernelSpec(**get_kernel_dict([quiet]))
+
+        async def start_kernel(self, **settings):
+            return await super().start_kernel(stderr=log, **settings)
+
+    return ThisInterpreter
+
+
+def find_notebooks(folder: Path) -> list[Path]:
+    """The numbered notebooks, in order."""
+    found = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise BadInput(
+            f"no notebooks in {os.path.relpath(folder)}: run phyldm from a clone of the repository, "
+            "installed there with pip install -e ."
+        )
+    return found
+
+
+def choose(notebooks: list[Path], only: int | None, start: int | None) -> list[Path]:
+    """Those that ``--only`` or ``--from`` name; without either, all below :data:`ON_REQUEST`."""
+    if only is not None and start is not None:
+        raise BadInput("--only and --from contradict each other: give one of them")
+    numbers = {int(path.name[:2]): path for path in notebooks}
+    asked = only if start is None else start
+    if asked is not None and asked not in numbers:
+        raise BadInput(f"no notebook {asked}: there are {', '.join(str(n) for n in numbers)}")
+    if asked is None:
+        return [path for n, path in numbers.items() if n < ON_REQUEST]
+    return [path for n, path in numbers.items() if n == only or (start is not None and n >= start)]
+
+
+def check_parameters(notebook: Path, parameters: dict):
+    """Refuse a notebook that does not declare what we are about to set: papermill would only log it."""
+    names = parameter_names(nbformat.read(notebook, as_version=4))
+    missing = [name for name in parameters if name not in names]
+    if missing:
+        raise BadInput(f"{notebook.name} has no {', '.join(missing)} in a cell tagged `parameters`: add it there")
+
+
+def parameter_names(notebook: nbformat.NotebookNode) -> set[str]:
+    """Names assigned in the cell tagged ``parameters``; none without such a cell."""
+    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
+    assignments = [node for node in ast.parse(cell.source if cell else "").body if isinstance(node, ast.Assign)]
+    return {target.id for node in assignments for target in node.targets if isinstance(target, ast.Name)}
+
+
+def check_anatomies(folder: Path):
+    """Refuse a folder without NIfTI files before half an hour has gone by."""
+    if not folder.is_dir():
+        raise BadInput(f"--anatomies {folder} is not a folder: give one that holds label maps in NIfTI")
+    if not any(folder.glob("*.nii")) and not any(folder.glob("*.nii.gz")):
+        raise BadInput(f"--anatomies {folder} holds no NIfTI (.nii, .nii.gz): phyldm fetch synthseg gets fifteen heads")
+
+
+def check_writable(folder: Path, option: str):
+    """Make the folder and try to write in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        where, reason = os.path.relpath(folder), error.strerror.lower()
+        raise BadInput(f"cannot write in {where} ({reason}): choose another folder with {option}") from None
+
+
+def check_space(folder: Path):
+    """Refuse a disk that would fill up on the way."""
+    free = shutil.disk_usage(folder).free
+    if free < SPACE_NEEDED:
+        raise BadInput(
+            f"only {free / 2**30:.1f} GiB are free where {os.path.relpath(folder)} is, and {SPACE_NEEDED / 2**30:.0f} "
+            "are needed: make room or choose another disk with --out"
+        )
+
+
+def seen_from(notebooks_dir: Path, path: Path) -> str:
+    """``path`` as a notebook should be given it: relative inside the repository, absolute elsewhere."""
+    path, folder = Path(path).resolve(), Path(notebooks_dir).resolve()
+    return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else str(path)

@@ -1,0 +1,422 @@
+"""BIDS without images: which files belong to a session, what a sidecar says, and how to write one.
+
+Times are seconds at this boundary, as BIDS has them. A TR is read from whichever of BIDS's three
+fields is there; for MPRAGE it must run from inversion to inversion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import __version__
+from ..errors import BadInput
+from ..physics import Protocol, ProtocolError, Sequence
+from .oasis3 import SEQUENCE_OF, effective_te, family_ti, mislabelled
+
+CONTRASTS = tuple(SEQUENCE_OF)
+"""BIDS suffixes of the weighted images that can be read: T1w, T2w, PDw, FLAIR."""
+
+MAP_UNITS = {"PDmap": "arbitrary", "T1map": "s", "T2map": "s"}
+"""Units of the maps written; PD is relative to water = 1, for which BIDS has no other word."""
+
+CONTRAST_EQUIVALENT_TE = "ContrastEquivalentEchoTime"
+"""Sidecar field of ours (s): the TE the signal model uses, where it differs from the nominal EchoTime."""
+
+PULSE_SEQUENCE = {
+    Sequence.MPRAGE: "MPRAGE",
+    Sequence.SPIN_ECHO: "spin echo",
+    Sequence.FLAIR: "inversion recovery spin echo",
+    Sequence.GRADIENT_ECHO: "spoiled gradient echo",
+}
+
+SHORTEST_TR = 0.05  # s; below it a TR is the spacing of an MPRAGE's small pulses, or in the wrong unit
+LONGEST_T1W_TE = 0.05  # s; beyond it T2 decides the contrast, and a gradient echo has no signal
+SHORTEST_SPIN_ECHO_TE = 0.008  # s; two pulses and a readout take longer, an MPRAGE's echo does not
+
+# What vendors call them (SequenceName, PulseSequenceType …), lower case
+GRADIENT_ECHO = re.compile(r"mp-?_?rage|tfl|tfe|turbo ?flash|turbo ?field|spgr|bravo|gradient|gre(3d)?\b|\bflash")
+SPIN_ECHO = re.compile(
+    r"spin[ -]?echo|tse|fse|spc|\bspace|cube|vista|rare|haste|\btir|tirm|inversion.+magnitude|\bse(\d|\b)"
+)
+INVERSION = re.compile(r"inversion|flair|tirm|\btir|spcir|\bstir|mp-?_?rage|\bir\b|ir-?f?spgr|bravo")
+
+
+class SidecarReading(NamedTuple):
+    """A protocol as the physics needs it, and what had to be decided to get there."""
+
+    protocol: Protocol
+    notes: tuple[str, ...]
+
+
+# --- names and folders --------------------------------------------------------------------------
+
+
+def parse_name(path: Path) -> tuple[dict[str, str], str]:
+    """``sub-07_ses-1_T1w.nii.gz`` → ``({"sub": "07", "ses": "1"}, "T1w")``."""
+    *entities, suffix = _parts(path)
+    return dict(entity.split("-", 1) for entity in entities if "-" in entity), suffix
+
+
+def _parts(path: Path) -> list[str]:
+    return path.name.split(".", 1)[0].split("_")  # of a hidden file nothing is left, so it is never a scan
+
+
+def session_name(subject: str | None, session: str | None) -> str:
+    """``sub-01_ses-1``; what is None is left out."""
+    return "_".join(filter(None, (f"sub-{subject}" if subject else "", f"ses-{session}" if session else "")))
+
+
+def session_folder(root: Path, subject: str, session: str | None) -> Path:
+    """Where a session's images lie in a dataset: ``sub-…/[ses-…/]anat``."""
+    return root / f"sub-{subject}" / (f"ses-{session}" if session else "") / "anat"
+
+
+def find_sessions(
+    folder: str | Path, unreadable: dict[Path, str] | None = None
+) -> dict[tuple[str | None, str | None], list[Path]]:
+    """Scans under a BIDS dataset, a subject, a session, or a plain folder of ``*_T1w.nii.gz`` files.
+
+    Parameters
+    ----------
+    unreadable
+        Give a dictionary, and folders that cannot be read are noted there, with the reason, and passed by.
+
+    Returns
+    -------
+        ``{(subject, session): [paths]}``, labels without ``sub-``/``ses-`` and None where the names
+        hold none. ``derivatives`` is not entered.
+
+    Raises
+    ------
+    BadInput
+        A folder cannot be read, or holds no scan.
+    """
+    folder = Path(folder)
+
+    def refuse(error: OSError):
+        reason = f"{error.filename}: cannot read this folder ({error.strerror})"
+        if unreadable is None or Path(error.filename) == folder:
+            raise BadInput(reason) from None
+        unreadable[Path(error.filename)] = reason
+
+    sessions: dict[tuple[str | None, str | None], list[Path]] = {}
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if _is_bids_level(name))
+        for name in sorted(files):
+            path = Path(parent, name)
+            entities, suffix = parse_name(path)
+            if suffix in CONTRASTS and name.endswith((".nii", ".nii.gz")):
+                sessions.setdefault((entities.get("sub"), entities.get("ses")), []).append(path)
+    if not sessions:
+        wanted = ", ".join(f"_{suffix}.nii.gz" for suffix in CONTRASTS)
+        raise BadInput(f"{folder}: no scan here or under sub-*/[ses-*/]anat; their names must end in one of {wanted}")
+    return dict(sorted(sessions.items(), key=lambda item: tuple(label or "" for label in item[0])))
+
+
+def bids_sessions(root: str | Path) -> Iterator[tuple[str | None, str | None]]:
+    """``(subject, session)`` of everybody under ``root`` who has a scan, sorted; errors as :func:`find_sessions`."""
+    yield from find_sessions(root)
+
+
+def _is_bids_level(name: str) -> bool:
+    return name == "anat" or name.startswith(("sub-", "ses-"))
+
+
+# --- sidecars in --------------------------------------------------------------------------------
+
+
+def read_sidecar(path: str | Path) -> dict:
+    """What the JSON files that apply to a scan say; the nearer file wins (BIDS inheritance principle).
+
+    Applies: a JSON file in the scan's folder, or above it up to the dataset's root, with the scan's
+    suffix and no part in its name that the scan's lacks. Empty where there is none.
+
+    Raises
+    ------
+    BadInput
+        A sidecar is not a JSON object.
+    """
+    path = Path(path)
+    own = _parts(path)
+    folders = [path.absolute().parent]
+    while _is_bids_level(folders[-1].name):
+        folders.append(folders[-1].parent)
+    metadata = {}
+    for folder in reversed(folders):
+        candidates = []
+        for sidecar_path in folder.glob("*.json"):
+            parts = _parts(sidecar_path)
+            if parts[-1] == own[-1] and set(parts) <= set(own):
+                candidates.append((len(parts), sidecar_path))
+        for _, sidecar_path in sorted(candidates):
+            metadata |= read_json(sidecar_path)
+    return metadata
+
+
+def read_json(path: Path, advice: str = "") -> dict:
+    """The object in a JSON file.
+
+    Raises
+    ------
+    BadInput
+        It cannot be read or holds something else; the sentence ends in ``advice``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: not a readable JSON file ({error}){advice}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: must be a JSON object of fields, not a {type(content).__name__}{advice}")
+    return content
+
+
+def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> SidecarReading:
+    """The protocol a sidecar describes, with the echo time the signal model needs.
+
+    The sequence comes from ScanningSequence, else from the names in PulseSequenceType,
+    PulseSequenceName and SequenceName, else from the suffix (a T1w with inversion is an MPRAGE
+    unless it is 2D or its TE ≥ 8 ms). TE of a variable-flip-angle train: :func:`oasis3.effective_te`.
+
+    Parameters
+    ----------
+    metadata
+        Fields of :func:`read_sidecar`.
+    suffix
+        BIDS suffix of the scan ("T1w" …), any other word where it is not known.
+    where
+        The file, for messages.
+
+    Raises
+    ------
+    BadInput
+        A field is missing, in the wrong unit or contradicts another, or no signal model fits.
+    """
+    te = _seconds(metadata, "EchoTime", where)
+    ti = _seconds(metadata, "InversionTime", where) or None  # some converters write 0 for "no inversion"
+    if te is None:
+        raise BadInput(f"{where}: its sidecar has no EchoTime: add it in seconds, or give the protocol")
+    sequence, told_by = _sequence(metadata, suffix, te, ti, where)
+    tr, tr_field = _repetition_time(metadata, sequence, where)
+    if sequence.inverts and ti is None:
+        hint = _oasis3_ti(suffix, tr)
+        raise BadInput(
+            f"{where}: no InversionTime in its sidecar, needed for {sequence.value}: add it in seconds{hint}"
+        )
+    try:
+        nominal = Protocol(sequence, te, tr, ti if sequence.inverts else None)
+    except ProtocolError as error:
+        raise BadInput(f"{where}: {error}") from None
+    if (sequence is Sequence.MPRAGE or suffix == "T1w") and te > LONGEST_T1W_TE:
+        raise BadInput(f"{where}: EchoTime {te:g} s is too long for a T1w: did you mean {te / 1000:g} s?")
+    if reason := mislabelled(suffix, te, tr):
+        raise BadInput(f"{where}: TE {te:g} s, TR {tr:g} s: {reason}; rename it or leave it out")
+
+    notes = [f"{PULSE_SEQUENCE[sequence]} told by {told_by}", f"TR from {tr_field}"]
+    equivalent = _seconds(metadata, CONTRAST_EQUIVALENT_TE, where) or effective_te(te, sequence)
+    if equivalent != te:
+        notes.append(f"nominal TE {1000 * te:g} ms taken as a contrast-equivalent {1000 * equivalent:g} ms")
+    try:
+        return SidecarReading(Protocol(sequence, equivalent, tr, nominal.ti), tuple(notes))
+    except ProtocolError as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def _seconds(metadata: dict, field: str, where) -> float | None:
+    value = metadata.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BadInput(f"{where}: {field} must be one number of seconds, not {json.dumps(value)}")
+    return float(value)
+
+
+def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -> tuple[Sequence, str]:
+    """Which signal model, and what told so."""
+    codes = metadata.get("ScanningSequence") or ""
+    codes = set(re.findall(r"[A-Z]+", codes.upper() if isinstance(codes, str) else " ".join(map(str, codes)).upper()))
+    fields = ("PulseSequenceType", "PulseSequenceName", "SequenceName")
+    names = {field: str(metadata[field]).lower() for field in fields if metadata.get(field)}
+    text = " ".join(names.values())
+    inverts = ti is not None or "IR" in codes or suffix == "FLAIR" or bool(INVERSION.search(text))
+
+    if codes & {"SE", "GR"}:
+        gradient_echo, told_by = "SE" not in codes, "ScanningSequence"
+    elif GRADIENT_ECHO.search(text) or SPIN_ECHO.search(text):
+        gradient_echo, told_by = bool(GRADIENT_ECHO.search(text)), " and ".join(names)
+    elif suffix not in CONTRASTS:
+        raise BadInput(f"{where}: neither sidecar nor name tells the sequence: give it (MPRAGE, spin echo or FLAIR)")
+    elif suffix == "T1w" and not inverts:
+        raise BadInput(
+            f"{where}: a T1w without InversionTime and without the sequence's name can be an MPRAGE or a spin echo: "
+            f"add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}, or ScanningSequence SE"
+        )
+    else:
+        planar = metadata.get("MRAcquisitionType") == "2D"
+        gradient_echo, told_by = suffix == "T1w" and te < SHORTEST_SPIN_ECHO_TE and not planar, f"the suffix {suffix}"
+        if suffix == "T1w":
+            told_by += " and " + ("MRAcquisitionType 2D" if planar else f"TE {1000 * te:g} ms")
+
+    if not gradient_echo:
+        return (Sequence.FLAIR if inverts else Sequence.SPIN_ECHO), told_by
+    if not inverts:
+        raise BadInput(
+            f"{where}: a gradient echo without InversionTime: maps are not inferred from one without inversion; "
+            f"if it is an MPRAGE, add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}"
+        )
+    return Sequence.MPRAGE, told_by
+
+
+def _repetition_time(metadata: dict, sequence: Sequence, where) -> tuple[float, str]:
+    """TR (s) and the field it came from.
+
+    A spin echo is excited once per repetition, prepared or not, so all three fields mean the same.
+    An MPRAGE is prepared once and excited a hundred times in between.
+    """
+    fields = ["RepetitionTimePreparation", "RepetitionTime", "RepetitionTimeExcitation"]
+    if sequence is Sequence.SPIN_ECHO:
+        fields.reverse()
+    found = {field: value for field in fields if (value := _seconds(metadata, field, where)) is not None}
+    if not found:
+        field = "RepetitionTimePreparation" if sequence.inverts else "RepetitionTimeExcitation"
+        raise BadInput(f"{where}: no RepetitionTime or {field} in its sidecar: add it in seconds, or give the protocol")
+    field, tr = next(iter(found.items()))
+    between_pulses = field == "RepetitionTimeExcitation" or 0 < tr < SHORTEST_TR
+    if sequence is Sequence.MPRAGE and between_pulses:
+        raise BadInput(
+            f"{where}: {field} {tr:g} s of this MPRAGE runs from excitation to excitation, but its signal depends on "
+            "the time from inversion to inversion (2 to 3 s on most scanners): add that as RepetitionTimePreparation"
+        )
+    if 0 < tr < SHORTEST_TR:
+        raise BadInput(f"{where}: {field} {tr:g} s is too short for a spin echo: did you mean {1000 * tr:g} s?")
+    return tr, field
+
+
+def _any_tr(metadata: dict) -> float | None:
+    values = (metadata.get(field) for field in ("RepetitionTimePreparation", "RepetitionTime"))
+    return next((value for value in values if isinstance(value, (int, float))), None)
+
+
+def _oasis3_ti(suffix: str, tr: float | None) -> str:
+    ti = None
+    if tr is not None:
+        with contextlib.suppress(BadInput):  # a missing table must not hide what is wrong with the scan
+            ti = family_ti(suffix, tr)
+    return f" (OASIS-3 scans with TR {tr:g} s used {ti:g} s)" if ti else ""
+
+
+# --- sidecars out -------------------------------------------------------------------------------
+
+
+def sidecar(protocol: Protocol, nominal_te: float | None = None, **fields) -> dict:
+    """BIDS sidecar of a weighted image.
+
+    Parameters
+    ----------
+    protocol
+        As it was set at the scanner.
+    nominal_te
+        Give it where ``protocol.te`` is what the signal model used and the scanner would have named
+        another: EchoTime becomes ``nominal_te``, and the reader takes ``protocol.te`` as it is. For
+        an image *rendered* with TE > 0.3 s give ``protocol.te`` itself, or reading it back applies
+        :func:`oasis3.effective_te`.
+    **fields
+        More fields, such as ``SkullStripped=True`` (derivatives need it).
+
+    Returns
+    -------
+        ``RepetitionTimePreparation`` for sequences that invert, else ``RepetitionTimeExcitation``
+        (BIDS keeps ``RepetitionTime`` for volumes of a series), and no ``InversionTime`` for spin echo.
+    """
+    out = {"PulseSequenceType": PULSE_SEQUENCE[protocol.sequence], "EchoTime": nominal_te or protocol.te}
+    if nominal_te is not None:
+        out[CONTRAST_EQUIVALENT_TE] = protocol.te
+    out["RepetitionTimePreparation" if protocol.sequence.inverts else "RepetitionTimeExcitation"] = protocol.tr
+    if protocol.ti is not None:
+        out["InversionTime"] = protocol.ti
+    if protocol.flip_angle_deg is not None:
+        out["FlipAngle"] = protocol.flip_angle_deg  # BIDS has degrees
+    return out | fields
+
+
+def map_sidecar(suffix: str, skull_stripped: bool, **fields) -> dict:
+    """BIDS sidecar of a tissue map; ``suffix`` is "PDmap", "T1map" or "T2map"."""
+    return {"Units": MAP_UNITS[suffix], "SkullStripped": skull_stripped} | fields
+
+
+def write_dataset_description(
+    folder: str | Path, name: str, derivative: bool, generated_by: list[dict] | None = None, **fields
+) -> Path:
+    """Write ``dataset_description.json``; ``generated_by`` defaults to this package and its version."""
+    description = {
+        "Name": name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative" if derivative else "raw",
+        "GeneratedBy": generated_by or [{"Name": "phyldm_core", "Version": __version__}],
+    }
+    path = Path(folder) / "dataset_description.json"
+    write_atomically(path, to_json(description | fields))
+    return path
+
+
+def makers(folder: Path) -> list[dict]:
+    """Who made the dataset in a folder, as its description's GeneratedBy has it; empty where nobody can be told."""
+    try:
+        listed = json.loads((folder / "dataset_description.json").read_text())["GeneratedBy"]
+        return [maker for maker in listed if isinstance(maker, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def to_json(content: dict) -> bytes:
+    """UTF-8, indented; NaN is refused (ValueError), because JSON has none."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_atomically(path: str | Path, content: bytes):
+    """Write all of a file or nothing of it, making its folder where needed.
+
+    Raises
+    ------
+    BadInput
+        The folder cannot be made or written, or the disk is full; what was there before stays.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot write ({error.strerror}): choose another folder or free some space") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, folder: Path):
+    """Put a complete folder in the place of an older one, which stays until the new one is there.
+
+    Raises
+    ------
+    BadInput
+        The place cannot be written; what was there before stays.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a call that was killed after its last step but one
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another folder") from error
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""The protocols of a real archive: what OASIS-3 was scanned with, how often, and which echo time to believe.
+
+The table is ``data/oasis3_protocols.csv`` beside the package (origin in ``data/README.md``).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import BadInput
+from ..physics import Protocol, Sequence
+
+OASIS3_TABLE = Path(__file__).resolve().parents[2] / "data" / "oasis3_protocols.csv"
+
+EFFECTIVE_TE_RATIO = 0.22
+"""Contrast-equivalent over nominal TE of a variable-flip-angle train. Our assumption, see :func:`effective_te`."""
+
+EFFECTIVE_TE_ABOVE = 0.3
+"""s. No spin echo of the brain with full refocusing is acquired later: beyond it, the train varies its flip angles."""
+
+SEQUENCE_OF = {
+    "T1w": Sequence.MPRAGE,
+    "T2w": Sequence.SPIN_ECHO,
+    "PDw": Sequence.SPIN_ECHO,
+    "FLAIR": Sequence.FLAIR,
+}
+"""What a contrast is acquired with when nothing else is known."""
+
+SESSION_CONTRASTS = {
+    ("T1w", "T2w", "FLAIR"): 484,
+    ("T1w", "T2w"): 1120,
+    ("T1w", "FLAIR"): 836,
+    ("T1w",): 187,
+}
+"""Number of OASIS-3 sessions by the contrasts they hold."""
+
+
+class ProtocolRow(NamedTuple):
+    """One protocol of the archive: as the scanner named it, as the physics needs it, and its number of scans."""
+
+    nominal: Protocol
+    effective: Protocol
+    count: int
+
+
+class ExcludedRow(NamedTuple):
+    """A row of the table that is not used, and why."""
+
+    contrast: str
+    te: float
+    tr: float
+    ti: float | None
+    count: int
+    reason: str
+
+
+def effective_te(te: float, sequence: Sequence | str) -> float:
+    """The echo time (s) whose plain T2 decay gives the contrast that was acquired.
+
+    3D turbo spin echoes with variable flip angles (SPACE, CUBE, VISTA) keep much of the magnetisation
+    along the field, where it decays with T1, so that an echo at a nominal 455 ms has the contrast of
+    a spin echo near 100 ms (contrast-equivalent TE: Busse et al., Magn Reson Med 2006;55:1030 and
+    2008;60:640). The flip angles themselves are in no header, so one ratio stands for all of them:
+    0.22 above 0.3 s. **The ratio is an assumption of ours, not a measurement**; T2 scales with it.
+
+    Parameters
+    ----------
+    te
+        Nominal echo time (s).
+    sequence
+        Spin echo and FLAIR are affected, gradient echoes (MPRAGE too) never are.
+
+    Returns
+    -------
+        Seconds, to 10 µs; ``te`` itself where the rule does not apply.
+    """
+    if Sequence(sequence) not in (Sequence.SPIN_ECHO, Sequence.FLAIR) or te <= EFFECTIVE_TE_ABOVE:
+        return te
+    return round(EFFECTIVE_TE_RATIO * te, 5)
+
+
+def effective_protocol(protocol: Protocol) -> Protocol:
+    """The same protocol with its :func:`effective_te`."""
+    return replace(protocol, te=effective_te(protocol.te, protocol.sequence))
+
+
+def family_ti(contrast: str, tr: float) -> float | None:
+    """The inversion time (s) most OASIS-3 scans of this contrast and TR (to 0.1 s) used; None where no scan tells."""
+    counts = Counter()
+    for name, _, row_tr, ti, count in _rows():
+        if name == contrast and ti is not None and round(row_tr, 1) == round(tr, 1):
+            counts[ti] += count
+    return counts.most_common(1)[0][0] if counts else None
+
+
+@cache
+def oasis3_protocols() -> dict[str, list[ProtocolRow]]:
+    """Protocols per contrast ("T1w", "T2w", "FLAIR"), most frequent first.
+
+    Left out is what carries the wrong label, a T2w with TE < 0.03 s or TR < 1 s, and what lacks an
+    inversion time that no other scan of its family (same contrast, same TR to 0.1 s) tells:
+    :func:`oasis3_excluded` lists both. Rows that become equal once TI is filled in are added up.
+
+    Raises
+    ------
+    BadInput
+        The table is not beside the package.
+    """
+    counts = {contrast: Counter() for contrast in ("T1w", "T2w", "FLAIR")}
+    for row in _rows():
+        contrast, te, tr, ti, count = row
+        if _why_excluded(*row) is None:
+            sequence = SEQUENCE_OF[contrast]
+            ti = (ti or family_ti(contrast, tr)) if sequence.inverts else None
+            counts[contrast][Protocol(sequence, te, tr, ti)] += count
+    return {
+        contrast: [ProtocolRow(protocol, effective_protocol(protocol), n) for protocol, n in counter.most_common()]
+        for contrast, counter in counts.items()
+    }
+
+
+def oasis3_excluded() -> list[ExcludedRow]:
+    """The rows :func:`oasis3_protocols` leaves out, each with the reason."""
+    return [ExcludedRow(*row, reason) for row in _rows() if (reason := _why_excluded(*row))]
+
+
+def mislabelled(contrast: str, te: float, tr: float) -> str | None:
+    """Why a scan cannot be what its name says; None where it can (times in seconds)."""
+    if contrast == "T2w" and (te < 0.03 or tr < 1):
+        return "mislabelled: no T2w has TE < 0.03 s or TR < 1 s"
+    return None
+
+
+def _why_excluded(contrast: str, te: float, tr: float, ti: float | None, count: int) -> str | None:
+    if reason := mislabelled(contrast, te, tr):
+        return reason
+    if SEQUENCE_OF[contrast].inverts and ti is None and family_ti(contrast, tr) is None:
+        return f"no TI, and no other {contrast} with TR {tr:g} s tells it"
+    return None
+
+
+@cache
+def _rows() -> list[tuple[str, float, float, float | None, int]]:
+    """``(contrast, te, tr, ti, count)`` as the table has them."""
+    try:
+        with OASIS3_TABLE.open(newline="") as table:
+            next(table)
+            return [
+                (contrast, float(te), float(tr), float(ti) if ti else None, int(count))
+                for contrast, te, tr, ti, count in csv.reader(table)
+            ]
+    except OSError as error:
+        raise BadInput(f"{OASIS3_TABLE}: cannot be read ({error.strerror}): use a checkout of the repository") from None

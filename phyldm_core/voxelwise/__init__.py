@@ -1,0 +1,1 @@
+"""Maps voxel by voxel, without a network or after one: least squares, refining, the baselines."""

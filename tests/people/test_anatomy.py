@@ -1,0 +1,318 @@
+"""Heads are whole, upright and symmetric, and stay so when they are bent into other people."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from nibabel.affines import apply_affine
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from phyldm_core.errors import BadInput
+from phyldm_core.people.anatomy import (
+    CENTRE_MNI,
+    LANDMARKS,
+    LATERAL_VENTRICLES,
+    Anatomy,
+    Deformation,
+    deform,
+    find_anatomies,
+    load_anatomy,
+    smooth_field,
+)
+from phyldm_core.tissue import BRAIN, HEAD, TISSUES
+
+WM, GM, CSF, THALAMUS = (TISSUES.index(name) for name in ("WM", "GM", "CSF", "thalamus"))
+STILL = Deformation(*[0.0] * 8)
+USUAL = Deformation()
+BRAIN_ONLY = {"slab_mm": 16, "head": False, "blur_mm": 0.7}
+
+
+@pytest.fixture(scope="module")
+def mni() -> Anatomy:
+    return load_anatomy("mni152", None, **BRAIN_ONLY)
+
+
+def points(shape=(9, 100, 80), step_mm=2.0) -> torch.Tensor:
+    """``(z, y, x, 3)``, (x, y, z) in mm about the centre."""
+    z, y, x = (step_mm * (torch.arange(n) - n // 2) for n in shape)
+    return torch.stack(torch.meshgrid(z, y, x, indexing="ij")[::-1], -1)
+
+
+def bent(anatomy, spec=USUAL, seed=0, where=None):
+    return deform(anatomy, points() if where is None else where, spec, torch.Generator().manual_seed(seed))
+
+
+def centre_mm(volume) -> np.ndarray:
+    """(x, y, z) in MNI mm of what a ``(z, y, x)`` volume at 1 mm shows."""
+    middle = np.array(volume.shape) // 2
+    return (np.array(ndimage.center_of_mass(np.asarray(volume))) - middle)[::-1] + CENTRE_MNI
+
+
+def hemispheres(volume):
+    """Left and right half, x rising towards the right; the plane between them in neither."""
+    half = volume.shape[-1] // 2
+    return volume[..., :half], volume[..., half + 1 :]
+
+
+def sides(volume) -> np.ndarray:
+    """Centres (mm) of the left and the right half, ``(2, 3)``."""
+    volume = np.asarray(volume)
+    middle = volume.shape[-1] // 2
+    left, right = volume.copy(), volume.copy()
+    left[..., middle:], right[..., : middle + 1] = 0, 0
+    return np.stack([centre_mm(left), centre_mm(right)])
+
+
+# --- the template ---------------------------------------------------------------------------------
+
+
+def test_a_voxel_holds_no_more_than_itself(mni):
+    total = mni.fractions.sum(0)
+    assert mni.fractions.min() >= 0
+    assert total.max() <= 1 + 1e-5
+    assert total[:, :2].max() < 1e-3 and total[..., :2].max() < 1e-3  # the brain ends inside the block
+    assert total[len(total) // 2].max() > 0.999
+
+
+def test_brain_only_means_no_scalp(mni):
+    outside = mni.fractions[[TISSUES.index(tissue) for tissue in HEAD]]
+    assert outside.max() == 0
+
+
+def test_the_central_slice_shows_ventricles_between_two_like_hemispheres(mni):
+    z = len(mni.ventricle) // 2
+    left, right = hemispheres(mni.fractions[:, z].sum(0))
+    assert left.sum() == pytest.approx(right.sum().item(), rel=0.05)
+    ventricles = mni.ventricle[z] > 0.4
+    for half, csf in zip(hemispheres(ventricles), hemispheres(mni.fractions[CSF, z]), strict=True):
+        assert half.sum() > 150  # mm², each side
+        assert csf[half].mean() > 0.75
+
+
+def test_grey_and_white_matter_share_the_brain(mni):
+    share = mni.fractions.sum((1, 2, 3)) / mni.fractions.sum()
+    assert 0.3 < share[GM] < 0.6
+    assert 0.3 < share[WM] < 0.6
+    assert share[CSF] < 0.25
+
+
+@pytest.mark.parametrize("nucleus", ["thalamus", "caudate", "putamen", "pallidum"])
+def test_nuclei_lie_on_both_sides_where_the_atlas_has_them(mni, nucleus):
+    expected = next(centre for labels, centre in LANDMARKS.items() if labels[0] == NUMBERS[nucleus])
+    left, right = sides(mni.fractions[TISSUES.index(nucleus)])
+    np.testing.assert_allclose(left * (-1, 1, 1), right, atol=2)
+    np.testing.assert_allclose(right, expected, atol=6)
+
+
+NUMBERS = {"thalamus": 10, "caudate": 11, "putamen": 12, "pallidum": 13}
+
+
+# --- bending it -----------------------------------------------------------------------------------
+
+
+def test_a_head_left_alone_is_itself(mni):
+    middle = [n // 2 for n in mni.ventricle.shape]
+    z, y, x = (slice(m - 2 * (n // 2), m + 2 * (n - n // 2), 2) for m, n in zip(middle, (9, 100, 80), strict=True))
+    torch.testing.assert_close(bent(mni, STILL), mni.fractions[:, z, y, x], atol=1e-3, rtol=0)
+
+
+def test_bending_folds_nowhere(mni):
+    """A head whose 'tissues' are its own coordinates tells where each point came from."""
+    z, y, x = (torch.linspace(0, 1, n) for n in mni.ventricle.shape)
+    coordinates = torch.stack(torch.meshgrid(z, y, x, indexing="ij")[::-1])
+    ramps = Anatomy("ramps", torch.cat([torch.zeros(2, *mni.ventricle.shape), coordinates]), mni.ventricle)
+    extent = torch.tensor(mni.ventricle.shape[::-1]) - 1.0  # mm
+    where = points((5, 100, 80), step_mm=1)
+    flow = Deformation(rotation_deg=0, scale=0, translation_mm=0)
+    for seed in range(8):
+        came_from = bent(ramps, flow, seed, where)[2:].permute(1, 2, 3, 0) * extent - extent / 2
+        jacobian = torch.stack(torch.gradient(came_from, dim=(2, 1, 0)), -2)
+        assert torch.linalg.det(jacobian).min() > 0, f"seed {seed} folds"
+        assert (came_from - where).norm(dim=-1).mean() > 1.5  # mm: and it does move
+
+
+def test_each_seed_is_another_person(mni):
+    one, again, other = (bent(mni, seed=seed) for seed in (1, 1, 2))
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+    assert (one - other).abs().sum() > 0.2 * one.sum()
+
+
+def test_a_bent_head_still_fills_its_voxels_at_most_once(mni):
+    fractions = bent(mni, seed=3)
+    assert fractions.min() >= 0
+    assert fractions.sum(0).max() <= 1 + 1e-4
+    assert fractions[[TISSUES.index(tissue) for tissue in BRAIN]].sum() == pytest.approx(fractions.sum().item())
+
+
+def test_wider_ventricles_hold_more_csf(mni):
+    inside = (points().abs() < torch.tensor([30.0, 50.0, 20.0])).all(-1)
+
+    def csf(ventricle_mm):
+        spec = Deformation(0, 0, 0, 0, 0, 0, ventricle_mm=ventricle_mm, cortex=0)
+        return bent(mni, spec, seed=0)[CSF][inside].sum().item()
+
+    plain, one_way, other_way = csf(0), csf(3), csf(-3)
+    narrow, wide = sorted((one_way, other_way))
+    assert narrow < 0.9 * plain < 1.1 * plain < wide
+
+
+def test_cortex_grows_only_at_the_expense_of_white_matter(mni):
+    still = bent(mni, STILL)
+    varied = bent(mni, Deformation(0, 0, 0, 0, 0, 0, 0, cortex=0.5), seed=1)
+    assert varied[GM].sum() != pytest.approx(still[GM].sum().item(), rel=0.02)
+    torch.testing.assert_close(varied[GM] + varied[WM], still[GM] + still[WM])
+    others = [k for k in range(len(TISSUES)) if k not in (GM, WM)]
+    torch.testing.assert_close(varied[others], still[others])
+
+
+def test_smooth_fields_have_unit_spread_and_the_details_asked_for():
+    field = smooth_field((64, 64), 8, torch.Generator().manual_seed(0))[0]
+    assert field.std() == pytest.approx(1, abs=1e-4)
+    step = (field[1:] - field[:-1]).std()
+    finer = smooth_field((64, 64), 4, torch.Generator().manual_seed(0))[0]
+    assert (finer[1:] - finer[:-1]).std() > 1.5 * step
+
+
+# --- label maps of real people --------------------------------------------------------------------
+
+
+def test_every_real_head_stands_upright_in_mni_axes(shared_data):
+    folder = shared_data / "synthseg_labels"
+    if not folder.is_dir():
+        pytest.skip(f"no label maps at {folder}")
+    names = find_anatomies(folder)
+    assert len(names) == 15
+    for name in names:
+        head = load_anatomy(name, folder, slab_mm=4, head=False, blur_mm=0.7)
+        left, right = sides(head.fractions[THALAMUS])
+        assert left[2] == pytest.approx(right[2], abs=3), f"{name} is tilted"
+        assert left[1] == pytest.approx(right[1], abs=3), f"{name} is turned"
+        np.testing.assert_allclose(right, (11, -19, 7), atol=6, err_msg=name)
+        assert head.fractions.sum(0).max() <= 1 + 1e-5
+        assert head.fractions[TISSUES.index("fat")].max() == 0
+
+
+# --- label maps made for the occasion -------------------------------------------------------------
+
+
+def synthetic_head(landmarks=True, tilt=None, voxel_mm=2.0, size=96):
+    """Labels and affine of a head of ellipsoids in MNI coordinates, turned about its centre by ``tilt``."""
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = -voxel_mm * size / 2
+    mm = apply_affine(affine, np.stack(np.indices((size,) * 3), -1))
+    if tilt is not None:
+        mm = mm @ tilt.as_matrix()  # where in MNI space this point of the turned head belongs
+    mm = mm + np.array(CENTRE_MNI) * (1, 1, 0)
+    radius = np.linalg.norm(mm / (70, 85, 70), axis=-1)
+    labels = np.select([radius < 0.7, radius < 0.9, radius < 1, radius < 1.1], [2, 3, 24, 515], 0)
+    for side, ventricle in zip((-1, 1), LATERAL_VENTRICLES, strict=True):
+        labels[np.linalg.norm((mm - (side * 12, -10, 16)) / (6, 20, 8), axis=-1) < 1] = ventricle
+    for pair, (x, y, z) in LANDMARKS.items() if landmarks else ():
+        for side, number in zip((-1, 1), pair, strict=True):
+            labels[np.linalg.norm(mm - (side * x, y, z), axis=-1) < 5] = number
+    labels[(labels == 2) & (mm[..., 0] > 0)], labels[(labels == 3) & (mm[..., 0] > 0)] = 41, 42
+    return labels.astype(np.int16), affine
+
+
+def write(folder, labels, affine, name="head.nii.gz"):
+    nibabel.Nifti1Image(labels, affine).to_filename(folder / name)
+    return name
+
+
+def test_a_tilted_head_is_turned_back(tmp_path):
+    tilt = Rotation.from_euler("xyz", (12, -8, 10), degrees=True)
+    for name, turn in (("straight.nii", None), ("tilted.nii", tilt)):
+        write(tmp_path, *synthetic_head(tilt=turn), name)
+        left, right = sides(load_anatomy(name, tmp_path, **BRAIN_ONLY).fractions[THALAMUS])
+        np.testing.assert_allclose([left, right], [(-11, -19, 7), (11, -19, 7)], atol=1.5, err_msg=name)
+
+
+def test_a_head_without_landmarks_keeps_its_axes(tmp_path):
+    head = load_anatomy(write(tmp_path, *synthetic_head(landmarks=False)), tmp_path, **BRAIN_ONLY)
+    left, right = hemispheres(head.fractions.sum(0))
+    assert left.sum() == pytest.approx(right.sum().item(), rel=0.03)
+    assert head.ventricle.max() > 0.3
+
+
+def test_how_a_file_stores_its_axes_does_not_matter(tmp_path):
+    labels, affine = synthetic_head()
+    plain = load_anatomy(write(tmp_path, labels, affine, "ras.nii"), tmp_path, **BRAIN_ONLY)
+    image = nibabel.Nifti1Image(labels, affine)
+    to_lsp = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt("LSP")
+    )
+    image.as_reoriented(to_lsp).to_filename(tmp_path / "lsp.nii")
+    torch.testing.assert_close(load_anatomy("lsp.nii", tmp_path, **BRAIN_ONLY).fractions, plain.fractions)
+
+
+def test_the_head_around_the_brain_is_kept_on_request(tmp_path):
+    name = write(tmp_path, *synthetic_head())
+    bone = TISSUES.index("bone")
+    assert load_anatomy(name, tmp_path, **BRAIN_ONLY).fractions[bone].max() == 0
+    assert load_anatomy(name, tmp_path, **BRAIN_ONLY | {"head": True}).fractions[bone].max() > 0.9
+
+
+# --- what cannot be used --------------------------------------------------------------------------
+
+
+def refusal(call, *args, **kwargs) -> str:
+    """The one sentence that says why not."""
+    with pytest.raises(BadInput) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_text_file_called_nii_is_named(tmp_path):
+    (tmp_path / "notes.nii").write_text("not an image\n")
+    assert "notes.nii cannot be read as NIfTI" in refusal(load_anatomy, "notes.nii", tmp_path, **BRAIN_ONLY)
+
+
+def test_a_file_cut_short_is_named(tmp_path):
+    whole = tmp_path / write(tmp_path, *synthetic_head())
+    whole.write_bytes(whole.read_bytes()[:5000])
+    assert "head.nii.gz cannot be read as NIfTI" in refusal(load_anatomy, whole.name, tmp_path, **BRAIN_ONLY)
+
+
+def test_a_series_is_no_label_map(tmp_path):
+    name = write(tmp_path, np.full((8, 8, 8, 2), 2, np.int16), np.eye(4))
+    assert "head.nii.gz has 4 dimensions: a label map has 3" in refusal(load_anatomy, name, tmp_path, **BRAIN_ONLY)
+
+
+def test_labels_of_another_atlas_are_refused(tmp_path):
+    labels, affine = synthetic_head()
+    name = write(tmp_path, np.where(labels > 0, labels + 1000, 0).astype(np.int16), affine)
+    assert "head.nii.gz has no known tissue labels" in refusal(load_anatomy, name, tmp_path, **BRAIN_ONLY)
+
+
+def test_a_folder_needs_label_maps(tmp_path):
+    assert f"{tmp_path} holds no .nii or .nii.gz file" in refusal(find_anatomies, tmp_path)
+    assert "nowhere is not a folder" in refusal(find_anatomies, tmp_path / "nowhere")
+
+
+def test_heads_are_listed_in_order_and_other_files_overlooked(tmp_path):
+    for name in ("b.nii.gz", "a.nii", "read_me.txt"):
+        (tmp_path / name).touch()
+    assert find_anatomies(tmp_path) == ["a.nii", "b.nii.gz"]
+    assert find_anatomies("") == find_anatomies(None) == ["mni152"]
+
+
+def test_people_are_nearly_symmetric_and_wholly_so_without_asymmetry():
+    """A symmetric head deformed without asymmetry, rotation or shift stays symmetric."""
+    head = load_anatomy(find_anatomies(None)[0], None, slab_mm=20, head=False, blur_mm=0.7)
+    both = ((volume + volume.flip(-1)) / 2 for volume in (head.fractions, head.ventricle))
+    mirrored = Anatomy(head.name, *both)
+    x = torch.arange(-60, 61, 4.0)
+    points = torch.stack(torch.meshgrid(torch.zeros(1), x, x, indexing="ij")[::-1], -1)
+
+    def lopsided(asymmetry):
+        spec = Deformation(rotation_deg=0, translation_mm=0, asymmetry=asymmetry, cortex=0)
+        out = deform(mirrored, points, spec, torch.Generator().manual_seed(2))
+        return (out - out.flip(-1)).abs().mean()
+
+    assert lopsided(0.0) < 0.02 * lopsided(1.0)
+    assert lopsided(0.4) < lopsided(1.0)

@@ -1,0 +1,87 @@
+"""An SD that misses an error is mended by what validation people show, and only as far as they show it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from phyldm_core import calibration
+from phyldm_core.calibration import T1_NODES, calibrate, honest_sd, read_calibration
+from phyldm_core.people.cohort import CohortRecipe
+from phyldm_core.people.held_out import draw_people
+from phyldm_core.physics import TissueMaps
+from phyldm_core.weights import load_weights
+
+RECIPE = CohortRecipe(voxel_mm=4.0, slice_mm=6.0, shape=(56, 48), n_slices=3)
+
+
+@pytest.fixture(scope="module")
+def people():
+    return list(draw_people(RECIPE, ("mni152",), 6))
+
+
+def wrong_by(monkeypatch, people, shares, sampled: float):
+    """A model whose log maps are off by Gaussians of ``shares``, and whose samples spread by ``sampled``."""
+    generator, off = torch.Generator().manual_seed(0), torch.tensor(shares)[:, None, None]
+    truths = {id(s): p.truth.maps.clamp_min(1e-3) for p in people for s in (p.common, p.scanned)}
+
+    def infer(vae, slices, common, shown):
+        true = truths[id(slices)]
+        maps = true * (off * torch.randn(true.shape, generator=generator)).exp()
+        return maps, TissueMaps.from_stack(maps)
+
+    monkeypatch.setattr(calibration, "infer", infer)
+    monkeypatch.setattr(calibration, "posterior_sd", lambda v, maps, n, g: TissueMaps.from_stack(sampled * maps))
+    return infer
+
+
+def test_what_is_missing_is_found_and_the_interval_covers_new_people(people, monkeypatch):
+    shares, sampled = (0.03, 0.06, 0.2), 0.02
+    infer = wrong_by(monkeypatch, people, shares, sampled)
+    found = calibrate(None, people[:3])
+    for quantity, share in zip(("T1", "T2"), shares[1:], strict=True):
+        missing = found["missing"]["any gain"]["MPRAGE + spin echo + FLAIR"][quantity]
+        assert missing[2] == pytest.approx((share**2 - sampled**2) ** 0.5, rel=0.2)
+    for person in people[3:]:
+        _, maps = infer(None, person.common, True, None)
+        sd = TissueMaps.from_stack(sampled * maps.stack())
+        honest = honest_sd(sd, maps, person.common, True, found)
+        for p in (1, 2):
+            off = (maps[p] - person.truth.maps[:, p]).abs()[person.truth.brain]
+            covered = [float((off <= 1.645 * s[p][person.truth.brain]).float().mean()) for s in (sd, honest)]
+            assert covered[0] < 0.6 and covered[1] == pytest.approx(0.9, abs=0.04)
+
+
+def test_an_sd_that_is_wide_enough_is_left_alone(people, monkeypatch):
+    wrong_by(monkeypatch, people, (0.02, 0.02, 0.02), 0.5)
+    found = calibrate(None, people[:2], scales=(False,))
+    assert set(found["missing"]) == {"any gain"}
+    assert max(v for of in found["missing"]["any gain"].values() for row in of.values() for v in row) == 0
+
+
+def test_scans_that_were_never_shown_and_weights_without_a_calibration_keep_their_sd(people):
+    slices, maps = people[0].common, TissueMaps.from_stack(people[0].truth.maps)
+    sd = TissueMaps.from_stack(0.1 * maps.stack())
+    row = {"PD": [0.1] * len(T1_NODES), "T1": [0.2] * len(T1_NODES), "T2": [0.3] * len(T1_NODES)}
+    known = {"t1_nodes": list(T1_NODES), "missing": {"any gain": {"MPRAGE": row}}}
+    for table, common in ((None, False), (known, True), (known, False)):
+        for one, other in zip(honest_sd(sd, maps, slices, common, table), sd, strict=True):
+            assert torch.equal(one, other)
+    shown = torch.tensor([True, False, False]).expand(len(slices), -1)
+    wider = honest_sd(sd, maps, slices, False, known, shown)
+    inside = people[0].truth.brain
+    expected = torch.full_like(maps.t1[inside], (0.1**2 + 0.2**2) ** 0.5)
+    torch.testing.assert_close((wider.t1 / maps.t1)[inside], expected, rtol=1e-4, atol=1e-6)
+    two = replace(slices, settings=slices.settings[:, [0, 0, 2]])  # two scans of one sequence tell as one kind
+    both = torch.tensor([True, True, False]).expand(len(slices), -1)
+    torch.testing.assert_close(honest_sd(sd, maps, two, False, known, both).t1, wider.t1)
+
+
+def test_training_leaves_a_calibration_that_travels_with_the_weights(smoke_run, tmp_path):
+    from phyldm_core.weights import export_weights
+
+    kept = read_calibration(smoke_run.folder / "vae")
+    assert kept["heads"] == ["mni152"] and set(kept["missing"]) == {"common scale", "any gain"}
+    assert export_weights(smoke_run, tmp_path / "w").calibration == load_weights(smoke_run.folder).calibration == kept

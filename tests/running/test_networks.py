@@ -1,0 +1,58 @@
+"""The picture of the architecture says what the networks are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+
+from phyldm_core import figures
+from phyldm_core.running import networks
+from phyldm_core.running.profiles import LAPTOP, PAPER, PROFILES
+
+
+def words(profile) -> str:
+    fig = figures.architecture(**networks.drawn(profile))
+    plt.close(fig)
+    return "\n".join(text.get_text() for ax in fig.axes for text in ax.texts)
+
+
+def count(*parts) -> int:
+    return sum(p.numel() for part in parts for p in part.parameters())
+
+
+def test_what_is_drawn_are_the_networks_that_were_trained(smoke_run):
+    drawn, pipe = networks.drawn(smoke_run.profile), smoke_run.pipeline()
+    vae = pipe.vae
+    assert drawn["parameters"] == {
+        "encoder": count(vae.encoder, vae.embed), "decoder": count(vae.decoder),
+        "denoiser": count(pipe.denoiser), "coarse": count(pipe.coarse),
+    }  # fmt: skip
+    assert drawn["latent"] == tuple(smoke_run.fine_latents("val").values.shape[1:])
+    assert drawn["coarse"] == (len(pipe.config.latent_mean), *pipe.config.latent_size)
+    assert drawn["decoder"][-1][1][0] * vae.config.decoder_stem == smoke_run.recipe.shape[0]
+
+
+def test_the_paper_s_networks_have_the_published_sizes_and_no_coarse_level():
+    drawn = networks.drawn(PAPER)
+    assert drawn["coarse"] is None and "coarse" not in drawn["parameters"]
+    assert drawn["latent"] == (6, 28, 20)
+    assert drawn["parameters"]["denoiser"] == 183_994_886
+    assert "coarse" not in words(PAPER)
+
+
+@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.coarse is not None])
+def test_a_coarse_level_is_drawn_with_its_size(name):
+    drawn = networks.drawn(PROFILES[name])
+    assert "coarse latent {}×{}×{}".format(*drawn["coarse"]) in words(PROFILES[name])
+
+
+def test_another_configuration_is_another_picture():
+    wider = replace(LAPTOP, vae=LAPTOP.vae | {"latent_channels": 5}, coarse={"coarse_channels": 17}, sampling_steps=33)
+    for number in ("5×56×40", "17×7×5", "33 steps"):
+        assert number in words(wider) and number not in words(LAPTOP)

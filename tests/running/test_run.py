@@ -1,0 +1,244 @@
+"""A run makes each part once, makes it again only when asked for something else, and never takes half for whole."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from phyldm_core import inference
+from phyldm_core.errors import BadInput
+from phyldm_core.inference import infer
+from phyldm_core.physics import TissueMaps
+from phyldm_core.running import run as module
+from phyldm_core.running.profiles import SMOKE, find_profile
+from phyldm_core.running.run import MissingResult, Run, latents, open_run
+from phyldm_core.vae import PoEVAE
+
+
+@pytest.fixture
+def copy(smoke_run, tmp_path) -> Run:
+    """The complete run in a folder of the test's own."""
+    shutil.copytree(smoke_run.folder, tmp_path / "run")
+    return replace(smoke_run, folder=tmp_path / "run")
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_folder_is_enough_to_open_a_run_again(smoke_run, tmp_path):
+    assert module.reopen(smoke_run.folder) == smoke_run
+    with pytest.raises(MissingResult, match="holds no VAE of a known profile"):
+        module.reopen(tmp_path)
+
+
+# --- whole ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_later_chapters_need(copy):
+    train, truth = copy.scans("train"), copy.truth("train")
+    assert train.images.shape == truth.maps.shape == (8, 3, *SMOKE.cohort.shape)
+    maps = copy.make_samples()
+    assert isinstance(maps, TissueMaps)
+    assert maps.pd.shape == (SMOKE.n_samples, *SMOKE.cohort.shape)
+    assert all((m > 0).all() and torch.isfinite(m).all() for m in maps)
+    parts = ["coarse", "cohort", "pipeline", "samples", "vae"]
+    assert sorted(p.name for p in copy.folder.iterdir()) == parts
+    assert not [f for f in copy.folder.rglob("*") if f.suffix in (".pt", ".bin", ".pkl", ".part")]
+
+
+def test_the_second_time_nothing_is_made(copy):
+    copy.make_samples()
+    before = files(copy.folder)
+    for part in (copy.make_cohort, copy.train_vae, copy.train_coarse, copy.train_diffusion):
+        assert list(part()) == []
+    copy.make_samples()
+    assert files(copy.folder) == before
+
+
+def test_samples_are_those_of_the_pipeline_and_the_seed(copy):
+    kept = copy.make_samples()
+    drawn = copy.pipeline()(SMOKE.n_samples, seed=copy.seed, num_inference_steps=SMOKE.sampling_steps)
+    torch.testing.assert_close(kept.stack(), drawn.stack())
+
+
+def test_the_pipeline_decodes_with_the_run_s_vae(smoke_run):
+    for a, b in zip(smoke_run.vae().parameters(), smoke_run.pipeline().vae.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_is_kept_as_a_table(smoke_run):
+    schedules = {
+        "vae": SMOKE.vae_schedule, "coarse": SMOKE.coarse_schedule,
+        "pipeline": SMOKE.diffusion_schedule,
+    }  # fmt: skip
+    for part, schedule in schedules.items():
+        log = smoke_run.training_log(part)
+        assert list(log.columns) == ["step", "seconds", "loss", "value"]
+        assert log.step[log.loss == "total"].tolist() == list(range(schedule.steps))
+        assert "val_total" in set(log.loss)
+
+
+def test_numbers_are_kept_in_the_run(copy):
+    path = copy.write_metrics("map_error", pandas.DataFrame({"tissue": ["WM"], "T1 (%)": [7.5]}))
+    assert path == copy.folder / "metrics" / "map_error.csv"
+    assert pandas.read_csv(path)["T1 (%)"].item() == 7.5
+
+
+# --- changed --------------------------------------------------------------------------------------
+
+
+def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
+    changed = replace(copy, profile=replace(SMOKE, vae_loss=replace(SMOKE.vae_loss, kl=0.1)))
+    assert list(changed.make_cohort()) == []  # the cohort is the same
+    for part in (changed.vae, changed.pipeline, changed.samples):
+        with pytest.raises(MissingResult):
+            part()
+    assert len(list(changed.train_vae())) == SMOKE.vae_schedule.steps
+    with pytest.raises(MissingResult, match="04_train_diffusion"):
+        changed.pipeline()  # the old one speaks the old VAE's latents
+    assert len(list(changed.train_coarse())) == SMOKE.coarse_schedule.steps
+    assert len(list(changed.train_diffusion())) == SMOKE.diffusion_schedule.steps
+    changed.pipeline()
+    with pytest.raises(MissingResult):
+        copy.vae()
+
+
+def test_another_sampler_needs_no_training(copy):
+    changed = replace(copy, profile=replace(SMOKE, sampling_steps=2))
+    assert [*changed.train_vae(), *changed.train_coarse(), *changed.train_diffusion()] == []
+    assert (changed.make_samples().pd - copy.make_samples().pd).abs().max() > 0
+
+
+def test_the_seed_is_part_of_the_settings(copy):
+    with pytest.raises(MissingResult):
+        replace(copy, seed=copy.seed + 1).vae()
+
+
+# --- missing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "notebook"),
+    [
+        (lambda run: run.scans("train"), "02_cohort"),
+        (lambda run: run.truth("test"), "02_cohort"),
+        (lambda run: next(run.train_vae()), "02_cohort"),
+        (lambda run: run.vae(), "03_train_vae"),
+        (lambda run: next(run.train_coarse()), "03_train_vae"),
+        (lambda run: next(run.train_diffusion()), "04_train_diffusion"),
+        (lambda run: run.pipeline(), "04_train_diffusion"),
+        (lambda run: run.make_samples(), "04_train_diffusion"),
+        (lambda run: run.samples(), "05_sample_tissue"),
+    ],
+)
+def test_what_is_missing_names_the_notebook_that_makes_it(ask, notebook, tmp_path):
+    with pytest.raises(MissingResult, match=f"run notebook {notebook} first") as caught:
+        ask(open_run(tmp_path / "nothing", "smoke"))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_cohort_in_the_folder_is_not_taken_for_the_one_asked_for(copy):
+    other = replace(copy, recipe=replace(copy.recipe, seed=99))
+    with pytest.raises(MissingResult, match="does not hold the cohort asked for: run notebook 02_cohort"):
+        other.scans("train")
+    with pytest.raises(MissingResult):
+        other.vae()  # it was trained on other people
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(BadInput, match="unknown profile 'desktop': choose one of smoke, laptop, release, paper"):
+        open_run("runs/x", "desktop")
+    assert find_profile("smoke") is SMOKE
+
+
+# --- half done ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "train"), [("vae", "train_vae"), ("pipeline", "train_diffusion")])
+def test_a_killed_training_is_no_result_and_goes_on(copy, part, train):
+    finished = copy.training_log(part)
+    shutil.rmtree(copy.folder / part)
+    for step in getattr(copy, train)():
+        if step.step == 5:
+            break
+    with pytest.raises(MissingResult):
+        getattr(copy, part)()
+    assert [step.step for step in getattr(copy, train)()] == [4, 5, 6, 7]
+    getattr(copy, part)()
+    again = copy.training_log(part)
+    pandas.testing.assert_frame_equal(again.drop(columns="seconds"), finished.drop(columns="seconds"))
+
+
+def test_a_result_half_saved_is_no_result(copy, monkeypatch):
+    shutil.rmtree(copy.folder / "vae")
+
+    def full(self, folder, **kwargs):
+        (Path(folder) / "config.json").write_text("{")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoEVAE, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space"):
+            list(copy.train_vae())
+    with pytest.raises(MissingResult):
+        copy.vae()
+    list(copy.train_vae())
+    copy.vae()
+
+
+def test_a_new_result_replaces_the_old_one_only_when_it_is_whole(copy):
+    before = files(copy.folder / "vae")
+    changed = replace(copy, seed=copy.seed + 1)
+    for step in changed.train_vae():
+        if step.step == 5:
+            break
+    assert files(copy.folder / "vae") == before
+    copy.vae()
+
+
+# --- inference ------------------------------------------------------------------------------------
+
+
+def test_a_person_s_maps_come_from_the_scans_that_are_shown(smoke_run):
+    vae, slices = smoke_run.vae(), smoke_run.scans("test")
+    posterior, maps = infer(vae, slices)
+    assert maps.pd.shape == (len(slices), *SMOKE.cohort.shape)
+    only_t1w = torch.tensor([[True, False, False]]).expand(len(slices), -1)
+    vaguer, _ = infer(vae, slices, shown=only_t1w)
+    assert (vaguer.log_variance > posterior.log_variance).all()
+    torch.testing.assert_close(vae.decode(posterior.mean).stack(), maps.stack())
+
+
+def test_the_batch_size_does_not_matter(smoke_run, monkeypatch):
+    vae, slices = smoke_run.vae(), smoke_run.scans("test")
+    whole = infer(vae, slices)[1]
+    monkeypatch.setattr(inference, "INFERENCE_BATCH", 3)
+    for a, b in zip(whole, infer(vae, slices)[1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_in_scanner_units_an_arbitrary_gain_changes_nothing(smoke_run):
+    vae = smoke_run.vae()
+    common, raw = (infer(vae, smoke_run.scans("test", common_scale=c), common_scale=False)[1] for c in (True, False))
+    torch.testing.assert_close(common.stack(), raw.stack(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision, off", [("no", 1e-5), ("bf16", 0.1)])  # of a spread
+def test_latents_are_posterior_means_of_all_slices_and_their_mirror_images(smoke_run, monkeypatch, precision, off):
+    monkeypatch.setattr(module, "best_precision", lambda: precision)
+    vae, slices = smoke_run.vae(), smoke_run.scans("train")
+    train = latents(vae, slices)
+    assert len(train) == 2 * len(slices) and train.values.dtype == torch.float32
+    posterior, _ = infer(vae, slices)
+    expected = (posterior.mean - train.mean[:, None, None]) / train.scale[:, None, None]
+    torch.testing.assert_close(train.values[: len(slices)], expected, rtol=1e-3, atol=off)
+    assert (train.values[: len(slices)] - expected).square().mean().sqrt() < off / 5
+    assert (train.values[: len(slices)] - train.values[len(slices) :]).abs().max() > 0
+    assert torch.equal(train.position[: len(slices)], train.position[len(slices) :])
+    assert latents(vae, slices, train).scale is train.scale

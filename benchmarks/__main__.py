@@ -16,8 +16,8 @@ import torch
 import typer
 
 from phyldm_core.errors import BadInput
+from phyldm_core.machine.files import to_json, write_atomically
 from phyldm_core.running.run import MissingResult, reopen
-from phyldm_core.scans.bids import to_json, write_atomically
 
 from . import stages
 from .timing import Row, machine, slug

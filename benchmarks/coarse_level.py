@@ -24,8 +24,9 @@ from torch import Tensor
 from phyldm_core import figures
 from phyldm_core.coarse import CoarseObjective, CoarseVAE
 from phyldm_core.evaluation import metrics
-from phyldm_core.evaluation.tables import brain_of
+from phyldm_core.people.segmentation import brain_of
 from phyldm_core.physics import REFERENCE, TissueMaps, render
+from phyldm_core.running import run
 from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.running.run import open_run
 from phyldm_core.training import training_loop
@@ -80,7 +81,7 @@ def main(
 
 def keep(table: pandas.DataFrame, images: dict[str, Tensor], out: Path, voxel_mm: float):
     """What is known so far: the table, its curves, and six restored slices for each variant."""
-    metrics.write_table(table, out / "coarse_level.csv")
+    run.write_table(table, out / "coarse_level.csv")
     figures.use_house_style()
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
     look = {"x": "minutes", "hue": "variant", "style": "variant", "markers": True}

@@ -8,9 +8,9 @@ import torch
 
 from phyldm_core.coarse import CoarseVAE
 from phyldm_core.diffusion import DiffusionObjective, LatentBatch, TissueTransformer
+from phyldm_core.losses import VAEBatch
 from phyldm_core.machine.precision import best_precision
 from phyldm_core.running.profiles import LAPTOP, Profile
-from phyldm_core.training import VAEBatch
 from phyldm_core.vae import PoEVAE
 
 from .timing import Row, compare, slope, take_turns

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas
 import torch
 
+from phyldm_core.losses import VAEData, VAEObjective
 from phyldm_core.running.profiles import LAPTOP
-from phyldm_core.training import VAEData, VAEObjective, training_loop
+from phyldm_core.training import training_loop
 from phyldm_core.vae import PoEVAE
 
 from .timing import Row, compare

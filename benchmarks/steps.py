@@ -18,9 +18,9 @@ import typer
 
 from phyldm_core.coarse import CoarseObjective, CoarseVAE
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
+from phyldm_core.losses import VAEBatch, VAEObjective
 from phyldm_core.physics import REFERENCE
 from phyldm_core.running.profiles import LAPTOP
-from phyldm_core.training import VAEBatch, VAEObjective
 from phyldm_core.vae import PoEVAE
 
 WAYS = {f"{kind}, threads: {n}": (kind == "bf16", n) for n in (1, 2) for kind in ("float32", "bf16")}

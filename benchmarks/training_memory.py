@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 
 from phyldm_core.diffusion import DiffusionObjective, TissueTransformer
+from phyldm_core.losses import VAEData, VAEObjective
 from phyldm_core.machine.on_disk import in_a_file
-from phyldm_core.people.cohort import MODALITIES, Slices
 from phyldm_core.physics import REFERENCE
 from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.running.run import latents
-from phyldm_core.training import VAEData, VAEObjective, training_loop
+from phyldm_core.slices import MODALITIES, Slices
+from phyldm_core.training import training_loop
 from phyldm_core.vae import PoEVAE
 
 from .timing import Row, peak_mib

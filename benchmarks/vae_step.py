@@ -12,12 +12,12 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 
+from phyldm_core.losses import VAEBatch, VAELoss, VAEObjective
 from phyldm_core.machine.precision import best_precision
-from phyldm_core.people.cohort import MODALITIES
-from phyldm_core.physics import REFERENCE
+from phyldm_core.physics import REFERENCE, effective_protocol
 from phyldm_core.running.profiles import LAPTOP
-from phyldm_core.scans.oasis3 import SESSION_CONTRASTS, effective_protocol
-from phyldm_core.training import VAEBatch, VAELoss, VAEObjective
+from phyldm_core.scans.oasis3 import SESSION_CONTRASTS
+from phyldm_core.slices import MODALITIES
 from phyldm_core.vae import LOG_VARIANCE_RANGE, Enlarge, PoEVAE, product_of_experts, scan_features
 
 from .timing import Row, compare, peak_mib, slope, take_turns

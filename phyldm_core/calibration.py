@@ -17,12 +17,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .evaluation.tables import QUANTITIES, SUBSETS
 from .inference import infer, posterior_sd
-from .people.cohort import CohortRecipe, Slices
-from .people.held_out import FIRST, Person, draw_people
 from .physics import SEQUENCES, TissueMaps
-from .scans.bids import to_json, write_atomically
+from .slices import QUANTITIES, SUBSETS, Person, Slices
 
 NAME = "posterior_sd.json"
 """The file in the folder of a VAE."""
@@ -31,7 +28,7 @@ T1_NODES = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
 """s. Between them the missing part is interpolated, beyond them it stays."""
 
 LEVEL = 0.9
-N_PEOPLE, N_SAMPLES = 5, 4
+N_SAMPLES = 4
 
 
 def calibrate(vae, people: list[Person], scales: tuple[bool, ...] = (True, False), seed: int = 0) -> dict:
@@ -111,14 +108,6 @@ def honest_sd(
             share = torch.from_numpy(np.interp(log_t1, log_nodes, missing[quantity])).float()
             out[i, p] = (out[i, p] ** 2 + (share * maps[p][i]) ** 2).sqrt()
     return TissueMaps.from_stack(out)
-
-
-def write_calibration(vae, recipe: CohortRecipe, heads: tuple[str, ...], folder: Path) -> Path:
-    """Calibrate on new people made from ``heads`` (those of validation) and keep it in the folder of the VAE."""
-    people = list(draw_people(recipe, heads, N_PEOPLE, 3 * FIRST))
-    said = {"level": LEVEL, "people": N_PEOPLE, "heads": list(heads), "of": "simulated people, truth known"}
-    write_atomically(folder / NAME, to_json(said | calibrate(vae, people)))
-    return folder / NAME
 
 
 def read_calibration(folder: Path) -> dict | None:

@@ -350,6 +350,7 @@ def evaluate(
     from tqdm import tqdm
 
     from .evaluation.examination import Examination, examine, n_parts
+    from .evaluation.examination_report import write_report
     from .weights import load_weights
 
     exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads)
@@ -357,7 +358,7 @@ def evaluate(
         pass
     if not exam.weights.has_pipeline:
         typer.echo("phyldm: these weights hold no diffusion model, so no drawn brains were evaluated", err=True)
-    typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {out / 'report.html'}")
+    typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_report(exam)}")
 
 
 SYNTHSEG = "https://raw.githubusercontent.com/BBillot/SynthSeg/66342c1f05e520f3729a6d7ca1042eb7f01b6266/data/training_label_maps/"

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from .diffusion import LatentBatch, Latents
 from .machine.on_disk import in_a_file
 from .machine.processes import drawn, mean
-from .physics import REFERENCE, Protocol, TissueMaps, render
-from .scans.oasis3 import effective_protocol
+from .physics import REFERENCE, Protocol, TissueMaps, effective_protocol, render
 from .vae import LOG_VARIANCE_RANGE, TYPICAL_SIGNAL, Enlarge, PoEVAE, Posterior, plain_block
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .people.cohort import Slices
 from .physics import TissueMaps
-from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, brightness
+from .slices import Slices, brightness
+from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior
 
 INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
 
@@ -48,7 +48,7 @@ def infer(
     shown
         ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
     scale
-        ``(n, m)``, what each scan is divided by; None: :func:`vae.brightness` over these very slices.
+        ``(n, m)``, what each scan is divided by; None: :func:`slices.brightness` over these very slices.
 
     Returns
     -------

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from .physics import Protocol, TissueMaps, render
+
 TABLE = Path(__file__).parent.parent / "data" / "relaxation_times.csv"
 
 BRAIN = ("WM", "GM", "CSF", "thalamus", "caudate", "putamen", "pallidum", "hippocampus",
@@ -25,6 +27,10 @@ REPORTED = {
     "CSF": ("CSF",),
 }
 """Which tissues a table row "WM", "GM" or "CSF" pools; pallidum and brain stem are in neither."""
+CLASSES = ("CSF", "GM", "WM")
+"""Labels 1, 2, 3 of every segmentation, from dark to bright in a T1w image."""
+AIR_PD = 0.05
+"""PD of water below which there is no tissue: air, or bone without water, whose T1 and T2 nobody can tell."""
 
 ROWS = {
     "WM": ("white matter", "white matter (frontal)", "white matter (splenium)"),
@@ -147,3 +153,15 @@ def fluid_line() -> tuple[float, float, float]:
     gm, csf = (in_vivo_3t().median[TISSUES.index(tissue), 1:] for tissue in ("GM", "CSF"))
     b = np.log(csf[1] / gm[1]) / np.log(csf[0] / gm[0])
     return float(np.log(gm[1]) - b * np.log(gm[0])), float(b), float(gm[0])
+
+
+def leaves_signal(protocol: Protocol, floor: float = 0.05) -> bool:
+    """Whether WM, GM or CSF of typical in-vivo values gives at least ``floor`` of the signal of water at rest.
+
+    Decided from the protocol alone, before any image is seen. Below 5 %, a fifth of white matter in a
+    T1w scan, tissue drowns in the noise of a scanner; the nine settings of Figure 4 include one such.
+    """
+    import torch
+
+    median = in_vivo_3t().median[[TISSUES.index(name) for name in CLASSES]]
+    return bool(render(TissueMaps(*torch.from_numpy(median.T)), protocol).max() >= floor)

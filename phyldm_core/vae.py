@@ -293,17 +293,3 @@ def below_water(log_pd: Tensor, median: float) -> Tensor:
     water, softness = -math.log(median), 0.05
     return water - softness * functional.softplus((water - log_pd) / softness)
 
-
-def brightness(images: Tensor, observed: Tensor, subject: Tensor) -> Tensor:
-    """``(n, m)``: what to divide each scan by before a network sees it, so that any gain drops out.
-
-    The 95th percentile of a scan's own head over the slices of its person; 1 where there is no scan.
-    """
-    scale = torch.ones(observed.shape)
-    for person in subject.unique():
-        rows = subject == person
-        for m in range(observed.shape[1]):
-            if observed[rows, m].any():
-                values = images[rows, m]
-                scale[rows, m] = torch.quantile(values[values > 0.05 * values.max()], 0.95)
-    return scale

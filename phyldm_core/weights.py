@@ -21,8 +21,8 @@ from pathlib import Path
 
 from . import __version__
 from .errors import BadInput
+from .machine.files import read_json, replace_folder, sha256, to_json, write_atomically
 from .physics import SEQUENCES
-from .scans.bids import read_json, replace_folder, to_json, write_atomically
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses one that it does not know."""
@@ -255,7 +255,8 @@ def _settings(run: Path) -> dict:
 
 def _heads(run: Path, recipe: dict) -> dict[str, list[str]]:
     """Split → heads its people were made from, as the run's cohort lists them; empty where nobody can tell."""
-    from .people.cohort import SPLITS, participants, read_recipe
+    from .people.cohort import participants, read_recipe
+    from .slices import SPLITS
 
     if "data" in recipe:  # real people
         return {}
@@ -295,12 +296,6 @@ def _hashes(folder: Path, parts: list[str] | tuple[str, ...] = (".",), skip: tup
     files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: sha256(path) for name, path in named.items() if name not in skip}
-
-
-def sha256(path: str | Path) -> str:
-    """Of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -38,10 +38,10 @@ from IPython.display import clear_output
 
 from phyldm_core import figures
 from phyldm_core.people import cohort
+from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render
 from phyldm_core.running import networks
-from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, render
-from phyldm_core.scans.oasis3 import effective_protocol
 from phyldm_core.running.run import MissingResult, open_run
+from phyldm_core.slices import MODALITIES
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -105,7 +105,7 @@ pandas.DataFrame(
 
 # %%
 drawn = networks.drawn(run.profile)
-scanned = {f"in {m}": someone.images[recipe.n_slices // 2, i] for i, m in enumerate(cohort.MODALITIES)}
+scanned = {f"in {m}": someone.images[recipe.n_slices // 2, i] for i, m in enumerate(MODALITIES)}
 scanned = {name: image for name, image in scanned.items() if image.any()}  # what this session lacks stays grey
 pictures = scanned | dict(zip(figures.MAPS, maps, strict=True)) | {n: images[n] for n in REFERENCE}
 fig = figures.architecture(**drawn, pictures=pictures)

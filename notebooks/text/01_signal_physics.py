@@ -41,10 +41,9 @@ import torch
 from nilearn import datasets
 
 from phyldm_core import figures, physics, tissue
-from phyldm_core.scans import oasis3
-from phyldm_core.scans.bids import write_atomically
 from phyldm_core.explorers.console import CLINIC
 from phyldm_core.explorers.contrasts import ContrastExplorer
+from phyldm_core.machine.files import write_atomically
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, ProtocolError, TissueMaps
 
 figures.use_house_style()
@@ -280,7 +279,7 @@ def ratio(plateau, t1, t2):
 # %%
 angles = [15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 150, 180]
 ratios = pandas.DataFrame({name: [ratio(a, v[1], v[2]) for a in angles] for name, v in tissues.items()}, index=angles)
-effective = oasis3.effective_te(nominal, "spin echo")
+effective = physics.effective_te(nominal, "spin echo")
 print(f"the cohort's rule: {1000 * nominal:.0f} ms nominal is {1000 * effective:.0f} ms effective")
 print(f"a fit that trusts 455 ms would report T2 of WM as {tissues['WM'][2] * nominal / effective:.2f} s")
 ratios.loc[[15, 20, 30, 60, 180]].rename_axis("plateau (°)").round(2)
@@ -295,7 +294,7 @@ for name, (_, *times) in tissues.items():
 axes[0].axvline(nominal, color="0.3", lw=0.8, ls=":")
 axes[0].set(xlabel="time after excitation (s)", ylabel="signal (PD = 1)", ylim=(1e-3, 1.1), xlim=(0, 1))
 axes[0].legend(loc="lower left", handlelength=1, borderaxespad=0.2)
-axes[1].axhline(oasis3.EFFECTIVE_TE_RATIO, color="0.3", lw=0.8, ls=":")
+axes[1].axhline(physics.EFFECTIVE_TE_RATIO, color="0.3", lw=0.8, ls=":")
 axes[1].set(xlabel="plateau angle (°)", ylabel="effective / nominal TE", ylim=(0, 1.03), xticks=[0, 60, 120, 180])
 for ax, te, label in zip(axes[2:], (nominal, effective), ("TE 455 ms", "TE 100 ms"), strict=True):
     figures.show_image(ax, physics.render(maps, Protocol("spin echo", te=te, tr=3.2)), (0, 0.5))

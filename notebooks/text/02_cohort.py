@@ -48,11 +48,12 @@ from scipy import stats
 from tqdm import tqdm
 
 from phyldm_core import figures, tissue
-from phyldm_core.people import anatomy, cohort
-from phyldm_core.scans import oasis3
 from phyldm_core.figures.style import write_on
+from phyldm_core.people import anatomy, cohort
 from phyldm_core.physics import Protocol
 from phyldm_core.running.run import open_run
+from phyldm_core.scans import oasis3
+from phyldm_core.slices import MODALITIES, SPLITS
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -217,14 +218,14 @@ def short(protocol):
 
 
 archive, drawn_counts = {}, {}
-for m, modality in enumerate(cohort.MODALITIES):
+for m, modality in enumerate(MODALITIES):
     archive[modality] = Counter()
     for row in oasis3.oasis3_protocols()[modality]:
         archive[modality][short(row.effective)] += row.count
     rows = per_person.settings[per_person.observed[:, m], m]
     drawn_counts[modality] = Counter(short(Protocol.from_settings(s)) for s in rows)
 archive["contrasts held"] = Counter({" + ".join(k): n for k, n in oasis3.SESSION_CONTRASTS.items()})
-held = [" + ".join(m for m, o in zip(cohort.MODALITIES, row, strict=True) if o) for row in per_person.observed]
+held = [" + ".join(m for m, o in zip(MODALITIES, row, strict=True) if o) for row in per_person.observed]
 drawn_counts["contrasts held"] = Counter(held)
 
 # %%
@@ -267,7 +268,7 @@ for k, i in enumerate(chosen):
         for values, q in zip(maps, figures.MAPS, strict=True)
     ]
     row[0] = replace(row[0], side=f"person {k + 1}")
-    for m, modality in enumerate(cohort.MODALITIES):
+    for m, modality in enumerate(MODALITIES):
         image = val.images[i, m] if val.observed[i, m] else None
         row.append(figures.Panel(image, title=modality if k == 0 else ""))
     rows.append(row)
@@ -390,7 +391,7 @@ pandas.DataFrame(rows).T.round(3).astype(object).where(lambda t: t.notna(), "no 
 listed = cohort.participants(run.cohort_folder)
 in_split = listed.groupby("split", sort=False).anatomy
 print(pandas.DataFrame({"people": in_split.size(), "heads": in_split.nunique()}).to_string(), end="\n\n")
-for split in cohort.SPLITS:
+for split in SPLITS:
     names = sorted(set(listed.anatomy[listed.split == split]))
     print(f"{split:5}", ", ".join(n.removesuffix(".gz").removesuffix(".nii") for n in names))
 shared = set(listed.anatomy[listed.split == "test"]) & set(listed.anatomy[listed.split == "train"])

@@ -45,12 +45,10 @@ from tqdm import tqdm
 
 from phyldm_core import figures, tissue
 from phyldm_core.evaluation import metrics, tables
-from phyldm_core.people import cohort
-from phyldm_core.people.cohort import MODALITIES
 from phyldm_core.inference import infer
-from phyldm_core.physics import REFERENCE, Protocol, TissueMaps, signed_signal
-from phyldm_core.scans.oasis3 import effective_protocol
+from phyldm_core.physics import REFERENCE, Protocol, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.running.run import open_run
+from phyldm_core.slices import ALL_SCANS, MODALITIES, SUBSETS, Truth
 from phyldm_core.vae import PoEVAE, product_of_experts
 
 figures.use_house_style()
@@ -379,10 +377,10 @@ wide.pivot(index=["inputs", "quantity"], columns="metric", values="shown")
 
 # %%
 middles = torch.stack([torch.where(test.subject == s)[0][recipe.n_slices // 2] for s in test.subject.unique()])
-few, few_truth = test[middles], cohort.Truth(truth.maps[middles], truth.fractions[middles])
+few, few_truth = test[middles], Truth(truth.maps[middles], truth.fractions[middles])
 n_draws, generator = 8, torch.Generator().manual_seed(seed)
 subset_errors, believed, doubts, latent_sd = [], [], {}, {}
-for label, flags in tables.SUBSETS.items():
+for label, flags in SUBSETS.items():
     few_posterior, few_maps = infer(vae, few, shown=torch.tensor(flags).expand(len(few), -1))
     subset_errors.append(tables.map_errors(few_maps, few_truth, few, label))
     latent_sd[label] = float((few_posterior.log_variance / 2).exp().mean())
@@ -400,7 +398,7 @@ run.write_metrics("vae_subsets", subset_errors)
 pandas.Series(latent_sd, name="posterior SD of the latent, mean").to_frame().round(4)
 
 # %%
-labels = list(tables.SUBSETS)
+labels = list(SUBSETS)
 fig, axes = plt.subplots(1, 3, figsize=(7, 3), layout="constrained")
 for ax, quantity in zip(axes, ("T1", "T2", "PD"), strict=True):
     for name, shift in (("WM", -0.15), ("GM", 0.15)):
@@ -414,7 +412,7 @@ for ax, quantity in zip(axes, ("T1", "T2", "PD"), strict=True):
         ax.plot(x, 100 * error.value, "o", color=colour, ms=4, label=f"{name}, median error")
         ax.plot(x, 100 * sd.value, "o", mfc="white", mec=colour, ms=4, mew=0.9, label=f"{name}, posterior SD")
     ax.set(xticks=range(len(labels)), ylabel="% of truth" if quantity == "T1" else "", ylim=(0, None))
-    short = [label.replace(tables.ALL_SCANS, "all three") for label in labels]
+    short = [label.replace(ALL_SCANS, "all three") for label in labels]
     ax.set_xticklabels(short, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_title(quantity if quantity != "PD" else "PD relative to CSF", size=8)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -431,7 +429,7 @@ figures.save_figure(fig, figures_dir, "fig18_subsets", caption=caption, alt=alt)
 # Compare open with filled before you trust a posterior SD as an error bar.
 
 # %%
-chosen, person = ("T1w", "T1w+T2w", tables.ALL_SCANS), 0
+chosen, person = ("T1w", "T1w+T2w", ALL_SCANS), 0
 head = few_truth.maps[person, 0] > figures.BACKGROUND_PD
 fig, axes = plt.subplots(1, 6, figsize=(7, 2.1), layout="constrained")
 pairs = [(label, q) for q in ("T1", "T2") for label in chosen]
@@ -439,7 +437,7 @@ for k, (ax, (label, quantity)) in enumerate(zip(axes, pairs, strict=True)):
     sd = 100 * doubts[label][person, figures.MAPS.index(quantity)].numpy()
     look = {"marks": "RLA" if k == 0 else "", "scale_bar_mm": 50 if k == 0 else None}
     image = figures.show_map(ax, sd, "SD", inside=head, voxel_mm=recipe.voxel_mm, **look)
-    ax.set_title(label.replace(tables.ALL_SCANS, "all three"), size=7)
+    ax.set_title(label.replace(ALL_SCANS, "all three"), size=7)
     ax.set_xlabel(f"${quantity[0]}_{quantity[1]}$")
 fig.colorbar(image, ax=axes, shrink=0.7, extend="both", format="%g", label=figures.QUANTITIES["SD"].label)
 caption = f"""Where the network is unsure: SD of T1 (left three) and T2 (right three) over {n_draws} samples of the

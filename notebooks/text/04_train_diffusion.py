@@ -48,9 +48,10 @@ from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from phyldm_core import figures
-from phyldm_core.evaluation import metrics, tables
 from phyldm_core.diffusion import with_position
+from phyldm_core.evaluation import metrics
 from phyldm_core.inference import encode, infer
+from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, TissueMaps, render
 from phyldm_core.running.run import open_run
 
@@ -334,7 +335,7 @@ n_brains, counts, default = 4, (2, 4, 8, 16, 32), pipe.scheduler
 solvers = {order: DPMSolverMultistepScheduler.from_config(default.config, solver_order=order) for order in (1, 2)}
 pipe.scheduler = solvers[2]
 limit = pipe(n_brains, seed=seed, num_inference_steps=100)
-brain = tables.brain_of(limit)
+brain = segmentation.brain_of(limit)
 rows = []
 for order, steps in product(solvers, counts):
     pipe.scheduler, began = solvers[order], time.perf_counter()

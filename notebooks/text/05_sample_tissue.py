@@ -42,12 +42,12 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
-from phyldm_core import figures
-from phyldm_core.evaluation import metrics, tables
-from phyldm_core.scans import oasis3
+from phyldm_core import figures, physics, tissue
+from phyldm_core.evaluation import metrics
 from phyldm_core.explorers.console import CLINIC
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
+from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, TissueMaps, render
 from phyldm_core.running.run import open_run
 
@@ -98,7 +98,7 @@ def without_air(maps):
 
 
 # %%
-settings = {name: oasis3.effective_protocol(p) for name, p in REFERENCE.items()}
+settings = {name: physics.effective_protocol(p) for name, p in REFERENCE.items()}
 chosen = torch.linspace(0, n_samples - 1, 5).long()[1:-1]
 people = [without_air(take(samples, i)) for i in chosen]
 scans = {name: [render(person, p) for person in people] for name, p in settings.items()}
@@ -328,14 +328,14 @@ print(f"next seed, mean difference of log T1: {float((one.t1 / other.t1).log().a
 # %%
 def measure(maps, where):
     """A row a slice: area of each tissue (cm²), symmetry, height."""
-    t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), tables.brain_of(maps).numpy()
+    t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), segmentation.brain_of(maps).numpy()
     rows = []
     for image, inside, height in zip(t1w, brain, where.tolist(), strict=True):
-        labels = metrics.segment_tissue(image, inside)
+        labels = segmentation.segment_tissue(image, inside)
         centre = round((image.shape[1] - 1) / 2 - np.argwhere(inside)[:, 1].mean())
         image, inside = (np.roll(a, centre, axis=1) for a in (image, inside))
         both = inside & inside[:, ::-1]
-        areas = {name: (labels == k).sum() * voxel_mm**2 / 100 for k, name in enumerate(metrics.CLASSES, 1)}
+        areas = {name: (labels == k).sum() * voxel_mm**2 / 100 for k, name in enumerate(tissue.CLASSES, 1)}
         symmetry = metrics.correlation(image, image[:, ::-1], both) if both.any() else np.nan
         rows.append({"height": height, "symmetry": symmetry, **areas})
     return pandas.DataFrame(rows)
@@ -345,7 +345,7 @@ measured = {"true": measure(true_maps, test.position), "generated": measure(samp
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), width_ratios=(1.7, 1), layout="constrained")
-for name in metrics.CLASSES:
+for name in tissue.CLASSES:
     colour = figures.TISSUE_COLOURS[name]
     by_height = measured["true"].groupby("height")[name].quantile([0.05, 0.5, 0.95]).unstack()
     axes[0].fill_between(by_height.index, by_height[0.05], by_height[0.95], color=colour, alpha=0.2, lw=0)
@@ -366,7 +366,7 @@ image ({REFERENCE["T1w"]})."""
 publish(fig, "fig30_anatomy", caption, "Tissue areas against height, dots over bands, and two histograms of symmetry.")
 
 # %%
-columns = [*metrics.CLASSES, "symmetry"]
+columns = [*tissue.CLASSES, "symmetry"]
 table = pandas.DataFrame({kind: frame[columns].median() for kind, frame in measured.items()})
 pairs = {c: [measured[kind][c].dropna() for kind in ("generated", "true")] for c in columns}
 table["distance"] = [wasserstein_distance(*pairs[c]) / pairs[c][1].median() for c in columns]

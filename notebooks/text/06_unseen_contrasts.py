@@ -39,14 +39,14 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import figures, tissue
+from phyldm_core import figures, physics, tissue
 from phyldm_core.evaluation import metrics, tables
-from phyldm_core.scans import oasis3
 from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
 from phyldm_core.running.run import open_run
+from phyldm_core.slices import ALL_SCANS, SUBSETS
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)
@@ -72,7 +72,7 @@ rows = []
 for protocol in UNSEEN:
     signal = render(TissueMaps(pd, t1, t2), protocol)
     rows.append({"setting": str(protocol), **dict(zip(names, signal.tolist(), strict=True)),
-                 "leaves signal": metrics.leaves_signal(protocol)})  # fmt: skip
+                 "leaves signal": tissue.leaves_signal(protocol)})  # fmt: skip
 expected = pandas.DataFrame(rows).set_index("setting")
 print(f"{expected['leaves signal'].sum()} of {len(UNSEEN)} settings leave signal")
 expected.round(3)
@@ -108,18 +108,18 @@ publish(fig, "fig04_unseen", caption, alt)
 # PDw?
 
 # %%
-long_te = [p for p in UNSEEN if oasis3.effective_protocol(p) != p]
+long_te = [p for p in UNSEEN if physics.effective_protocol(p) != p]
 row, titles = [], []
 for nominal in long_te:
-    for p in (nominal, oasis3.effective_protocol(nominal)):
-        dark = not metrics.leaves_signal(p)
+    for p in (nominal, physics.effective_protocol(nominal)):
+        dark = not tissue.leaves_signal(p)
         row.append(Panel(render(sample, p), title=f"{1000 * p.te:.0f} ms", faint="no signal left" * dark,
                          window=(0, figures.T1W_WHITE) if dark else None))  # fmt: skip
     ti = f", TI {nominal.ti:g} s" if nominal.ti else ""
     titles.append((f"{nominal.sequence.value}, TR {nominal.tr:g} s{ti}", 2))
 fig = figures.map_grid([row], groups=titles, voxel_mm=voxel_mm)
 caption = f"""Nominal and effective echo time. The four settings of Figure 4 whose TE can only be a nominal one: each
-at that TE (left) and at {oasis3.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4 (n =
+at that TE (left) and at {physics.EFFECTIVE_TE_RATIO:g} times it (right), rendered from the sample of Figure 4 (n =
 1), each in its own window."""
 publish(fig, "fig31_nominal_te", caption, "Four pairs: fluid alone at the long echo time, all tissue at the short one.")
 
@@ -191,12 +191,12 @@ publish(fig, "fig32_unseen_truth", caption, "Nine pairs of brain slices under ni
 
 # %%
 by_subset = []
-for label in ("T1w", "T1w+T2w", "T1w+FLAIR", tables.ALL_SCANS):
-    shown = torch.tensor(tables.SUBSETS[label]).expand(len(test), -1)
+for label in ("T1w", "T1w+T2w", "T1w+FLAIR", ALL_SCANS):
+    shown = torch.tensor(SUBSETS[label]).expand(len(test), -1)
     by_subset.append(tables.unseen_errors(infer(vae, test, shown=shown)[1], truth, test, inputs=label))
 unscaled = run.scans("test", common_scale=False)
 free = infer(vae, unscaled, common_scale=False)[1]
-label = f"{tables.ALL_SCANS}, own gains"
+label = f"{ALL_SCANS}, own gains"
 by_subset.append(tables.unseen_errors(free, truth, unscaled, common_scale=False, inputs=label))
 
 # %%

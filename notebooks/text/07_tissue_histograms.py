@@ -43,6 +43,7 @@ from phyldm_core.evaluation import metrics, tables
 from phyldm_core.explorers.histogram_counts import Choice, density
 from phyldm_core.explorers.histograms import HistogramExplorer
 from phyldm_core.inference import infer
+from phyldm_core.people import segmentation
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running.run import open_run
 
@@ -93,7 +94,7 @@ pandas.DataFrame(rows).T.astype({"studies": int}).round(3)
 truth, test, samples = run.truth("test"), run.scans("test"), run.make_samples()
 inferred = infer(run.vae(), test)[1]
 populations = {"true": TissueMaps.from_stack(truth.maps), "generated": samples, "inferred": inferred}
-values = {name: tables.segmented_values(maps) for name, maps in populations.items()}
+values = {name: segmentation.segmented_values(maps) for name, maps in populations.items()}
 distances = tables.sample_histograms(samples, truth, test)
 far = distances[distances.metric == "wasserstein"].set_index(["tissue", "quantity"]).value.to_dict()
 

@@ -50,14 +50,15 @@ import torch
 
 from phyldm_core import figures, tissue
 from phyldm_core.evaluation import metrics
-from phyldm_core.scans import nifti, oasis3
-from phyldm_core.people.cohort import MODALITIES, Slices
+from phyldm_core.evaluation.leave_one_out import judge_scans
 from phyldm_core.explorers.console import CLINIC
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
-from phyldm_core.evaluation.leave_one_out import judge_scans
+from phyldm_core.people import segmentation
 from phyldm_core.physics import Protocol, Sequence, render
 from phyldm_core.running.run import open_run
+from phyldm_core.scans import nifti, oasis3
+from phyldm_core.slices import MODALITIES, Slices
 
 figures.use_house_style()
 run = open_run(run_dir, profile, anatomies, seed)
@@ -144,8 +145,8 @@ pandas.DataFrame(rows).T
 # %%
 maps = infer(vae, slices, common_scale=False)[1]
 t1w = slices.images[:, present[0]]  # told apart on the scan itself: dark CSF, bright white matter
-labels = torch.from_numpy(metrics.segment_tissue(t1w, brain)) * ~lesion
-masks = {name: labels == k for k, name in enumerate(metrics.CLASSES, 1)} | {"lesion": lesion}
+labels = torch.from_numpy(segmentation.segment_tissue(t1w, brain)) * ~lesion
+masks = {name: labels == k for k, name in enumerate(tissue.CLASSES, 1)} | {"lesion": lesion}
 csf_pd = tissue.in_vivo_3t().median[tissue.TISSUES.index("CSF"), 0]
 maps = maps._replace(pd=maps.pd / maps.pd[masks["CSF"]].median() * csf_pd)  # the scans' gains say nothing about PD
 i = int(lesion.sum((1, 2)).argmax()) if lesion.any() else len(slices) // 2

@@ -46,18 +46,19 @@ import numpy as np
 import pandas
 import torch
 
-from phyldm_core import figures
+from phyldm_core import figures, tissue
 from phyldm_core.evaluation import metrics
-from phyldm_core.scans import fit, nifti
-from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
-from phyldm_core.scans.bids import find_sessions
-from phyldm_core.figures import Panel
-from phyldm_core.scans.fit_dataset import FitOptions, find_scans, fit_all
 from phyldm_core.evaluation.leave_one_out import judge_scans
-from phyldm_core.scans.maps import read_maps, render_maps, render_volume
+from phyldm_core.figures import Panel
+from phyldm_core.people import segmentation
+from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.physics import Protocol
 from phyldm_core.running.run import open_run
-from phyldm_core.people.stand_in import write_stand_in
+from phyldm_core.scans import fit, nifti
+from phyldm_core.scans.bids import find_sessions
+from phyldm_core.scans.fit_dataset import FitOptions, find_scans, fit_all
+from phyldm_core.scans.maps import read_maps, render_maps, render_volume
+from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
 from phyldm_core.weights import load_weights
 
 figures.use_house_style()
@@ -199,9 +200,9 @@ SD of T1 in per cent of T1 (own window). Outlined: lesions, by experts. Protocol
 publish(fig, "fig41_own_maps", caption, "PD, T1, T2 and the SD of T1 of one axial slice, lesions outlined.")
 
 # %%
-tissue_class = metrics.segment_tissue(render_volume(volumes.maps._replace(pd=maps[0], t1=maps[1], t2=maps[2]),
+tissue_class = segmentation.segment_tissue(render_volume(volumes.maps._replace(pd=maps[0], t1=maps[1], t2=maps[2]),
                                                     Protocol("MPRAGE", 0.003, 2.4, 1.0)), inside)  # fmt: skip
-where = {kind: (tissue_class == k) & ~lesion for k, kind in enumerate(metrics.CLASSES, 1)} | {"lesion": lesion & inside}
+where = {kind: (tissue_class == k) & ~lesion for k, kind in enumerate(tissue.CLASSES, 1)} | {"lesion": lesion & inside}
 table = {kind: {"voxels": int(w.sum())} | {f"{q} median": float(np.median(m[w])) for q, m in
          zip(figures.MAPS, maps, strict=True)} for kind, w in where.items() if w.any()}  # fmt: skip
 pandas.DataFrame(table).T.round(3)

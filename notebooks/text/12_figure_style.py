@@ -45,10 +45,10 @@ from PIL import Image
 
 from phyldm_core import figures
 from phyldm_core.figures import colour_vision
-from phyldm_core.people import cohort
 from phyldm_core.figures.colour_vision import VISIONS, closest, edges_lost, lightness, seen, shrunk
 from phyldm_core.figures.style import to_rgb as picture_of
 from phyldm_core.figures.style import write_on
+from phyldm_core.people import cohort
 from phyldm_core.running.run import MissingResult, open_run
 
 figures.use_house_style()

@@ -42,13 +42,14 @@ import pandas
 from IPython.display import Image, display
 
 from phyldm_core import figures
-from phyldm_core.evaluation import examination, examination_report, tables
-from phyldm_core.people import held_out
+from phyldm_core.evaluation import examination, examination_report
 from phyldm_core.evaluation.examination import NETWORK, PRIORS, REFINED, Examination, split_inputs
 from phyldm_core.inference import infer
+from phyldm_core.people import held_out
 from phyldm_core.physics import Protocol
-from phyldm_core.voxelwise.refine import refine
 from phyldm_core.running.run import open_run
+from phyldm_core.slices import ALL_SCANS
+from phyldm_core.voxelwise.refine import refine
 from phyldm_core.weights import load_weights
 
 figures.use_house_style()
@@ -125,7 +126,7 @@ show("fig81_accuracy_and_needs")
 examination_report.headline(table)
 
 # %%
-errors = rows[(rows.scans == tables.ALL_SCANS) & (rows.metric == "median_absolute_error")]
+errors = rows[(rows.scans == ALL_SCANS) & (rows.metric == "median_absolute_error")]
 of = errors[errors.method.isin((NETWORK, REFINED, PRIORS))]
 of = of.pivot_table(index=["scale", "quantity", "tissue"], columns="method", values="value", sort=False)
 print("median absolute error, %")

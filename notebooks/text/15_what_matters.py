@@ -39,15 +39,15 @@ import torch
 from IPython.display import clear_output
 from tqdm import tqdm
 
-from phyldm_core import figures
-from phyldm_core.evaluation import ablation_figures, ablations, metrics, tables
-from phyldm_core.evaluation.ablations import REFERENCE, VARIANTS
+from phyldm_core import figures, tissue
+from phyldm_core.evaluation import ablation_figures, ablations, tables
+from phyldm_core.evaluation.ablations import UNCHANGED, VARIANTS
 from phyldm_core.evaluation.examination import SCALES
-from phyldm_core.evaluation.tables import ALL_SCANS, SUBSETS
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
-from phyldm_core.scans.oasis3 import oasis3_protocols
 from phyldm_core.running.run import open_run
+from phyldm_core.scans.oasis3 import oasis3_protocols
+from phyldm_core.slices import ALL_SCANS, SUBSETS
 
 figures.use_house_style()
 pandas.set_option("display.max_colwidth", None)
@@ -73,7 +73,7 @@ pandas.DataFrame({"variant": v.name, "about": v.of, "why it is asked": v.why, "p
 # A variant that is finished is not trained again, and a killed one goes on where it was.
 
 # %%
-steps = runs[REFERENCE.name].profile.vae_schedule.steps
+steps = runs[UNCHANGED.name].profile.vae_schedule.steps
 progress = tqdm(total=len(runs), leave=False, mininterval=2)
 for name, variant in runs.items():
     progress.set_description(name)
@@ -138,7 +138,7 @@ def errors(variant, scale=SCALES[0]):
     return shown.pivot_table(index="scans", columns="of", values="shown", aggfunc="first", sort=False)
 
 
-errors(REFERENCE.name)
+errors(UNCHANGED.name)
 
 # %%
 errors("all scans shown")
@@ -158,7 +158,7 @@ errors("all scans shown")
 wanted = [("sharpness", "T1w", "brain"), *(("coverage_90", q, "GM") for q in ("T1", "T2"))]
 chosen = table[(table.scans == ALL_SCANS) & (table.scale == SCALES[0])]
 rows = chosen.set_index(["metric", "quantity", "tissue", "variant"]).value.unstack()
-names = [n for n in (REFERENCE.name, "another seed", "adversary", "no KL", "strong KL") if n in rows]
+names = [n for n in (UNCHANGED.name, "another seed", "adversary", "no KL", "strong KL") if n in rows]
 rows.loc[[*(w for w in wanted if w in rows.index), *(("median_absolute_error", q, "GM") for q in ("T1", "T2"))],
          names].round(3)  # fmt: skip
 
@@ -238,10 +238,10 @@ named = {"": "on OASIS-3's mix", ablations.ON_ONE: "on one protocol"}
 chosen = table[(table.metric == "median_absolute_error") & (table.scans == ALL_SCANS) & (table.scale == SCALES[0])]
 parts = []
 for tested, said in named.items():
-    for trained in (REFERENCE.name, "one protocol"):
+    for trained in (UNCHANGED.name, "one protocol"):
         of = chosen[(chosen.variant == trained + tested) & (chosen.tissue != "CSF")]
         cells = {f"{r.quantity} {r.tissue}": percent(r) for r in of.itertuples()}
-        parts.append({"trained on": "the mix" if trained == REFERENCE.name else trained, "tested": said, **cells})
+        parts.append({"trained on": "the mix" if trained == UNCHANGED.name else trained, "tested": said, **cells})
 pandas.DataFrame(parts).style.hide()
 
 # %% [markdown]
@@ -256,7 +256,7 @@ pandas.DataFrame(parts).style.hide()
 # nothing to say?
 
 # %%
-rows = table[(table.metric == "psnr") & table.variant.isin([REFERENCE.name, "images, no physics"])]
+rows = table[(table.metric == "psnr") & table.variant.isin([UNCHANGED.name, "images, no physics"])]
 rows = rows[rows.scans.isin(ablations.SHOWN) & (rows.scale == SCALES[0])]
 rows = rows.assign(shown=[f"{r.value:.1f} dB ({r.low:.1f}–{r.high:.1f})" for r in rows.itertuples()])
 rows.pivot_table(index=["quantity", "scans"], columns="variant", values="shown", aggfunc="first", sort=False)
@@ -267,9 +267,9 @@ first = slices.subject == 0
 slices, i = slices[first], int(first.sum()) // 2
 truth = type(truth)(truth.maps[first], truth.fractions[first])
 hidden = torch.tensor(SUBSETS["T1w+T2w"]).expand(len(slices), -1)
-unseen = [p for p in UNSEEN if metrics.leaves_signal(p)][0]
+unseen = [p for p in UNSEEN if tissue.leaves_signal(p)][0]
 rows = [[*slices.images[i], slices.images[i, 2], render(TissueMaps.from_stack(truth.maps[[i]]), unseen)[0]]]
-for name in (REFERENCE.name, "images, no physics"):
+for name in (UNCHANGED.name, "images, no physics"):
     vae = runs[name].vae()
     maps, blind = (infer(vae, slices, True, shown)[1] for shown in (None, hidden))
     if runs[name].variant.physics:
@@ -320,7 +320,7 @@ run.write_metrics("ablations", pandas.concat([table, shares, ablations.intervals
 #
 # ```python
 # more = ablations.Variant("more hidden", "modality dropout", "", "", loss={"keep_scan": 0.4})
-# both = ablations.variant_runs(run, [REFERENCE, more])
+# both = ablations.variant_runs(run, [UNCHANGED, more])
 # for variant in both.values():
 #     for _ in variant.make():
 #         pass

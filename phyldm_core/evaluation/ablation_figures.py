@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
-from .ablations import MOVED, REFERENCE, SHOWN
+from ..slices import ALL_SCANS
+from .ablations import MOVED, SHOWN, UNCHANGED
 from .examination import SCALES
-from .tables import ALL_SCANS, MEAN_OF_SIGNAL
+from .tables import MEAN_OF_SIGNAL
 
 PANELS = (("T1", "WM"), ("T1", "GM"), ("T2", "WM"), ("T2", "GM"), ("PD", "GM"))
 GREY = "0.72"
@@ -74,7 +75,7 @@ def _dot(ax: Axes, row, y: float, scale: str, colour: str, factor: float):
     common = scale == SCALES[0]
     ax.plot(factor * np.nan_to_num([row.low, row.high], nan=row.value), [y, y], color=colour, lw=1)
     ax.plot(factor * row.value, y, "o", ms=4, mec=colour, mfc=colour if common else "white", mew=1)
-    if row.variant == REFERENCE.name:
+    if row.variant == UNCHANGED.name:
         ax.axvline(factor * row.value, color="0.5", lw=0.6, ls="-" if common else ":", zorder=0)
 
 
@@ -92,7 +93,7 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
     seen, fits = people[wanted], fits[fits.quantity == "T2"]
     fig, axes = plt.subplots(1, 2, figsize=(5.4, 2.9), sharex=True, sharey=True, layout="constrained")
     for ax, scans in zip(axes, SHOWN[1:], strict=True):
-        for name, face in ((REFERENCE.name, False), ("nominal TE", True)):
+        for name, face in ((UNCHANGED.name, False), ("nominal TE", True)):
             pairs = seen[(seen.variant == name) & (seen.scans == scans)].merge(
                 fits[fits.scans == scans], on=["tissue", "person"], suffixes=("", "_fit")
             )
@@ -122,7 +123,7 @@ def moved_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = 
         Of :func:`ablations.summary` and :func:`ablations.prior_share`.
     """
     fig, axes = plt.subplots(1, 3, figsize=(FIGURE_WIDTH, 2.5), layout="constrained", width_ratios=[1, 1, 1.5])
-    moves = {"prior shorter": 1 / MOVED, REFERENCE.name: 1.0, "prior longer": MOVED}
+    moves = {"prior shorter": 1 / MOVED, UNCHANGED.name: 1.0, "prior longer": MOVED}
     rows = table[(table.metric == "bias") & (table.scale == scale) & (table.scans == ALL_SCANS)]
     for ax, quantity in zip(axes, ("T1", "T2"), strict=False):
         for tissue, colour in TISSUE_COLOURS.items():

@@ -16,20 +16,23 @@ import pandas
 import torch
 from torch import Tensor
 
+from .. import tissue
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
-from ..people.cohort import CohortRecipe, Slices, Truth
+from ..losses import VAEObjective, solve_gain
+from ..machine.files import write_atomically
+from ..people.cohort import CohortRecipe
 from ..physics import UNSEEN, Protocol, TissueMaps, render
 from ..running.profiles import Profile
 from ..running.run import Run
-from ..scans.bids import write_atomically
 from ..scans.oasis3 import oasis3_protocols
-from ..training import Step, VAEObjective, solve_gain
+from ..slices import ALL_SCANS, SUBSETS, Slices, Truth
+from ..training import Step
 from ..vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE
 from ..voxelwise import baselines
 from . import metrics, tables
 from .examination import GAIN_ONE, SCALES, some_voxels
-from .tables import ALL_SCANS, MEAN_OF_SIGNAL, SUBSETS
+from .tables import MEAN_OF_SIGNAL
 
 SHORTER = 6
 """A variant is trained for the profile's steps divided by this: fifteen of them in little more than an hour."""
@@ -38,7 +41,7 @@ MOVED = 1.25
 """What the prior's T1 and T2 are multiplied and divided by: as far as published values of one tissue are apart."""
 
 SHOWN = ("T1w", "T1w+T2w", ALL_SCANS)
-"""What every variant is judged from; the reference from all seven of :data:`tables.SUBSETS`."""
+"""What every variant is judged from; the reference from all seven of :data:`slices.SUBSETS`."""
 
 ON_ONE = ", on one protocol"
 
@@ -61,7 +64,7 @@ class Variant:
     another_seed: bool = False
 
 
-REFERENCE = Variant("reference", "", "The profile's network, fewer steps, no adversary.", "What all are held against.")
+UNCHANGED = Variant("reference", "", "The profile's network, fewer steps, no adversary.", "What all are held against.")
 
 
 def moved_prior(factor: float) -> dict:
@@ -71,7 +74,7 @@ def moved_prior(factor: float) -> dict:
 
 
 VARIANTS = (
-    REFERENCE,
+    UNCHANGED,
     Variant(
         "another seed", "chance", "Two trainings differ by chance alone: smaller differences mean nothing.",
         "Some per cent of the error itself.", another_seed=True,
@@ -285,7 +288,7 @@ def measure(run: Run, runs: dict[str, VariantRun]) -> pandas.DataFrame:
     found = []
     for name, of in runs.items():
         vae, asked = of.vae(), {name: ("judged.csv", run)}
-        if alike and name in (REFERENCE.name, alike[0].variant.name):
+        if alike and name in (UNCHANGED.name, alike[0].variant.name):
             asked[name + ON_ONE] = ("judged_on_one_protocol.csv", alike[0])
         for label, (file, on) in asked.items():
             path = of.folder / "vae" / file  # goes with the weights when they are made anew
@@ -298,7 +301,7 @@ def measure(run: Run, runs: dict[str, VariantRun]) -> pandas.DataFrame:
 
 def judge(of: VariantRun, vae: PoEVAE, on: Run) -> Iterator[pandas.DataFrame]:
     """Numbers of one variant on the test people of a run: from :data:`SHOWN`, on every scale it can be asked on."""
-    reference = of.variant.name == REFERENCE.name and not isinstance(on, VariantRun)
+    reference = of.variant.name == UNCHANGED.name and not isinstance(on, VariantRun)
     truth, subsets = on.truth("test"), SUBSETS if reference else SHOWN
     for scale in of.scales:
         common = scale == SCALES[0]
@@ -341,7 +344,7 @@ def _of_person(maps, sd, truth: Truth, slices: Slices, common: bool, physics: bo
             honest = tables.map_calibration(maps, sd, truth, slices)
             yield honest[honest.metric == "coverage_90"]
     else:
-        nearest = [float(nearest_image(maps.stack(), truth, p)[1]) for p in UNSEEN if metrics.leaves_signal(p)]
+        nearest = [float(nearest_image(maps.stack(), truth, p)[1]) for p in UNSEEN if tissue.leaves_signal(p)]
         rows.append({"metric": "psnr", "quantity": MEAN_OF_SIGNAL, "tissue": "brain", "value": np.mean(nearest)})
     yield metrics.long_form(rows)
 
@@ -378,7 +381,7 @@ def summary(people: pandas.DataFrame) -> pandas.DataFrame:
     ratio that each has, so that what makes a person hard does not count.
     """
     errors = people[people.metric == "median_absolute_error"]
-    ours = errors[errors.variant == REFERENCE.name].drop(columns="variant")
+    ours = errors[errors.variant == UNCHANGED.name].drop(columns="variant")
     pairs = errors.merge(ours, on=["metric", "quantity", "tissue", "scans", "scale", "person"], suffixes=("", "_of"))
     pairs = pairs[(pairs.value > 0) & (pairs.value_of > 0)]
     ratios = pairs.assign(metric="error_ratio", value=np.log(pairs.value / pairs.value_of))[people.columns]

@@ -18,11 +18,11 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor, nn
 
-from ..physics import REFERENCE, TissueMaps, render
-from ..scans.oasis3 import effective_protocol
+from ..people.segmentation import brain_of, segment_slices, tissue_values
+from ..physics import REFERENCE, TissueMaps, effective_protocol, render
+from ..tissue import CLASSES
 from ..vae import TYPICAL_SIGNAL
 from . import metrics
-from .tables import brain_of, segment_slices
 
 N_FEATURES = 24
 N_NEIGHBOURS = 5
@@ -139,7 +139,7 @@ class Population:
         self.person, self.features, self.thumbnails = person, features(images), thumbnails(images, voxel_mm)
         labels = segment_slices(maps)
         self.shares, stack = tissue_shares(labels), maps.stack().numpy()
-        self.values = [metrics.tissue_values(stack[i : i + 1], labels[i : i + 1]) for i in range(len(stack))]
+        self.values = [tissue_values(stack[i : i + 1], labels[i : i + 1]) for i in range(len(stack))]
 
     def rows(self, people: NDArray) -> NDArray:
         return np.flatnonzero(np.isin(self.person, people))
@@ -151,7 +151,7 @@ def _judge(one: Population, a: NDArray, other: Population, b: NDArray) -> Iterat
     density, coverage = density_coverage(one.features[a], other.features[b])
     yield ("density", "", ""), density
     yield ("coverage", "", ""), coverage
-    for k, name in enumerate(metrics.CLASSES):
+    for k, name in enumerate(CLASSES):
         yield ("share_distance", "volume share", name), metrics.histogram_distance(one.shares[a, k], other.shares[b, k])
         yield ("share", "volume share", name), float(one.shares[a, k].mean())
         for quantity in ("T1", "T2", "PD"):

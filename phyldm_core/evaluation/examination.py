@@ -17,21 +17,21 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from .. import __version__
+from .. import __version__, tissue
 from ..calibration import honest_sd
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
-from ..people.cohort import Truth
-from ..people.held_out import FIRST, Heads, Person, choose_heads, draw_people, recipe_of, training_people
+from ..machine.files import read_json, to_json, write_atomically
+from ..people.held_out import FIRST, Heads, choose_heads, draw_people, recipe_of, training_people
 from ..physics import Protocol, Sequence, TissueMaps
-from ..scans.bids import read_json, to_json, write_atomically
+from ..running import run
+from ..slices import ALL_SCANS, SUBSETS, Person, Truth
 from ..tissue import REPORTED
 from ..voxelwise import baselines
 from ..voxelwise.refine import refine
 from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, novelty, pictures, thumbnails
-from .tables import ALL_SCANS, SUBSETS
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
 SEPARATOR = " | "
@@ -90,11 +90,11 @@ class Estimate(NamedTuple):
 
 
 def examine(exam: Examination) -> Iterator[str]:
-    """Do it, yielding what was finished: each person's name, "samples", and at last "report".
+    """Do it, yielding what was finished: each person's name, "samples", and at last "numbers".
 
     Afterwards ``out`` holds ``metrics.csv`` (long form; ``inputs`` reads "method | scans | scale", with a fourth part
-    where heads were seen in training), ``people/``, ``figures/`` and ``report.html``. :func:`n_parts` says how many
-    parts to expect.
+    where heads were seen in training) and ``people/``; :func:`examination_report.write_report` makes figures and a page
+    of them. :func:`n_parts` says how many parts to expect.
 
     Raises
     ------
@@ -102,8 +102,6 @@ def examine(exam: Examination) -> Iterator[str]:
         No head to examine on (:func:`held_out.choose_heads`), fewer than 2 people, a seed below 0, or ``out`` holds
         another evaluation.
     """
-    from .examination_report import write_report
-
     if exam.n < 2 or exam.seed < 0:
         raise BadInput(
             f"{exam.n} subjects with seed {exam.seed}: at least 2 subjects and a seed of 0 or more are needed"
@@ -129,9 +127,8 @@ def examine(exam: Examination) -> Iterator[str]:
     table = pandas.concat(parts, ignore_index=True)
     if exam.seen:
         table["inputs"] += SEPARATOR + SEEN
-    metrics.write_table(table, exam.out / "metrics.csv")
-    write_report(exam, table)
-    yield "report"
+    run.write_table(table, exam.out / "metrics.csv")
+    yield "numbers"
 
 
 def n_parts(exam: Examination) -> int:
@@ -252,7 +249,7 @@ def random_protocols(n: int, seed: int) -> list[Protocol]:
         else:
             times = np.exp(rng.uniform(*np.log((0.02, 0.15)))), rng.uniform(6.0, 12.0), rng.uniform(1.5, 3.0)
         protocol = Protocol(sequence, *(round(float(t), 4) for t in times))
-        if metrics.leaves_signal(protocol):
+        if tissue.leaves_signal(protocol):
             drawn.append(protocol)
     return drawn
 

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from ..figures import curves
 from ..figures.style import save_figure, use_house_style
 from ..running.report import figure, frame_table, write_page
+from ..slices import ALL_SCANS, SUBSETS
 from . import examination_figures
 from .examination import (
     BAYES,
@@ -28,7 +29,6 @@ from .examination import (
     read_voxels,
     split_inputs,
 )
-from .tables import ALL_SCANS, SUBSETS
 
 NEEDS = {
     NETWORK: ("training", "priors"),
@@ -163,8 +163,10 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     return paths
 
 
-def write_report(exam: Examination, table: pandas.DataFrame) -> Path:
-    """``report.html`` in the evaluation's folder, complete in itself."""
+def write_report(exam: Examination) -> Path:
+    """``report.html`` in the folder of a finished evaluation, complete in itself, and its figures beside it."""
+    table = pandas.read_csv(exam.out / "metrics.csv", keep_default_na=False, na_values=[""])
+    table = table.fillna(dict.fromkeys(KEYS, ""))
     with mpl.rc_context():
         use_house_style()
         figures = draw_figures(exam, table, exam.out / "figures")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..inference import infer
-from ..people.cohort import Slices
+from ..slices import Slices
 from ..vae import PoEVAE
 from . import metrics, tables
 

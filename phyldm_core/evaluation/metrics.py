@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +15,9 @@ import pandas
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, stats
-from skimage.filters import threshold_multiotsu
 from skimage.metrics import structural_similarity
 
-from .. import physics, tissue
-from ..scans.bids import write_atomically
-
 COLUMNS = ("metric", "quantity", "tissue", "inputs", "value", "low", "high", "n")
-CLASSES = ("CSF", "GM", "WM")
-"""Labels 1, 2, 3 of :func:`segment_tissue`, from dark to bright in a T1w image."""
 
 
 def _inside(estimate: ArrayLike, truth: ArrayLike, mask: ArrayLike | None) -> tuple[NDArray, NDArray]:
@@ -210,63 +203,6 @@ def bootstrap_interval(
     return Interval(value, float(low), float(high), values.size)
 
 
-def segment_tissue(t1w: ArrayLike, brain_mask: ArrayLike, erode: int = 0) -> NDArray[np.uint8]:
-    """Label CSF, GM, WM (1, 2, 3; 0 elsewhere) by three-class multi-Otsu thresholds on a T1w image.
-
-    A segmentation for judging relaxation times must not look at them: thresholds on T1 itself would make any
-    sample's white matter look right. This one sees a rendered T1w only, is blind to gain, knows no anatomy,
-    and is applied alike to samples and truth, so that its own errors cancel in their comparison.
-
-    Parameters
-    ----------
-    t1w
-        Reference T1w rendered from the maps, ``(..., y, x)``, one subject.
-    brain_mask
-        The same shape; outside it, no label.
-    erode
-        Pixels peeled off each class in the plane, against partial volume. 1 leaves little cortex at 2 mm.
-
-    Raises
-    ------
-    ValueError
-        Where the image inside the mask is not finite, or has fewer than three levels.
-    """
-    image, brain = np.asarray(t1w, dtype=float), np.asarray(brain_mask).astype(bool)
-    values, _ = _inside(image, image, brain)
-    # Clipped, so that a few bright voxels do not stretch the histogram over which the thresholds are sought.
-    values = np.clip(values, *np.percentile(values, (0.5, 99.5)))
-    if np.unique(values).size < 3:
-        raise ValueError("the T1w image has fewer than three grey levels inside the mask: no tissue can be told apart")
-    labels = np.where(brain, 1 + np.digitize(image, threshold_multiotsu(values, classes=3)), 0).astype(np.uint8)
-    if erode:
-        cross = ndimage.generate_binary_structure(2, 1).reshape((1,) * (image.ndim - 2) + (3, 3))
-        kept = [ndimage.binary_erosion(labels == k, cross, iterations=erode) for k in (1, 2, 3)]
-        labels[~np.any(kept, axis=0)] = 0
-    return labels
-
-
-def tissue_values(maps: ArrayLike, labels: ArrayLike) -> dict[tuple[str, str], NDArray]:
-    """(tissue, quantity) → 1-D values: maps ``(n, 3, y, x)`` (PD, T1, T2) sorted by labels ``(n, y, x)``."""
-    maps, labels = np.asarray(maps), np.asarray(labels)
-    return {
-        (name, quantity): maps[:, p][labels == k]
-        for k, name in enumerate(CLASSES, start=1)
-        for p, quantity in enumerate(("PD", "T1", "T2"))
-    }
-
-
-def leaves_signal(protocol: physics.Protocol, floor: float = 0.05) -> bool:
-    """Whether WM, GM or CSF of typical in-vivo values gives at least ``floor`` of the signal of water at rest.
-
-    Decided from the protocol alone, before any image is seen. Below 5 %, a fifth of white matter in a
-    T1w scan, tissue drowns in the noise of a scanner; the nine settings of Figure 4 include one such.
-    """
-    table = tissue.in_vivo_3t()
-    rows = [table.tissues.index(name) for name in CLASSES]
-    maps = physics.TissueMaps(*torch.from_numpy(table.median[rows].T))
-    return bool(physics.render(maps, protocol).max() >= floor)
-
-
 def cnr(signal: Mapping[str, float], noise: float) -> dict[tuple[str, str], float]:
     """Contrast-to-noise ratio |a − b| / noise SD for every pair of tissues in ``signal`` (name → mean signal)."""
     if not noise > 0:
@@ -295,8 +231,3 @@ def long_form(rows: Iterable[Mapping]) -> pandas.DataFrame:
     numbers = {"value": float, "low": float, "high": float, "n": int}
     return pandas.DataFrame(table, columns=list(COLUMNS)).astype(numbers)
 
-
-def write_table(table: pandas.DataFrame, path: str | Path) -> Path:
-    """Write a table as CSV (six significant digits), whole or not at all; BadInput where that cannot be."""
-    write_atomically(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
-    return Path(path)

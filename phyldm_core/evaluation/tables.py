@@ -8,30 +8,20 @@ no FLAIR) is not in that row's ``n``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
-from ..people.cohort import MODALITIES, Slices, Truth
-from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, render, signed_signal
-from ..scans.oasis3 import effective_protocol
+from .. import tissue
+from ..losses import solve_gain
+from ..people import segmentation
+from ..people.segmentation import segment_slices, segmented_values
+from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, signed_signal
+from ..slices import ALL_SCANS, MODALITIES, QUANTITIES, Slices, Truth
 from ..tissue import REPORTED
-from ..training import solve_gain
 from . import metrics
-
-QUANTITIES = ("PD", "T1", "T2")
-SUBSETS = {
-    "+".join(names): tuple(m in names for m in MODALITIES)
-    for size in range(1, len(MODALITIES) + 1)
-    for names in combinations(MODALITIES, size)
-}
-"""The seven ways to show one, two or three scans: label → which of :data:`cohort.MODALITIES` are shown."""
-ALL_SCANS = "+".join(MODALITIES)
 
 MEAN_OF_SIGNAL = "mean of those that leave signal"
 SMALLEST_FOR_MS_SSIM = 44  # pixels, see metrics.ms_ssim
@@ -252,12 +242,12 @@ def unseen_errors(
     -------
         Metrics "psnr" (dB, peak: 99.5th percentile of the true image in the brain) and "ssim", or what the judges are
         called, inside the brain; the setting is in ``quantity``, and a last column ``leaves_signal``
-        (:func:`metrics.leaves_signal`).
+        (:func:`tissue.leaves_signal`).
         Two rows called :data:`MEAN_OF_SIGNAL` are of each person's mean over the settings that leave signal.
     """
     brain, true_maps = truth.brain, TissueMaps.from_stack(truth.maps)
     pairs = {str(p): (render(maps, p), render(true_maps, p)) for p in protocols}
-    lit = {str(p): metrics.leaves_signal(p) for p in protocols}
+    lit = {str(p): tissue.leaves_signal(p) for p in protocols}
 
     def of_person(rows):
         found = {metric.__name__: [] for metric in judges}
@@ -280,37 +270,6 @@ def unseen_errors(
 
 
 # --- generated brains against true ones -----------------------------------------------------------
-
-
-LONGER_THAN_FAT = 0.6
-"""s. Fat's T1 is 0.4 s, white matter's at least 0.8 s at 3 T."""
-
-
-def brain_of(maps: TissueMaps) -> Tensor:
-    """``(n, y, x)`` bool: the brain of each slice, told from the maps alone: samples and truth are treated alike.
-
-    What a proton-density-weighted scan would show above a third of water's signal, without fat, bridges of up to
-    four pixels cut, the largest piece of the slice. Bone is too dark to be seen there. Where a blurred skull lets the
-    scalp through, its fat is told by a T1 that no tissue of the brain comes near. And unlike PD itself, the signal is
-    zero in air, where no scan tells a model what PD should be.
-    """
-    bright = render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > 1 / 3
-    bright = (bright & (maps.t1 > LONGER_THAN_FAT)).numpy()
-    brain = np.zeros_like(bright)
-    for i, slice_ in enumerate(bright):
-        pieces, n = ndimage.label(ndimage.binary_erosion(slice_, iterations=2))
-        if n:
-            largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
-            brain[i] = ndimage.binary_dilation(largest, iterations=3, mask=slice_)  # and its own fringe back
-    return torch.from_numpy(brain)
-
-
-def segmented_values(maps: TissueMaps) -> dict[tuple[str, str], NDArray]:
-    """(tissue, quantity) → 1-D values of every slice, segmented by :func:`metrics.segment_tissue` on its reference T1w.
-
-    Slice by slice, because a generated slice stands alone. A slice without a brain gives nothing.
-    """
-    return metrics.tissue_values(maps.stack().numpy(), segment_slices(maps))
 
 
 def sample_histograms(
@@ -339,8 +298,8 @@ def sample_histograms(
     labels = segment_slices(true_maps)
     people = [rows.numpy() for rows in _people(slices.subject)]
     stack = truth.maps.numpy()
-    true_values = metrics.tissue_values(stack, labels)
-    by_person = [metrics.tissue_values(stack[rows], labels[rows]) for rows in people]
+    true_values = segmentation.tissue_values(stack, labels)
+    by_person = [segmentation.tissue_values(stack[rows], labels[rows]) for rows in people]
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(people)) for _ in range(n_halvings)] if len(people) > 1 else []
     rows = []
@@ -360,15 +319,6 @@ def sample_histograms(
             interval = metrics.Interval(float(np.mean(floor)), float(low), float(high), len(people))
             rows.append({"metric": "wasserstein_floor", **key, "value": interval})
     return metrics.long_form(rows)
-
-
-def segment_slices(maps: TissueMaps) -> NDArray[np.uint8]:
-    """``(n, y, x)``: CSF, GM, WM = 1, 2, 3 by :func:`metrics.segment_tissue`, slice by slice, 0 without a brain."""
-    t1w, brain = render(maps, REFERENCE["T1w"]).numpy(), brain_of(maps).numpy()
-    labels = np.zeros(brain.shape, np.uint8)
-    for i in np.flatnonzero(brain.any((1, 2))):
-        labels[i] = metrics.segment_tissue(t1w[i], brain[i])
-    return labels
 
 
 # --- over subjects ----------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import BadInput
 from ..figures.style import percentile_window, to_png
+from ..machine.files import write_atomically
 from ..physics import Protocol, Sequence, TissueMaps, render
-from ..scans.bids import write_atomically
 from ..scans.maps import render_volume, scan_sidecar
 from ..scans.nifti import write_image
 from ..tissue import three_medians

@@ -16,9 +16,9 @@ import pandas
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..evaluation.tables import segmented_values
 from ..figures.curves import CORE_BAND, TISSUE_NAMES, studies
 from ..figures.style import TISSUE_COLOURS, quantity_of
+from ..people.segmentation import segmented_values
 from ..physics import TissueMaps
 from ..tissue import OUTER_BAND
 

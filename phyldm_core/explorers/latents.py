@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 
 from ..errors import BadInput
 from ..evaluation import metrics
-from ..figures.style import BACKGROUND_PD, MAPS, percentile_window, to_png
+from ..figures.style import MAPS, percentile_window, to_png
 from ..inference import infer, posterior_sd
-from ..people.cohort import MODALITIES, Slices, Truth
-from ..physics import REFERENCE, TissueMaps, render
+from ..physics import REFERENCE, TissueMaps, effective_protocol, render
 from ..running.run import Run, reopen
-from ..scans.oasis3 import effective_protocol
+from ..slices import MODALITIES, Slices, Truth
+from ..tissue import AIR_PD
 from ..vae import Posterior
 from .controls import Explorer, Worker, in_turn, letters
 from .painting import HEIGHT
@@ -198,7 +198,7 @@ class NoiseExplorer(Slow):
         """``(stages, stops, y, x)`` of what is shown, NaN where it means nothing, and the window of an image."""
         if name in MAPS:
             values = self.maps[MAPS.index(name)].numpy()
-            return np.where(self.maps.pd.numpy() > BACKGROUND_PD, values, np.nan) if name != "PD" else values, None
+            return np.where(self.maps.pd.numpy() > AIR_PD, values, np.nan) if name != "PD" else values, None
         images = render(self.maps, effective_protocol(REFERENCE[name])).numpy()
         return images, percentile_window(images[-1])  # one window from noise to tissue: that of the tissue
 
@@ -308,7 +308,7 @@ class ExpertSwitchboard(Slow):
         if not self._listening or self.mean is None:
             return
         (person, _, shown), k = self._seen, self._k
-        inside = self.mean.pd[k].numpy() > BACKGROUND_PD
+        inside = self.mean.pd[k].numpy() > AIR_PD
         size = HEIGHT // 2 - 16
         upper, lower = [], []
         kind = self.below.value
@@ -339,7 +339,7 @@ class ExpertSwitchboard(Slow):
     def summary(self) -> pandas.DataFrame:
         """Medians over the brain of this slice in %, a row a quantity: "SD", and absolute "error" where it is known."""
         (_, truth, _), k = self._seen, self._k
-        brain = self.mean.pd[k] > BACKGROUND_PD if truth is None else truth.brain[k]
+        brain = self.mean.pd[k] > AIR_PD if truth is None else truth.brain[k]
         table = pandas.DataFrame(index=MAPS)
         table["SD"] = [100 * float((sd[k] / m[k])[brain].median()) for m, sd in zip(self.mean, self.sd, strict=True)]
         if truth is not None:

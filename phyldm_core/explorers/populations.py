@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..errors import BadInput
+from ..machine.files import read_json
 from ..physics import TissueMaps
-from ..scans.bids import read_json
 from .subjects import Progress, read_samples, simulate_person
 
 

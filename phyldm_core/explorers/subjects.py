@@ -12,8 +12,8 @@ import torch
 
 from ..errors import BadInput
 from ..figures.style import as_array
+from ..machine.files import read_json
 from ..physics import TissueMaps
-from ..scans.bids import read_json
 from ..scans.maps import read_maps
 from ..weights import RELEASE
 

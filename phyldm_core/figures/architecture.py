@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from numpy.typing import ArrayLike
 
-from .style import BACKGROUND_PD, FIGURE_WIDTH, MAPS, as_array, symbol, to_rgb
+from ..tissue import AIR_PD
+from .style import FIGURE_WIDTH, MAPS, as_array, symbol, to_rgb
 
 Stage = tuple[int, tuple[int, int]]
 """(channels, (y, x)) of one level of a network."""
@@ -93,7 +94,7 @@ def architecture(
             else:
                 quantity = name if name in MAPS else None
                 times = name in ("T1", "T2") and "PD" in pictures
-                inside = as_array(pictures["PD"]) > BACKGROUND_PD if times else None
+                inside = as_array(pictures["PD"]) > AIR_PD if times else None
                 ax.imshow(to_rgb(values, quantity, inside=inside), extent=edges, interpolation="nearest", aspect="auto")
             text(x, y + tall / 2 + 0.015, symbol(name), va="bottom", size=6.5)
         return middles

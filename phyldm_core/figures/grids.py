@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .. import physics
-from ..evaluation.metrics import leaves_signal
+from ..tissue import AIR_PD, leaves_signal
 from .style import (
-    BACKGROUND_PD,
     FIGURE_WIDTH,
     MAPS,
     as_array,
@@ -185,7 +184,7 @@ def _fill(ax, panel: Panel, voxel_mm, marks: str, scale_bar: bool) -> None:
 def _map_panels(maps: Sequence[ArrayLike], head: ArrayLike | None = None, *, titles: bool = False, side: str = ""):
     """Three panels PD, T1, T2; relaxation times only where there is tissue to have them."""
     pd, t1, t2 = (as_array(values) for values in maps)
-    head = pd > BACKGROUND_PD if head is None else as_array(head).astype(bool)
+    head = pd > AIR_PD if head is None else as_array(head).astype(bool)
     return [
         Panel(values, name, title=name if titles else "", side=side if name == "PD" else "", inside=where)
         for name, values, where in (("PD", pd, None), ("T1", t1, head), ("T2", t2, head))
@@ -234,7 +233,7 @@ def inference(
     """
     names = list(scans)
     if head is None:
-        head = as_array(maps[0] if truth is None else truth[0]) > BACKGROUND_PD
+        head = as_array(maps[0] if truth is None else truth[0]) > AIR_PD
     observed = [Panel(scans[n], title=n, side="observed" if n == names[0] else "") for n in names]
     rows: list[list[Panel | None]] = [observed + _map_panels(maps, head, titles=True, side="inferred")]
     if predicted is not None or truth is not None:

@@ -25,7 +25,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from ..scans.bids import write_atomically
+from ..machine.files import write_atomically
 
 FIGURE_WIDTH = 7.0  # in; two columns of a journal page
 NO_VALUE = "black"
@@ -122,7 +122,6 @@ QUANTITIES = {
 """PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent; T2 of CSF saturates."""
 
 MAPS = ("PD", "T1", "T2")
-BACKGROUND_PD = 0.05  # of water; below it there is no tissue whose T1 or T2 could be shown
 
 
 def symbol(name: str) -> str:

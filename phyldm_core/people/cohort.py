@@ -21,18 +21,17 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..machine.files import read_json, replace_folder, to_json, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.shards import run_shards
-from ..physics import Protocol, TissueMaps, signed_signal
-from ..scans import nifti
-from ..scans.bids import read_json, replace_folder, to_json, write_atomically
-from ..scans.oasis3 import SESSION_CONTRASTS, effective_protocol, oasis3_protocols
-from ..tissue import REPORTED, TISSUES, in_vivo_3t
+from ..physics import Protocol, TissueMaps, effective_protocol, signed_signal
+from ..scans import bids, nifti
+from ..scans.oasis3 import SESSION_CONTRASTS, oasis3_protocols
+from ..slices import MODALITIES, SPLITS, Slices, Truth
+from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
 
-MODALITIES = ("T1w", "T2w", "FLAIR")
 MAPS = ("PDmap", "T1map", "T2map")
-SPLITS = ("train", "val", "test")
 AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
 
 
@@ -107,58 +106,6 @@ class Subject:
     index: int
 
 
-@dataclass
-class Slices:
-    """Axial slices of many people, ready for a network.
-
-    Parameters
-    ----------
-    images
-        ``(n, m, y, x)`` float32; a scan that does not exist is zero. Of :func:`load_scans` it lies in a file.
-    settings
-        ``(n, m, 4)``: sequence, TE, TR, TI of each scan, effective TE where that applies.
-    observed
-        ``(n, m)`` bool: which scans exist.
-    subject
-        ``(n,)`` index of the person each slice belongs to, of the session where a real person has
-        several; those of one split count from 0.
-    position
-        ``(n,)`` height of the slice in the stack, −1 (lowest) to 1.
-    """
-
-    images: Tensor
-    settings: Tensor
-    observed: Tensor
-    subject: Tensor
-    position: Tensor
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index) -> Slices:
-        return Slices(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-
-@dataclass
-class Truth:
-    """What was simulated: ``maps`` ``(n, 3, y, x)`` (PD, T1 s, T2 s; 0 in air) and tissue fractions ``(n, 3, y, x)``.
-
-    The fractions are of WM, GM and CSF (pooled as in :data:`tissue.REPORTED`).
-    """
-
-    maps: Tensor
-    fractions: Tensor
-
-    def tissue(self, name: str, purity: float = 0.9) -> Tensor:
-        """``(n, y, x)`` bool: voxels that hold at least ``purity`` of "WM", "GM" or "CSF"."""
-        return self.fractions[:, list(REPORTED).index(name)] >= purity
-
-    @property
-    def brain(self) -> Tensor:
-        """``(n, y, x)`` bool: voxels that are at least half WM, GM or CSF."""
-        return self.fractions.sum(1) >= 0.5
-
-
 # --- one person ---------------------------------------------------------------------------------
 
 
@@ -224,7 +171,7 @@ def _mix(fractions: Tensor, values: np.ndarray, recipe: CohortRecipe, generator)
     log_times = torch.einsum("kzyx,kt->tzyx", share, values[:, 1:].log())
     texture = recipe.texture * smooth_field(pd.shape, 12 / recipe.voxel_mm, generator, 3)
     texture[0] *= 0.5  # water content varies less inside a tissue than relaxation does
-    present = pd > 0.05
+    present = pd > AIR_PD
     maps = torch.stack([pd * texture[0].exp(), *(log_times + texture[1:]).exp()], 1)
     maps[:, 0].clamp_(max=1.05)
     return maps * present[:, None]
@@ -333,7 +280,7 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
         for m, (modality, protocol) in enumerate(zip(MODALITIES, person.nominal, strict=True)):
             if protocol:
                 path = anat / f"{subject.name}_{modality}.nii.gz"
-                nifti.write_image(path, _volume(person.images[:, m]), affine, nifti.sidecar(protocol))
+                nifti.write_image(path, _volume(person.images[:, m]), affine, bids.sidecar(protocol))
         for i, suffix in enumerate(MAPS):
             unit = "arbitrary" if suffix == "PDmap" else "s"
             meta = {"Units": unit, "SkullStripped": not recipe.head, "Description": "simulated truth"}
@@ -348,8 +295,8 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
 
 
 def _write_dataset_files(folder: Path, people: list[Subject], recipe: CohortRecipe):
-    nifti.write_dataset_description(folder, "Simulated brains with known PD, T1 and T2", derivative=False)
-    nifti.write_dataset_description(
+    bids.write_dataset_description(folder, "Simulated brains with known PD, T1 and T2", derivative=False)
+    bids.write_dataset_description(
         folder / "derivatives" / "truth", "The maps the scans were made from", derivative=True
     )
     (folder / ".bidsignore").write_text("recipe.json\n")
@@ -407,7 +354,7 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
             if common_scale:
                 truth = folder / "derivatives" / "truth" / name / "anat"
                 gains = read_json(truth / f"{name}_gains.json", f": {AGAIN}")
-            for labels in nifti.bids_sessions(folder / name):
+            for labels in bids.bids_sessions(folder / name):
                 found = {scan.suffix: scan for scan in nifti.read_session(folder / name, *labels)}
                 nx, ny, nz = next(iter(found.values())).image.shape
                 images = torch.zeros(nz, len(MODALITIES), ny, nx)

@@ -19,17 +19,17 @@ import torch
 
 from .. import __version__
 from ..errors import BadInput
-from ..physics import REFERENCE, Protocol, TissueMaps
-from ..scans.bids import CONTRASTS, makers, to_json, write_atomically, write_dataset_description
+from ..machine.files import to_json, write_atomically
+from ..physics import REFERENCE, Protocol, TissueMaps, effective_te
+from ..scans.bids import CONTRASTS, makers, write_dataset_description
 from ..scans.maps import render_volume, scan_sidecar, write_maps
 from ..scans.nifti import contrast_of, write_image
-from ..scans.oasis3 import effective_te
+from ..tissue import AIR_PD
 from ..weights import Weights
 
 MAKER = "phyldm_core sample"
-AIR = 0.05  # PD below which a voxel of a head is air, as in the simulated cohort
 LABELS = (("CSF", "#4c72b0"), ("GM", "#8c8c8c"), ("WM", "#f2f2f2"))
-"""Names and colours of labels 1, 2, 3 of :func:`metrics.segment_tissue`."""
+"""Names and colours of labels 1, 2, 3 of :func:`segmentation.segment_tissue`."""
 
 
 def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
@@ -83,13 +83,13 @@ def draw_person(pipe, weights: Weights, seed: int, index: int, on_share=lambda s
     Person ``index`` of a seed is the same however many are drawn. ``on_share`` hears which share of the denoising
     steps is done.
     """
-    from ..evaluation.tables import brain_of
+    from .segmentation import brain_of
 
     own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     n, steps = weights.config["n_slices"], pipe.usual_steps
     latents = pipe.sample_latents(n, own, steps, on_step=lambda i, x: on_share((i + 1) / steps), one_noise=True)
     maps = pipe.decode(latents)
-    inside = maps.pd > AIR if weights.head else brain_of(maps)
+    inside = maps.pd > AIR_PD if weights.head else brain_of(maps)
     return TissueMaps(*(torch.where(inside, values, 0.0) for values in maps))
 
 
@@ -183,8 +183,7 @@ def _write_person(folder: Path, maps: TissueMaps, weights: Weights, drawn: dict,
 
 def _segment(maps: TissueMaps) -> np.ndarray:
     """``(x, y, z)`` uint8: CSF, GM, WM = 1, 2, 3; nothing where a drawn stack has no three tissues to tell apart."""
-    from ..evaluation.metrics import segment_tissue
-    from ..evaluation.tables import brain_of
+    from .segmentation import brain_of, segment_tissue
 
     t1w, brain = render_volume(TissueMaps(*(m.numpy() for m in maps)), REFERENCE["T1w"]), brain_of(maps).numpy()
     if np.unique(t1w[brain]).size < 3:

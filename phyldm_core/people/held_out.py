@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import BadInput
-from ..scans.oasis3 import effective_protocol
+from ..physics import effective_protocol
+from ..slices import Person, Slices, Truth
 from ..weights import Weights
 from .anatomy import Deformation, find_anatomies
-from .cohort import CohortRecipe, Slices, Subject, Truth, simulate
+from .cohort import CohortRecipe, Subject, simulate
 
 FIRST = 100_000
 """Index of the first person: beyond any training cohort, so that a seen head still gives a new person."""
@@ -30,26 +30,6 @@ class Heads:
     examined: tuple[str, ...]
     training: tuple[str, ...]
     seen: bool  # whether the examined ones were seen in training
-
-
-@dataclass
-class Person:
-    """One person, scanned with all three contrasts.
-
-    Parameters
-    ----------
-    common, scanned
-        Slices on the common scale of PD, and in scanner units with a gain per scan.
-    nominal
-        ``(z, m, 4)``: settings with the echo times as the scanner names them.
-    """
-
-    name: str
-    head: str
-    common: Slices
-    scanned: Slices
-    nominal: Tensor
-    truth: Truth
 
 
 def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = False) -> Heads:

@@ -16,18 +16,13 @@ import numpy as np
 import pandas
 
 from ..errors import BadInput
+from ..machine.files import replace_folder, to_json, write_atomically
 from ..scans import nifti
-from ..scans.bids import (
-    read_sidecar,
-    replace_folder,
-    session_folder,
-    to_json,
-    write_atomically,
-    write_dataset_description,
-)
+from ..scans.bids import read_sidecar, session_folder, write_dataset_description
 from ..scans.prepare_dataset import Outcome, read_prepared, read_record
+from ..slices import MODALITIES, SPLITS
 from ..vae import TYPICAL_SIGNAL
-from .cohort import MODALITIES, SPLITS, CohortRecipe, as_json, read_recipe
+from .cohort import CohortRecipe, as_json, read_recipe
 
 HELD_OUT = {"val": 0.05, "test": 0.05}
 """Fractions of the subjects, at least one subject each; the paper held out 10 %."""

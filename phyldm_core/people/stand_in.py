@@ -9,10 +9,11 @@ import numpy as np
 
 from ..scans.bids import sidecar, write_dataset_description
 from ..scans.nifti import write_image
-from .cohort import MODALITIES, CohortRecipe, Subject, simulate
+from ..slices import MODALITIES
+from ..tissue import AIR_PD
+from .cohort import CohortRecipe, Subject, simulate
 
 HEIGHT_MM, WIDTH_MM, LENGTH_MM = 128.0, 160.0, 224.0  # of the block: what of a brain lies about the middle of a cohort
-AIR = 0.05  # PD; below it there is no tissue
 
 
 def write_stand_in(folder: str | Path, recipe: CohortRecipe, seed: int) -> Path:
@@ -33,7 +34,7 @@ def write_stand_in(folder: str | Path, recipe: CohortRecipe, seed: int) -> Path:
     person = simulate(who, whole)
     affine = np.diag([whole.voxel_mm, whole.voxel_mm, whole.voxel_mm, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * whole.voxel_mm for n in (size[2], size[1], size[0])]
-    tissue = person.maps[:, 0] > AIR
+    tissue = person.maps[:, 0] > AIR_PD
     for m, (modality, protocol) in enumerate(zip(MODALITIES, person.nominal, strict=True)):
         image = (person.images[:, m] * tissue).numpy().T
         told = sidecar(protocol, SkullStripped=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..coarse import CoarseVAE
 from ..diffusion import TissueTransformer, paper_unet
-from ..people.cohort import MODALITIES
+from ..slices import MODALITIES
 from ..vae import PoEVAE
 from .profiles import Profile
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import BadInput
+from ..losses import VAELoss
 from ..people.cohort import CohortRecipe
-from ..training import Schedule, VAELoss
+from ..training import Schedule
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import nbformat
 import pandas
 
 from ..errors import BadInput
-from ..people.cohort import MODALITIES
-from ..scans.bids import write_atomically
+from ..machine.files import write_atomically
+from ..slices import MODALITIES
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
 PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION

@@ -18,23 +18,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..calibration import write_calibration
+from ..calibration import LEVEL, NAME, calibrate
 from ..coarse import CoarseObjective, CoarseVAE, squeeze
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
 from ..errors import BadInput
-from ..evaluation import metrics
 from ..inference import INFERENCE_BATCH, encode
+from ..losses import VAEData, VAEObjective
+from ..machine.files import replace_folder, to_json, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..machine.processes import main_first
 from ..people import cohort
-from ..people.cohort import CohortRecipe, Slices
+from ..people.cohort import CohortRecipe
+from ..people.held_out import FIRST, draw_people
 from ..people.scanned import ScanRecipe, read_scan_recipe
 from ..physics import TissueMaps
-from ..scans.bids import replace_folder, to_json, write_atomically
-from ..training import Step, VAEData, VAEObjective, training_loop
-from ..vae import PoEVAE, brightness
+from ..slices import Slices, Truth, brightness
+from ..training import Step, training_loop
+from ..vae import PoEVAE
 from .profiles import PROFILES, Profile, find_profile
+
+N_CALIBRATED = 5
+"""People made from the validation heads, whose truth tells what the SD of the posterior misses."""
 
 
 class MissingResult(BadInput):
@@ -84,7 +89,7 @@ class Run:
             raise BadInput(f"{self.cohort_folder}: real scans have no common scale: ask for common_scale=False")
         return cohort.load_scans(self.require_cohort(), split, common_scale)
 
-    def truth(self, split: str) -> cohort.Truth:
+    def truth(self, split: str) -> Truth:
         if isinstance(self.recipe, ScanRecipe):
             raise MissingResult(f"{self.folder} was trained on real people: nobody knows their true maps")
         return cohort.load_truth(self.require_cohort(), split)
@@ -122,7 +127,9 @@ class Run:
     def _calibrate(self, vae: PoEVAE, folder: Path):
         if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
             heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
-            write_calibration(vae, self.recipe, heads, folder)
+            people = list(draw_people(self.recipe, heads, N_CALIBRATED, 3 * FIRST))
+            said = {"level": LEVEL, "people": N_CALIBRATED, "heads": list(heads), "of": "simulated people, truth known"}
+            write_atomically(folder / NAME, to_json(said | calibrate(vae, people)))
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
@@ -253,7 +260,7 @@ class Run:
 
     def write_metrics(self, name: str, table: pandas.DataFrame) -> Path:
         """Keep a table of numbers as ``metrics/<name>.csv``."""
-        return metrics.write_table(table, self.folder / "metrics" / f"{name}.csv")
+        return write_table(table, self.folder / "metrics" / f"{name}.csv")
 
     def _schedule(self, schedule):
         return replace(schedule, seed=self.seed)
@@ -344,3 +351,9 @@ def _workspace(folder: Path, settings: dict) -> Path:
         shutil.rmtree(work)
     write_atomically(work / "made_with.json", to_json(settings))
     return work
+
+
+def write_table(table: pandas.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV (six significant digits), whole or not at all; BadInput where that cannot be."""
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    return Path(path)

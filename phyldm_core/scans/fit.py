@@ -21,9 +21,8 @@ from scipy import ndimage
 from ..calibration import honest_sd
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
-from ..people.cohort import Slices
 from ..physics import TissueMaps
-from ..vae import brightness
+from ..slices import Slices, brightness
 from ..voxelwise.refine import refine
 from ..weights import Weights
 from .nifti import MM_PER_UNIT, Grid, Scan, head_centre
@@ -212,7 +211,7 @@ def fit_session(
 
 
 def volume_brightness(slices: Slices) -> torch.Tensor:
-    """``(n, m)``: :func:`vae.brightness` of every scan of one session, told by the heights the weights were trained on.
+    """``(n, m)``: :func:`slices.brightness` of every scan of a session, told by the heights that were trained on.
 
     Beyond them a slice holds other shares of tissue (no ventricle at the vertex, eyes and scalp at the base where the
     brain mask is worst), and what is bright there would darken the whole volume: T1 of white matter was 11 % off for

@@ -20,17 +20,10 @@ import numpy as np
 
 from .. import __version__
 from ..errors import BadInput
+from ..machine.files import sha256, to_json
 from ..physics import SEQUENCES, Protocol, ProtocolError
-from ..weights import Weights, sha256
-from .bids import (
-    find_sessions,
-    makers,
-    parse_name,
-    session_folder,
-    session_name,
-    to_json,
-    write_dataset_description,
-)
+from ..weights import Weights
+from .bids import find_sessions, makers, parse_name, session_folder, session_name, write_dataset_description
 from .maps import write_maps
 from .nifti import Scan, read_scan, write_image
 

@@ -23,7 +23,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from ..errors import BadInput
-from ..physics import Protocol, Sequence
+from ..machine.files import to_json, write_atomically
+from ..physics import EFFECTIVE_TE_ABOVE, Protocol, Sequence, effective_te
 from .bids import (
     CONTRASTS,
     MAP_UNITS,
@@ -34,11 +35,8 @@ from .bids import (
     protocol_from_sidecar,
     read_sidecar,
     sidecar,
-    to_json,
-    write_atomically,
     write_dataset_description,
 )
-from .oasis3 import EFFECTIVE_TE_ABOVE, effective_te
 
 __all__ = [
     "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions",

@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput
-from ..physics import Protocol, Sequence
+from ..physics import SEQUENCE_OF, Protocol, effective_protocol
 
 OASIS3_TABLE = Path(__file__).resolve().parents[2] / "data" / "oasis3_protocols.csv"
 
-EFFECTIVE_TE_RATIO = 0.22
-"""Contrast-equivalent over nominal TE of a variable-flip-angle train. Our assumption, see :func:`effective_te`."""
 
-EFFECTIVE_TE_ABOVE = 0.3
-"""s. No spin echo of the brain with full refocusing is acquired later: beyond it, the train varies its flip angles."""
 
-SEQUENCE_OF = {
-    "T1w": Sequence.MPRAGE,
-    "T2w": Sequence.SPIN_ECHO,
-    "PDw": Sequence.SPIN_ECHO,
-    "FLAIR": Sequence.FLAIR,
-}
-"""What a contrast is acquired with when nothing else is known."""
 
 SESSION_CONTRASTS = {
     ("T1w", "T2w", "FLAIR"): 484,
@@ -57,36 +45,6 @@ class ExcludedRow(NamedTuple):
     ti: float | None
     count: int
     reason: str
-
-
-def effective_te(te: float, sequence: Sequence | str) -> float:
-    """The echo time (s) whose plain T2 decay gives the contrast that was acquired.
-
-    3D turbo spin echoes with variable flip angles (SPACE, CUBE, VISTA) keep much of the magnetisation
-    along the field, where it decays with T1, so that an echo at a nominal 455 ms has the contrast of
-    a spin echo near 100 ms (contrast-equivalent TE: Busse et al., Magn Reson Med 2006;55:1030 and
-    2008;60:640). The flip angles themselves are in no header, so one ratio stands for all of them:
-    0.22 above 0.3 s. **The ratio is an assumption of ours, not a measurement**; T2 scales with it.
-
-    Parameters
-    ----------
-    te
-        Nominal echo time (s).
-    sequence
-        Spin echo and FLAIR are affected, gradient echoes (MPRAGE too) never are.
-
-    Returns
-    -------
-        Seconds, to 10 µs; ``te`` itself where the rule does not apply.
-    """
-    if Sequence(sequence) not in (Sequence.SPIN_ECHO, Sequence.FLAIR) or te <= EFFECTIVE_TE_ABOVE:
-        return te
-    return round(EFFECTIVE_TE_RATIO * te, 5)
-
-
-def effective_protocol(protocol: Protocol) -> Protocol:
-    """The same protocol with its :func:`effective_te`."""
-    return replace(protocol, te=effective_te(protocol.te, protocol.sequence))
 
 
 def family_ti(contrast: str, tr: float) -> float | None:

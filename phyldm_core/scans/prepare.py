@@ -14,8 +14,9 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from ..errors import BadInput
+from .bids import CONTRASTS
 from .brain import find_brain
-from .nifti import CONTRASTS, Grid, Scan, read_volume, resample, resample_mask
+from .nifti import Grid, Scan, read_volume, resample, resample_mask
 from .registration import register, world_grid
 
 LOW_SIGNAL = 0.1  # of the way from the 2nd to the 98th percentile: what is brighter is head (as BET starts)

@@ -20,21 +20,20 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ..errors import BadInput
+from ..machine.files import replace_folder, to_json, write_atomically
 from ..machine.shards import run_shards
+from ..physics import SEQUENCE_OF
 from .bids import (
     find_sessions,
     parse_name,
     read_sidecar,
-    replace_folder,
     session_folder,
     session_name,
     sidecar,
-    to_json,
-    write_atomically,
     write_dataset_description,
 )
 from .nifti import Scan, read_scan, read_session, read_volume, write_image
-from .oasis3 import SEQUENCE_OF, family_ti
+from .oasis3 import family_ti
 from .prepare import TEMPLATE, Prepared, prepare_session
 
 METHOD = 2  # raised when the same inputs would be prepared differently

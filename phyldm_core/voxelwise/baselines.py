@@ -14,22 +14,18 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
-from ..people.cohort import Slices
+from ..losses import FLUID_SPREAD, WATER_SPREAD, solve_gain
 from ..physics import TissueMaps, signed_signal
-from ..tissue import REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
-from ..training import FLUID_SPREAD, WATER_SPREAD, solve_gain
+from ..slices import Slices
+from ..tissue import CLASSES, REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
 from ..vae import PRIOR_MEDIANS
 from .least_squares import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of
-
-STARTS = tuple(REPORTED)
-"""A fit starts from the literature's WM, GM and CSF: a magnitude has a valley on either side of a null point."""
-
 
 # --- the scans of one person ------------------------------------------------------------------------
 
 
 def segment(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> NDArray[np.uint8]:
-    """``(n, y, x)``: 1, 2, 3 for WM, GM, CSF (0 elsewhere) by three-class Otsu thresholds on one scan.
+    """``(n, y, x)``: labels of :data:`tissue.CLASSES` (0 elsewhere) by three-class Otsu thresholds on one scan.
 
     The T1w if it is shown, else the first that is. Which class is which tissue follows from the order of the
     literature's signals under the scan's own protocol.
@@ -64,8 +60,8 @@ def reference_gains(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> T
 
 
 def _typical() -> TissueMaps:
-    """WM, GM and CSF as an image of three voxels, each map ``(1, 1, 3)``."""
-    rows = [TISSUES.index(name) for name in REPORTED]
+    """CSF, GM and WM as an image of three voxels, each map ``(1, 1, 3)``."""
+    rows = [TISSUES.index(name) for name in CLASSES]
     return TissueMaps(*torch.from_numpy(in_vivo_3t().median[rows].T)[:, None, None].float())
 
 
@@ -107,12 +103,12 @@ def least_squares(
     common_scale
         If not, each scan is first divided by its gain of :func:`reference_gains`.
     priors
-        Add what the VAE is trained with, as residuals: the water line (:func:`training.water_prior`, SD 5 %), the fluid
-        line (:func:`training.fluid_prior`, SD 30 %) and the unit log-normals about the paper's medians.
+        Add what the VAE is trained with, as residuals: the water line (:func:`losses.water_prior`, SD 5 %), the fluid
+        line (:func:`losses.fluid_prior`, SD 30 %) and the unit log-normals about the paper's medians.
     where
         ``(n, y, x)`` bool, the voxels to fit; None: the brain's.
     n_steps
-        At most so many steps from each of :data:`STARTS`; the start with the smallest sum of squares wins.
+        At most so many steps from each of white matter, grey matter and CSF; the smallest sum of squares wins.
 
     Returns
     -------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..people.cohort import Slices
+from ..slices import Slices
 
 BOUNDS = ((0.2, 1.05), (0.2, 6.0), (0.02, 4.0))
 """PD (water = 1), T1 (s), T2 (s): no voxel of a brain lies outside."""

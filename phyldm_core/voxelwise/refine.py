@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..people.cohort import Slices
+from ..losses import WATER_SPREAD, solve_gain
 from ..physics import TissueMaps, signed_signal
+from ..slices import Slices
 from ..tissue import TISSUES, fluid_line, in_vivo_3t, water_line
-from ..training import WATER_SPREAD, solve_gain
 from .least_squares import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of, spread_at
 
 TRUST = 0.07
@@ -25,7 +25,7 @@ TRUST = 0.07
 NEARBY_MM = 2.0
 """Its maps are off by as much as they change within this distance: what a fold that was lost would have changed."""
 
-FLUID_SPREAD = 0.1
+FLUID_MIXTURE_SPREAD = 0.1
 """SD of log T2 about the line from grey matter to CSF, on which their mixtures lie: a third of what training allows,
 where a decoder still has to learn the line. The simulated cohort mixes by that very rule, so this flatters there."""
 
@@ -55,7 +55,7 @@ def refine(
 
     Per voxel, the sum of squares of: the scans' misfit over their noise and :data:`SIGNAL_ERROR`; log PD, T1 and T2
     against the network's (:data:`TRUST`, :data:`NEARBY_MM`); the water line and the fluid line of training
-    (:func:`training.water_prior`, :func:`training.fluid_prior`). Levenberg–Marquardt starts from the network's value
+    (:func:`losses.water_prior`, :func:`losses.fluid_prior`). Levenberg–Marquardt starts from the network's value
     and at edges, because a magnitude has a valley on either side of a null point, from CSF's and from half-way to it.
 
     Parameters
@@ -149,7 +149,7 @@ def _residuals(known: Tensor, log_maps: Tensor, settings: Tensor) -> Tensor:
             torch.where(sd < HIDDEN, misfit / doubt, 0.0),
             (log_maps - network) / off,
             _student((pd * (a + b / t1)).log()[None] / WATER_SPREAD),
-            _student((line * (t1 > t1_gm))[None] / FLUID_SPREAD),
+            _student((line * (t1 > t1_gm))[None] / FLUID_MIXTURE_SPREAD),
         ]
     )
 

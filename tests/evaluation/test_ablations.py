@@ -13,20 +13,20 @@ from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import ablations
 from phyldm_core.evaluation.ablations import (
     KEYS,
-    REFERENCE,
+    UNCHANGED,
     VARIANTS,
     Variant,
     nominal_settings,
     t2_asked_for,
     variant_runs,
 )
-from phyldm_core.evaluation.tables import ALL_SCANS
-from phyldm_core.people.cohort import CohortRecipe, Truth
-from phyldm_core.physics import Protocol, TissueMaps, render, spin_echo
+from phyldm_core.losses import VAEBatch
+from phyldm_core.people.cohort import CohortRecipe
+from phyldm_core.physics import Protocol, TissueMaps, effective_protocol, render, spin_echo
 from phyldm_core.running.profiles import LAPTOP, SMOKE, Profile
 from phyldm_core.running.run import MissingResult, Run
-from phyldm_core.scans.oasis3 import effective_protocol, oasis3_protocols
-from phyldm_core.training import VAEBatch
+from phyldm_core.scans.oasis3 import oasis3_protocols
+from phyldm_core.slices import ALL_SCANS, Truth
 from phyldm_core.vae import PRIOR_MEDIANS, PoEVAE
 
 ONE = torch.tensor(1.0)
@@ -53,7 +53,7 @@ def differences(one: dict, other: dict) -> dict:
 def test_a_variant_changes_exactly_what_it_says(variant, profile, tmp_path):
     made = variant_runs(run_of(profile, tmp_path))
     assert list(made) == [v.name for v in VARIANTS] and len({v.folder for v in made.values()}) == len(VARIANTS)
-    changed = differences(made[REFERENCE.name]._vae_settings(), made[variant.name]._vae_settings())
+    changed = differences(made[UNCHANGED.name]._vae_settings(), made[variant.name]._vae_settings())
     said = {f"loss.{k}": v for k, v in variant.loss.items()}
     said |= {f"network.{k}": list(v) if isinstance(v, tuple) else v for k, v in variant.network.items()}
     said |= {"variant.nominal_te": True} if variant.nominal_te else {}
@@ -67,7 +67,7 @@ def test_a_variant_changes_exactly_what_it_says(variant, profile, tmp_path):
 def profile_value(made, key):
     """What the reference has there already: no KL differs from a profile's, a weight of 0 from 0 does not."""
     part, _, name = key.partition(".")
-    return made[REFERENCE.name]._vae_settings().get(part, {}).get(name) if name else None
+    return made[UNCHANGED.name]._vae_settings().get(part, {}).get(name) if name else None
 
 
 def test_the_reference_is_the_profile_but_shorter_and_without_an_adversary(tmp_path):
@@ -140,15 +140,15 @@ def test_where_the_prior_is_moved_literature_s_lines_move_along(tmp_path):
     """Tissue whose T1 and T2 are longer by the same factor is as much on the moved lines as tissue was on the old."""
     settings = torch.stack([rows[0].effective.settings() for rows in oasis3_protocols().values()])[None]
     batch, losses = batch_of(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), settings), {}
-    for name, factor in ((REFERENCE.name, 1.0), ("prior longer", ablations.MOVED)):
+    for name, factor in ((UNCHANGED.name, 1.0), ("prior longer", ablations.MOVED)):
         objective = variant_runs(run_of(SMOKE, tmp_path))[name]._vae_objective()
         maps = torch.tensor([0.72, 1.6 * factor, 0.2 * factor]).log().view(1, 3, 1, 1).expand(1, 3, 16, 16)
         objective.vae.decode_log = lambda z, maps=maps, vae=objective.vae: maps - vae.log_medians
         losses[name] = objective(batch, 0)
     for term in ("water", "fluid", "map_prior"):
-        assert losses["prior longer"][term] == pytest.approx(float(losses[REFERENCE.name][term]), rel=1e-4)
-        assert losses[REFERENCE.name][term] > 0
-    assert losses["prior longer"]["l1"] != losses[REFERENCE.name]["l1"]  # what the scans say has not moved
+        assert losses["prior longer"][term] == pytest.approx(float(losses[UNCHANGED.name][term]), rel=1e-4)
+        assert losses[UNCHANGED.name][term] > 0
+    assert losses["prior longer"]["l1"] != losses[UNCHANGED.name]["l1"]  # what the scans say has not moved
 
 
 def test_without_physics_the_decoder_s_images_are_the_prediction(tmp_path):
@@ -175,7 +175,7 @@ def people_of(values: dict[str, list[float]], metric: str, quantity="T1", tissue
 
 def test_a_variant_is_held_against_the_reference_person_by_person():
     """Twice the error in everybody is a ratio of exactly 2, however much people differ."""
-    people = people_of({REFERENCE.name: [0.01, 0.04, 0.09], "other": [0.02, 0.08, 0.18]}, "median_absolute_error")
+    people = people_of({UNCHANGED.name: [0.01, 0.04, 0.09], "other": [0.02, 0.08, 0.18]}, "median_absolute_error")
     table = ablations.summary(people).set_index(["metric", "variant"])
     ratio, error = table.loc[("error_ratio", "other")], table.loc[("median_absolute_error", "other")]
     assert [ratio.value, ratio.low, ratio.high, ratio.n] == pytest.approx([2, 2, 2, 3])
@@ -212,7 +212,7 @@ def trained(smoke_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablations")
     (folder / "cohort").symlink_to(smoke_run.cohort_folder)
     run = replace(smoke_run, folder=folder)
-    chosen = [v for v in VARIANTS if v.name in (REFERENCE.name, "nominal TE", "images, no physics")]
+    chosen = [v for v in VARIANTS if v.name in (UNCHANGED.name, "nominal TE", "images, no physics")]
     runs = variant_runs(run, chosen)
     for of in runs.values():
         list(of.make())
@@ -223,14 +223,14 @@ def test_a_finished_variant_is_not_trained_again(trained):
     run, runs = trained
     again = variant_runs(run, [of.variant for of in runs.values()])
     assert all(list(of.make()) == [] for of in again.values())
-    changed = replace(runs[REFERENCE.name].variant, loss={"kl": 0.5})
+    changed = replace(runs[UNCHANGED.name].variant, loss={"kl": 0.5})
     with pytest.raises(MissingResult):  # and is not taken for one of other settings
-        variant_runs(run, [changed])[REFERENCE.name].vae()
+        variant_runs(run, [changed])[UNCHANGED.name].vae()
 
 
 def test_the_nominal_variant_is_told_the_header_and_the_reference_is_not(trained):
     _, runs = trained
-    told, true = (runs[name].scans("test").settings[:, 1] for name in ("nominal TE", REFERENCE.name))
+    told, true = (runs[name].scans("test").settings[:, 1] for name in ("nominal TE", UNCHANGED.name))
     assert (told[:, 1] >= true[:, 1]).all() and (true[:, 1] < 0.2).all()
     assert told[:, 1].max() > 0.4 and torch.equal(told[:, 2:], true[:, 2:])
 
@@ -242,13 +242,13 @@ def test_variants_are_judged_once_on_the_same_people(trained):
     for name, of in people.groupby("variant"):
         assert set(of.person) == set(range(SMOKE.cohort.n_test)) and set(of.scale) == {"common scale", "any gain"}, name
     assert set(people[people.variant == "images, no physics"].metric) == {"psnr", "sharpness"}
-    kept = (runs[REFERENCE.name].folder / "vae" / "judged.csv").stat().st_mtime_ns
+    kept = (runs[UNCHANGED.name].folder / "vae" / "judged.csv").stat().st_mtime_ns
     pandas.testing.assert_frame_equal(ablations.measure(run, runs), people)
-    assert (runs[REFERENCE.name].folder / "vae" / "judged.csv").stat().st_mtime_ns == kept
+    assert (runs[UNCHANGED.name].folder / "vae" / "judged.csv").stat().st_mtime_ns == kept
 
 
 def test_a_variant_of_another_name_with_the_same_settings_is_the_same_training(trained):
     _, runs = trained
-    of = runs[REFERENCE.name]
+    of = runs[UNCHANGED.name]
     renamed = replace(of, variant=Variant("renamed", "", "", ""))
     assert renamed.vae().state_dict().keys() == of.vae().state_dict().keys()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from phyldm_core import cli
+from phyldm_core import cli, tissue
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import examination, examination_report, metrics
 from phyldm_core.evaluation.examination import NETWORK, Examination, examine, n_parts, split_inputs
@@ -189,4 +189,4 @@ def test_weights_without_a_diffusion_model_say_so(exported, evaluated, smoke_run
 def test_random_protocols_leave_signal_and_repeat():
     drawn = examination.random_protocols(9, seed=3)
     assert drawn == examination.random_protocols(9, seed=3) != examination.random_protocols(9, seed=4)
-    assert all(metrics.leaves_signal(p) for p in drawn) and len({p.sequence for p in drawn}) == 3
+    assert all(tissue.leaves_signal(p) for p in drawn) and len({p.sequence for p in drawn}) == 3

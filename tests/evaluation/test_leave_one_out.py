@@ -10,10 +10,10 @@ import torch
 
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation.leave_one_out import METHODS, judge_scans, predict_scan
-from phyldm_core.people.cohort import MODALITIES
 from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.scans import nifti
 from phyldm_core.scans.prepare import is_skull_stripped
+from phyldm_core.slices import MODALITIES
 
 
 @pytest.fixture(scope="module")

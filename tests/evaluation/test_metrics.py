@@ -9,9 +9,11 @@ import pandas
 import pytest
 import torch
 
-from phyldm_core import physics
+from phyldm_core import physics, tissue
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import metrics
+from phyldm_core.people import segmentation
+from phyldm_core.running import run
 
 
 @pytest.fixture
@@ -153,38 +155,38 @@ def head():
 def test_segmentation_finds_the_tissues_of_a_clean_head(head):
     maps, labels = head
     t1w = physics.render(physics.TissueMaps(*torch.from_numpy(maps)), physics.REFERENCE["T1w"]).numpy()
-    found = metrics.segment_tissue(t1w, labels > 0)
+    found = segmentation.segment_tissue(t1w, labels > 0)
     assert (found == labels).mean() > 0.99
-    np.testing.assert_array_equal(metrics.segment_tissue(700 * t1w, labels > 0), found)  # blind to gain
+    np.testing.assert_array_equal(segmentation.segment_tissue(700 * t1w, labels > 0), found)  # blind to gain
 
 
 def test_eroded_tissue_lies_inside_tissue_and_slices_do_not_touch(head):
     maps, labels = head
     t1w = physics.render(physics.TissueMaps(*torch.from_numpy(maps)), physics.REFERENCE["T1w"]).numpy()
     stack, brain = np.stack([t1w, t1w[:, ::-1]]), np.stack([labels, labels[:, ::-1]]) > 0
-    found, eroded = (metrics.segment_tissue(stack, brain, erode=k) for k in (0, 1))
+    found, eroded = (segmentation.segment_tissue(stack, brain, erode=k) for k in (0, 1))
     assert 0 < (eroded > 0).sum() < (found > 0).sum()
     np.testing.assert_array_equal(eroded[eroded > 0], found[eroded > 0])
-    np.testing.assert_array_equal(eroded[0], metrics.segment_tissue(stack[:1], brain[:1], erode=1)[0])
+    np.testing.assert_array_equal(eroded[0], segmentation.segment_tissue(stack[:1], brain[:1], erode=1)[0])
 
 
 def test_an_image_without_contrast_cannot_be_segmented():
     with pytest.raises(ValueError, match="grey levels"):
-        metrics.segment_tissue(np.ones((4, 4)), np.ones((4, 4)))
+        segmentation.segment_tissue(np.ones((4, 4)), np.ones((4, 4)))
 
 
 def test_tissue_values_go_to_their_tissue(head):
     maps, labels = head
-    values = metrics.tissue_values(maps[None], labels[None])
+    values = segmentation.tissue_values(maps[None], labels[None])
     assert np.median(values["WM", "T1"]) == pytest.approx(0.85, rel=0.01)
     assert np.median(values["CSF", "PD"]) == pytest.approx(1.0, rel=0.01)
     assert values["GM", "T2"].size == (labels == 2).sum()
 
 
 def test_of_the_nine_unseen_settings_only_the_long_flair_leaves_nothing():
-    dark = [str(protocol) for protocol in physics.UNSEEN if not metrics.leaves_signal(protocol)]
+    dark = [str(protocol) for protocol in physics.UNSEEN if not tissue.leaves_signal(protocol)]
     assert dark == ["FLAIR, TE 450 ms, TR 9 s, TI 2.5 s"]  # CSF nulled, the rest decayed
-    assert all(metrics.leaves_signal(protocol) for protocol in physics.REFERENCE.values())
+    assert all(tissue.leaves_signal(protocol) for protocol in physics.REFERENCE.values())
 
 
 def test_contrast_to_noise_is_the_difference_over_the_noise():
@@ -203,7 +205,7 @@ def test_numbers_travel_to_csv_and_back(tmp_path):
             {"metric": "seconds", "value": 3},
         ]
     )
-    path = metrics.write_table(table, tmp_path / "new" / "numbers.csv")
+    path = run.write_table(table, tmp_path / "new" / "numbers.csv")
     back = pandas.read_csv(path, keep_default_na=False, na_values={"low": "", "high": ""})
     assert tuple(back.columns) == metrics.COLUMNS
     assert back.value.tolist() == pytest.approx([0.09, 3]) and back.n.tolist() == [3, 1]
@@ -218,7 +220,7 @@ def test_a_table_refuses_unknown_columns_and_unwritable_places(tmp_path):
         metrics.long_form([{"metric": "psnr"}])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput):
-        metrics.write_table(metrics.long_form([{"metric": "psnr", "value": 3}]), tmp_path / "file" / "numbers.csv")
+        run.write_table(metrics.long_form([{"metric": "psnr", "value": 3}]), tmp_path / "file" / "numbers.csv")
 
 
 # --- intervals --------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import pandas
 import pytest
 import torch
 
+from phyldm_core import slices
 from phyldm_core.evaluation import metrics, tables
-from phyldm_core.people.cohort import MODALITIES, Slices, Truth
+from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, UNSEEN, TissueMaps, signed_signal
+from phyldm_core.slices import MODALITIES, Slices, Truth
 
 WM, GM, CSF, AIR = range(4)
 TABLE = torch.tensor([[0.70, 0.85, 0.072], [0.82, 1.45, 0.083], [1.0, 4.3, 2.0], [0.0, 0.0, 0.0]])
@@ -53,9 +55,9 @@ def rows(table: pandas.DataFrame, **where) -> pandas.DataFrame:
 
 
 def test_there_are_seven_ways_to_show_scans():
-    assert len(tables.SUBSETS) == len(set(tables.SUBSETS.values())) == 7
-    assert tables.SUBSETS[tables.ALL_SCANS] == (True, True, True)
-    assert tables.SUBSETS["T1w+FLAIR"] == (True, False, True)
+    assert len(slices.SUBSETS) == len(set(slices.SUBSETS.values())) == 7
+    assert slices.SUBSETS[slices.ALL_SCANS] == (True, True, True)
+    assert slices.SUBSETS["T1w+FLAIR"] == (True, False, True)
 
 
 # --- maps ---------------------------------------------------------------------------------------
@@ -244,13 +246,13 @@ def test_scalp_is_not_brain(people):
     maps = layers[torch.bucketize(radius, torch.tensor([0.6, 0.75, 0.95]))]  # brain, bone, fat; air with any PD
     maps[47:50, 50:70] = layers[0]  # a thin gap in the bone joins brain and scalp
     maps[20:40, 0:30][radius[20:40, 0:30] < 0.95] = layers[2]  # and there the skull is as bright as the scalp
-    found = tables.brain_of(TissueMaps.from_stack(maps.permute(2, 0, 1)[None]))[0]
+    found = segmentation.brain_of(TissueMaps.from_stack(maps.permute(2, 0, 1)[None]))[0]
     inside = radius < 0.6
     inside[20:40, 0:30] = False
     assert (found & inside).sum() > 0.99 * inside.sum() and (found & (radius > 0.75)).sum() == 0
-    true = tables.brain_of(maps_of(truth, 1, 1, 1))[0]
+    true = segmentation.brain_of(maps_of(truth, 1, 1, 1))[0]
     assert (true == (labels != AIR)).float().mean() > 0.99
-    assert not tables.brain_of(TissueMaps(*torch.zeros(3, 1, 8, 8))).any()
+    assert not segmentation.brain_of(TissueMaps(*torch.zeros(3, 1, 8, 8))).any()
 
 
 def test_samples_like_the_truth_are_no_distance_away_and_a_shift_is_measured(people):

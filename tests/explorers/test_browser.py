@@ -33,9 +33,9 @@ from phyldm_core.explorers.painting import SignalCurves
 from phyldm_core.explorers.populations import find_populations
 from phyldm_core.explorers.subjects import find_subjects, simulate_person
 from phyldm_core.figures.style import MAPS
+from phyldm_core.machine.files import to_json
 from phyldm_core.physics import Protocol, render
 from phyldm_core.running.reproduce import ROOT
-from phyldm_core.scans.bids import to_json
 from phyldm_core.tissue import three_medians
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

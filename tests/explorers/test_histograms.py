@@ -16,7 +16,6 @@ from scipy import stats
 
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation.metrics import histogram_distance
-from phyldm_core.evaluation.tables import segmented_values
 from phyldm_core.explorers.histogram_counts import (
     Choice,
     Histograms,
@@ -30,6 +29,7 @@ from phyldm_core.explorers.histogram_counts import (
 )
 from phyldm_core.explorers.histograms import HistogramExplorer
 from phyldm_core.figures.curves import CORE_BAND, studies
+from phyldm_core.people.segmentation import segmented_values
 from phyldm_core.physics import TissueMaps
 
 TISSUES = {"CSF": (0.99, 4.3, 1.9), "GM": (0.83, 1.44, 0.080), "WM": (0.69, 0.92, 0.075)}  # PD, T1 (s), T2 (s)

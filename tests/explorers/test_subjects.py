@@ -13,9 +13,9 @@ from phyldm_core.errors import BadInput
 from phyldm_core.explorers import populations, subjects
 from phyldm_core.explorers.subjects import Subject, find_subjects, of_maps, read_samples, weights_of
 from phyldm_core.inference import infer
+from phyldm_core.machine.files import to_json
 from phyldm_core.people import cohort
 from phyldm_core.physics import TissueMaps
-from phyldm_core.scans.bids import to_json
 
 MAPS = TissueMaps(*(torch.full((3, 5, 4), v) for v in (0.7, 1.0, 0.1)))
 

@@ -22,7 +22,7 @@ from skimage.color import rgb2lab
 
 from phyldm_core import figures, physics, tissue
 from phyldm_core.errors import BadInput
-from phyldm_core.evaluation import metrics
+from phyldm_core.people import segmentation
 from phyldm_core.running import networks
 from phyldm_core.running.profiles import PROFILES
 
@@ -210,7 +210,7 @@ def test_figures_need_a_name_words_and_a_place(tmp_path):
 
 
 def values_by_tissue(maps):
-    return metrics.tissue_values(maps[None], LABELS[None])
+    return segmentation.tissue_values(maps[None], LABELS[None])
 
 
 def history(n=200):

@@ -20,18 +20,11 @@ from test_anatomy import synthetic_head
 from phyldm_core.errors import BadInput
 from phyldm_core.machine import shards
 from phyldm_core.people import anatomy, cohort
-from phyldm_core.people.cohort import (
-    MODALITIES,
-    SPLITS,
-    CohortRecipe,
-    load_scans,
-    load_truth,
-    make_cohort,
-    participants,
-)
-from phyldm_core.physics import Protocol, TissueMaps, render
+from phyldm_core.people.cohort import CohortRecipe, load_scans, load_truth, make_cohort, participants
+from phyldm_core.physics import Protocol, TissueMaps, effective_te, render
 from phyldm_core.scans import bids
-from phyldm_core.scans.oasis3 import SESSION_CONTRASTS, effective_te
+from phyldm_core.scans.oasis3 import SESSION_CONTRASTS
+from phyldm_core.slices import MODALITIES, SPLITS
 
 TINY = CohortRecipe(n_train=3, n_val=1, n_test=1, voxel_mm=6, slice_mm=6, shape=(32, 32), n_slices=2)
 SILENT = replace(TINY, noise=(0.0, 0.0), bias=0.0)

@@ -18,22 +18,13 @@ from torch import nn
 from phyldm_core import training
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
 from phyldm_core.errors import BadInput
+from phyldm_core.losses import VAEBatch, VAEData, VAELoss, VAEObjective, fluid_prior, solve_gain
 from phyldm_core.machine import processes
-from phyldm_core.people.cohort import Slices
-from phyldm_core.physics import REFERENCE, TissueMaps, signed_signal
+from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.running.profiles import SMOKE
-from phyldm_core.scans.oasis3 import effective_protocol
+from phyldm_core.slices import Slices
 from phyldm_core.tissue import TISSUES, in_vivo_3t
-from phyldm_core.training import (
-    Schedule,
-    VAEBatch,
-    VAEData,
-    VAELoss,
-    VAEObjective,
-    fluid_prior,
-    solve_gain,
-    training_loop,
-)
+from phyldm_core.training import Schedule, training_loop
 from phyldm_core.vae import TYPICAL_SIGNAL, PoEVAE
 
 N, SIZE = 6, 32

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol
 from phyldm_core.running.profiles import LAPTOP, PAPER, SMOKE
-from phyldm_core.vae import (
-    PRIOR_MEDIANS,
-    Enlarge,
-    PoEVAE,
-    Posterior,
-    brightness,
-    product_of_experts,
-    scan_features,
-)
+from phyldm_core.slices import brightness
+from phyldm_core.vae import PRIOR_MEDIANS, Enlarge, PoEVAE, Posterior, product_of_experts, scan_features
 
 N, M, Y, X = 2, 3, 32, 32
 SETTINGS = torch.stack([protocol.settings() for protocol in REFERENCE.values()]).expand(N, -1, -1)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from phyldm_core import weights
 from phyldm_core.errors import BadInput
+from phyldm_core.machine.files import sha256
 from phyldm_core.running.profiles import SMOKE
-from phyldm_core.weights import TENSORS, export_weights, load_weights, sha256
+from phyldm_core.weights import TENSORS, export_weights, load_weights
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phyldm_core.evaluation.tables import segmented_values
 from phyldm_core.inference import infer
 from phyldm_core.people.held_out import choose_heads, draw_people, recipe_of
+from phyldm_core.people.segmentation import segmented_values
 from phyldm_core.physics import TissueMaps
 from phyldm_core.weights import RELEASE, load_weights
 

@@ -24,10 +24,11 @@ from phyldm_core.evaluation import metrics
 from phyldm_core.inference import infer
 from phyldm_core.people import cohort
 from phyldm_core.people.anatomy import Deformation
-from phyldm_core.people.cohort import MODALITIES, CohortRecipe, Simulated, Subject, simulate
-from phyldm_core.scans import fit, nifti
+from phyldm_core.people.cohort import CohortRecipe, Simulated, Subject, simulate
+from phyldm_core.scans import bids, fit, nifti
 from phyldm_core.scans.brain import MM, _within, dilate, erode
 from phyldm_core.scans.registration import template_brain
+from phyldm_core.slices import MODALITIES
 from phyldm_core.weights import load_weights
 
 HEADS = ("11", "12", "13", "14", "15")
@@ -112,7 +113,7 @@ def noisy(image: torch.Tensor, sd: float, seed: int) -> np.ndarray:
 def session(images: list[np.ndarray], protocols: list, affine: np.ndarray, folder: Path) -> list[nifti.Scan]:
     """Written as BIDS and read back."""
     for suffix, image, nominal in zip(MODALITIES, images, protocols, strict=True):
-        nifti.write_image(folder / f"sub-01_{suffix}.nii.gz", image, affine, nifti.sidecar(nominal))
+        nifti.write_image(folder / f"sub-01_{suffix}.nii.gz", image, affine, bids.sidecar(nominal))
     return nifti.read_session(folder)
 
 

@@ -17,7 +17,7 @@ from phyldm_core.cli import app
 from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol, Sequence, TissueMaps
-from phyldm_core.scans import fit_dataset, nifti
+from phyldm_core.scans import bids, fit_dataset, nifti
 from phyldm_core.scans.fit import Window, fit_session, native_grid, on_grid, prepare, session_slices, volume_brightness
 from phyldm_core.scans.fit_dataset import find_scans, parse_protocol
 from phyldm_core.scans.maps import read_maps, render_volume
@@ -49,7 +49,7 @@ def write_session(folder: Path, name: str = "sub-01", contrasts=tuple(PROTOCOLS)
     maps = brain_maps()
     for i, suffix in enumerate(contrasts):
         image = render_volume(maps, PROTOCOLS[suffix]) * gain * (i + 1)
-        meta = nifti.sidecar(PROTOCOLS[suffix], SkullStripped=True)
+        meta = bids.sidecar(PROTOCOLS[suffix], SkullStripped=True)
         nifti.write_image(folder / f"{name}_{suffix}.nii.gz", image, AFFINE, meta)
 
 
@@ -348,7 +348,7 @@ def test_missing_weights_say_which_command_makes_them(dataset, tmp_path, monkeyp
 
 
 def test_maps_are_not_written_into_another_dataset(dataset, weights, tmp_path):
-    nifti.write_dataset_description(tmp_path, "raw data", derivative=False)
+    bids.write_dataset_description(tmp_path, "raw data", derivative=False)
     assert "is another dataset" in refused(run_fit(dataset, weights, tmp_path))
 
 

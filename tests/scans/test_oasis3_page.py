@@ -13,6 +13,7 @@ import pandas
 import pytest
 from test_prepare_dataset import Archive
 
+from phyldm_core import physics
 from phyldm_core.people import scanned
 from phyldm_core.scans import oasis3
 
@@ -119,7 +120,7 @@ def test_the_page_counts_what_the_table_holds():
     for name, _, tr, ti, n in oasis3._rows():
         untold[name, oasis3.family_ti(name, tr) is None] += n * (ti is None)
     excluded = oasis3.oasis3_excluded()
-    long = [sum(n for name, te, *_, n in oasis3._rows() if name == which and te > oasis3.EFFECTIVE_TE_ABOVE)
+    long = [sum(n for name, te, *_, n in oasis3._rows() if name == which and te > physics.EFFECTIVE_TE_ABOVE)
             for which in ("T2w", "FLAIR")]  # fmt: skip
     assert said["T1w without InversionTime in its sidecar"] == [untold["T1w", False]]
     assert said["the same, TR shared by no other"] == [untold["T1w", True]]

@@ -1,0 +1,198 @@
+"""What the VAE is trained on: batches with random subsets of scans, and the loss that joins them through the physics.
+
+The priors say what literature says of healthy tissue: PD follows T1 through water content, and T2 follows T1 between
+grey matter and fluid. Neither favours any T1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .errors import BadInput
+from .machine.processes import drawn, mean
+from .physics import SEQUENCES, Sequence, signed_signal
+from .slices import Slices, brightness
+from .tissue import fluid_line, water_line
+from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior
+
+
+@dataclass(frozen=True)
+class VAELoss:
+    """Weights of the VAE's loss; every term is a mean, so weights do not depend on sizes."""
+
+    l1: float = 1.0
+    l2: float = 0.0  # the paper trains one model with each and compares
+    structure: float = 0.1  # 1 − SSIM of the rendered scans
+    kl: float = 1e-3
+    map_prior: float = 5e-4  # squared normalised log maps, inside the head only
+    water: float = 1e-2  # PD against the PD its T1 implies, see water_prior
+    fluid: float = 1e-2  # T2 against the T2 its T1 implies, where that is longer than grey matter's, see fluid_prior
+    air: float = 0.1  # PD where every scan is dark, a spin echo among them: there is nothing there
+    adversarial: float = 0.0  # least-squares patch adversary on rendered scans
+    adversarial_after: int = 0  # steps before the adversary is heard
+    keep_scan: float = 0.7  # chance that a scan that exists is shown to the encoder
+    unscaled: float = 0.5  # fraction of rows shown without a common scale
+    gain: str = "solved"  # of rows without a common scale: "solved" by least squares, or "fixed" at 1
+
+
+class VAEBatch(NamedTuple):
+    """Rows of :class:`slices.Slices` with the brightness of each scan and the random choices of one step."""
+
+    images: Tensor  # (n, m, y, x) on a common scale, divided by the typical signal
+    level: Tensor  # (n, m) what a scan is divided by before the encoder sees it
+    settings: Tensor  # (n, m, 4)
+    observed: Tensor  # (n, m)
+    shown: Tensor  # (n, m) the scans the encoder sees
+    common: Tensor  # (n,) whether they are on a common scale
+
+
+class VAEObjective(nn.Module):
+    """The VAE, its patch adversary, and the loss that joins them through the physics layer."""
+
+    def __init__(self, vae: PoEVAE, weights: VAELoss):
+        from monai.losses import SSIMLoss  # seconds of imports, for those who train
+        from monai.networks.nets import PatchDiscriminator
+
+        super().__init__()
+        if weights.gain not in ("solved", "fixed"):
+            raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")
+        self.vae, self.weights = vae, weights
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform", reduction="none")
+        self.adversary = None
+        if weights.adversarial:
+            self.adversary = PatchDiscriminator(
+                spatial_dims=2, channels=32, in_channels=1, num_layers_d=2, norm="INSTANCE"
+            )
+
+    def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
+        inputs = batch.images / batch.level[..., None, None]
+        posterior = self.vae.encode(inputs, batch.settings, batch.shown, batch.level, batch.common)
+        noise = drawn(torch.randn, *posterior.mean.shape, device=inputs.device, dtype=posterior.mean.dtype)
+        log_maps = self.vae.decode_log(posterior.at(noise))
+        with torch.autocast(inputs.device.type, enabled=False):  # exponentials and SSIM need float32
+            losses = self._terms(Posterior(*(t.float() for t in posterior)), log_maps.float(), batch, step)
+        return losses
+
+    def _terms(self, posterior: Posterior, log_maps: Tensor, batch: VAEBatch, step: int) -> dict[str, Tensor]:
+        weights = self.weights
+        maps = (log_maps + self.vae.log_medians).exp()
+        predicted = self.render(maps, batch.settings) / TYPICAL_SIGNAL
+        if weights.gain == "solved":
+            gain = solve_gain(predicted, batch.images)
+            predicted = predicted * torch.where(batch.common[:, None], 1.0, gain)[..., None, None]
+        predicted, target = predicted[batch.observed][:, None], batch.images[batch.observed][:, None]
+        brightest = (batch.images * batch.observed[..., None, None]).amax(1)
+        inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
+        # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
+        spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
+        # Literature's lines go with its medians: where those were moved, the lines are moved along.
+        moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
+        as_published = maps / moved.view(3, 1, 1)
+        losses = {
+            "l1": mean((predicted - target).abs()),
+            "l2": mean((predicted - target) ** 2),
+            "structure": mean(self.ssim(predicted.clamp(0, 4), target.clamp(0, 4))),
+            "kl": mean(posterior.kl()),
+            "map_prior": mean((log_maps**2).mean(1), inside),
+            "water": mean(water_prior(as_published), inside),
+            "fluid": mean(fluid_prior(as_published), inside),
+            "air": mean(maps[:, 0] * (1 - inside) * spin_echo[:, None, None]),
+        }
+        total = sum(getattr(weights, name) * value for name, value in losses.items())
+        if self.adversary is not None and step >= weights.adversarial_after:
+            fooled, judged = self._adversarial(predicted, target)
+            losses |= {"adversarial": fooled, "adversary": judged}
+            total = total + weights.adversarial * fooled + judged
+        return {"total": total, **losses}
+
+    def render(self, maps: Tensor, settings: Tensor) -> Tensor:
+        """The scans ``(n, m, y, x)`` that maps ``(n, 3, y, x)`` give, on their own scale: the physics layer."""
+        return signed_signal(maps.unbind(1), settings).abs()
+
+    def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""
+        frozen = {name: p.detach() for name, p in self.adversary.named_parameters()}
+        fooled = mean((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2)
+        on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
+        return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_fake**2))
+
+
+SPIN_ECHO = SEQUENCES.index(Sequence.SPIN_ECHO)
+
+
+WATER_SPREAD = 0.05
+"""SD of log PD about the line, in healthy tissue."""
+
+
+def water_prior(maps: Tensor) -> Tensor:
+    """``(n, y, x)``: how far PD is from what T1 implies (:func:`tissue.water_line`), for maps ``(n, 3, y, x)``.
+
+    In T1w, T2w and FLAIR one mixture of PD, T1 and T2 is nearly invisible: a 1 % error of the ratio
+    FLAIR/T2w moves white matter's T1 by 5 % and its PD by 8 %. Both follow from water content, and
+    saying so closes that gap without favouring any T1 or T2. A Student penalty, because fat and
+    lesions are not on the line and must be free to leave it.
+    """
+    a, b = water_line()
+    pd, t1 = maps[:, 0].clamp_min(1e-3), maps[:, 1].clamp_min(1e-2)
+    off = (pd * (a + b / t1)).log()
+    return torch.log1p((off / WATER_SPREAD) ** 2)
+
+
+FLUID_SPREAD = 0.3
+"""SD of log T2 about the line from grey matter to CSF."""
+
+
+def fluid_prior(maps: Tensor) -> Tensor:
+    """``(n, y, x)``: how far T2 is from what T1 implies between grey matter and CSF (:func:`tissue.fluid_line`).
+
+    A spin echo at 0.1 s tells a T2 of 1 s from one of 2 s by 5 % of its signal, which PD takes up as well:
+    CSF's T2 is all but invisible, and contrasts at long TE show little else. T1 is taken as it is, and T2 leans
+    on it; at or below grey matter's T1 nothing is said. A Student penalty, because lesions leave the line.
+    """
+    a, b, t1_gm = fluid_line()
+    t1, t2 = maps[:, 1].detach(), maps[:, 2].clamp_min(1e-3)
+    off = t2.log() - a - b * t1.clamp_min(t1_gm).log()
+    return torch.log1p((off / FLUID_SPREAD) ** 2) * (t1 > t1_gm)
+
+
+def solve_gain(predicted: Tensor, observed: Tensor) -> Tensor:
+    """``(n, m)``: the gain that brings each predicted scan ``(n, m, y, x)`` closest to the observed one.
+
+    Least squares in closed form, Σ p·o / Σ p²; it replaces the paper's gain of 1 for every scanner.
+    """
+    return (predicted * observed).sum((-2, -1)) / (predicted**2).sum((-2, -1)).clamp_min(1e-6)
+
+
+class VAEData:
+    """Draws the VAE's batches from :class:`slices.Slices` on a common scale, with random subsets of scans."""
+
+    def __init__(self, slices: Slices, weights: VAELoss):
+        self.slices, self.weights = slices, weights
+        level = brightness(slices.images, slices.observed, slices.subject)
+        self.level = torch.where(slices.observed, level / TYPICAL_SIGNAL, 1.0)
+        complete = slices.observed.all(1)
+        share = complete.float().mean().clamp(0.01, 0.99)
+        self.chances = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
+
+    def __len__(self):
+        return len(self.slices)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """``(n,)`` rows, half of them from sessions with every contrast: only those tell PD, T1 and T2 apart."""
+        return torch.multinomial(self.chances, n, replacement=True, generator=generator)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> VAEBatch:
+        observed = self.slices.observed[rows]
+        shown = observed & (torch.rand(observed.shape, generator=generator) < self.weights.keep_scan)
+        empty = ~shown.any(1)
+        shown[empty] = observed[empty]  # nothing left: show all there is
+        common = torch.rand(len(rows), generator=generator) >= self.weights.unscaled
+        flip = torch.rand(len(rows), generator=generator) < 0.5  # left and right are alike in this anatomy
+        images = self.slices.images[rows] / TYPICAL_SIGNAL
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        return VAEBatch(images, self.level[rows], self.slices.settings[rows], observed, shown, common)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..calibration import LEVEL, NAME, calibrate
 from ..coarse import CoarseObjective, CoarseVAE, squeeze
-from ..diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
+from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
 from ..errors import BadInput
 from ..inference import INFERENCE_BATCH, encode
 from ..losses import VAEData, VAEObjective
@@ -38,7 +38,7 @@ from ..slices import SPLITS, Slices, Truth, brightness
 from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
 from ..weights import CONVENTIONS, FORMAT
-from .profiles import PROFILES, Profile, find_profile
+from .profiles import PROFILES, Profile, find_profile, make_coarse, make_denoiser, make_vae
 
 N_CALIBRATED = 5
 """People made from the validation heads, whose truth tells what the SD of the posterior misses."""
@@ -121,7 +121,7 @@ class Run:
         yield from self._train("vae", settings, self.profile.vae_schedule, objective, train, held_out, keep)
 
     def _vae_objective(self) -> VAEObjective:
-        return VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
+        return VAEObjective(make_vae(self.profile), self.profile.vae_loss)
 
     def _calibrate(self, vae: PoEVAE, folder: Path):
         if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
@@ -159,7 +159,7 @@ class Run:
             return
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
-        coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
+        coarse = make_coarse(self.profile, train.values.shape[1])
         objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
         schedule, keep = self.profile.coarse_schedule, coarse.save_pretrained
         yield from self._train("coarse", settings, schedule, objective, train, held_out, keep)
@@ -193,10 +193,7 @@ class Run:
             held_out = squeeze(coarse, held_out, train)
         torch.manual_seed(self.seed)
         channels, size = train.values.shape[1], tuple(train.values.shape[2:])
-        if self.profile.denoiser is None:
-            denoiser = paper_unet(channels, size)
-        else:
-            denoiser = TissueTransformer(channels + 1, channels, size, **self.profile.denoiser)
+        denoiser = make_denoiser(self.profile, channels, size)
         objective = DiffusionObjective(denoiser, self.profile.process)
 
         def keep(folder: Path):

@@ -246,7 +246,8 @@ class Run:
             if made_with(folder) != settings:
                 with whole_folder(folder, settings) as work:
                     keep(work)
-                    (self.folder / "config.json").unlink(missing_ok=True)  # it speaks of what is about to go
+                    if part in ("vae", "pipeline"):  # config.json speaks of the one that is about to go
+                        (self.folder / "config.json").unlink(missing_ok=True)
         self._describe()
 
     def _finished(self, part: str, settings: dict, what: str, notebook: str) -> Path:

@@ -51,7 +51,8 @@ _ = (metrics / "map_error.csv").write_text("tissue,T1 (%)\\nWM,7.123456\\nCSF,\\
 
 def write_notebook(folder: Path, stem: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
     """Cell 1 is a title, cell 2 the parameters, ``cells`` follow."""
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "language": "python"}})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} · On {stem[3:]}")]
     if parameters is not None:
         notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))

@@ -327,7 +327,7 @@ def export(
     run: Annotated[Path, typer.Option(help="The run whose weights to export.")] = Path("runs/laptop"),
 ):
     """Weights as files to give away: safetensors, settings, numbers and a model card, all with checksums."""
-    from .weights import export_weights
+    from .running.export import export_weights
 
     exported = export_weights(run, out)
     typer.echo(f"{exported.folder}: profile {exported.config['profile']}, weights {exported.identity[:12]}")

@@ -1,27 +1,26 @@
 """Weights as files a user can trust: what they are, what they were trained on, and that they are unchanged.
 
-A folder of weights holds ``config.json`` (what follows from it is in :class:`Weights`), ``vae/`` and, where
-a diffusion model was trained, ``pipeline/`` in diffusers' form, ``training.json`` (the cohort's recipe, losses
-and schedules), ``metrics.csv`` and a model card, ``README.md`` with ``curves.png``. Everything that could run
-code on loading is refused: weights are safetensors, and only this package's classes are made from them. Nothing
-is downloaded.
+A folder of weights holds ``config.json`` (what follows from it is in :class:`Weights`), ``training.json`` (the
+cohort's recipe, losses and schedules), ``vae/`` and, where a diffusion model was trained, ``pipeline/`` in
+diffusers' form. A run's folder is one; an exported one holds a model card and its numbers, too. Everything that
+could run code on loading is refused: weights are safetensors, and only this package's classes are made from them.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import struct
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from . import __version__
 from .errors import BadInput
-from .machine.files import read_json, replace_folder, sha256, to_json, write_atomically
+from .machine.files import read_json, sha256
 from .physics import SEQUENCES
 
 FORMAT = 1
@@ -101,9 +100,7 @@ class Weights:
 
         Heads are names of label maps, "mni152" for the template; there are none where real people were scanned.
         """
-        if (self.folder / "training.json").exists():
-            return _read_json(self.folder / "training.json")
-        return _settings(self.folder)
+        return _read_json(self.folder / "training.json")
 
     @cached_property
     def identity(self) -> str:
@@ -146,7 +143,7 @@ class Weights:
 
 
 def load_weights(folder: str | Path | None = None) -> Weights:
-    """Weights from a folder that :func:`export_weights` wrote, or straight from a run's folder, checked.
+    """Weights from a run's folder, or from one that was exported, checked.
 
     Parameters
     ----------
@@ -167,135 +164,15 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     folder = RELEASE if str(folder) == "release" else Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of weights: give one that phyldm export or phyldm reproduce made")
-    if (folder / "config.json").exists():
-        weights = Weights(folder, _read_json(folder / "config.json"))
-        _check_config(weights)
-        _check_files(weights)
-    elif (folder / "vae" / "made_with.json").exists():
-        weights = Weights(folder, _config_of_run(folder))
-    else:
-        raise BadInput(f"{folder}: neither exported weights nor a trained run (no config.json, no vae/): name another")
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{folder}: neither exported weights nor a trained run (no config.json): name another")
+    weights = Weights(folder, _read_json(folder / "config.json"))
+    _check_config(weights)
+    _check_files(weights)
     _check_network(folder / "vae", "PoEVAE")
     if weights.has_pipeline:
         _check_pipeline(folder / "pipeline")
     return weights
-
-
-def export_weights(run: str | Path, folder: str | Path) -> Weights:
-    """Copy what a run trained into a folder that can be given away, with its recipe, numbers and a model card.
-
-    Parameters
-    ----------
-    run
-        A run's folder (``runs/laptop``), or a :class:`run.Run`.
-    folder
-        Replaced as a whole where it holds an older export, left alone where it holds this very one.
-
-    Raises
-    ------
-    BadInput
-        The run holds no trained VAE, its diffusion model belongs to another VAE, or ``folder`` holds something else.
-    """
-    from .running.export import learning_curves, model_card, run_metrics, training_logs
-
-    run, folder = Path(getattr(run, "folder", run)), Path(folder)
-    if not (run / "vae" / "made_with.json").exists():
-        raise BadInput(f"{run}: holds no trained VAE: run phyldm reproduce, or notebook 03_train_vae, first")
-    trained = load_weights(run)
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    config = dict(trained.config)
-    if (folder / "config.json").exists():
-        there = _read_json(folder / "config.json")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(f"{folder}: holds something that is no export of weights: choose an empty or a new folder")
-    else:
-        there = {}
-    try:
-        for name in config["files"]:
-            write_atomically(part / name, _without_origin(run / name))
-        settings, metrics, logs = _settings(run), run_metrics(run), training_logs(run)
-        write_atomically(part / "metrics.csv", metrics.to_csv(index=False, float_format="%.6g").encode())
-        write_atomically(part / "training.json", to_json(settings))
-        write_atomically(part / "README.md", model_card(trained, settings, metrics, logs).encode())
-        write_atomically(part / "curves.png", learning_curves(logs))
-        write_atomically(part / "curves.csv", logs.to_csv(index=False).encode())
-        config["files"] = _hashes(part)
-        if there == config and _hashes(folder, skip=("config.json",)) == config["files"]:
-            return load_weights(folder)
-        write_atomically(part / "config.json", to_json(config))
-        replace_folder(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return load_weights(folder)
-
-
-def _without_origin(path: Path) -> bytes:
-    """A file's bytes; of a network's configuration, without the folder it was once loaded from."""
-    if path.name != "config.json":
-        return path.read_bytes()
-    return to_json({key: value for key, value in _read_json(path).items() if key != "_name_or_path"})
-
-
-# --- a run ----------------------------------------------------------------------------------------
-
-
-def _settings(run: Path) -> dict:
-    """What a run's parts were made with: "vae", "pipeline" if there is one, and the "heads" of each split."""
-    settings = {"vae": _read_json(run / "vae" / "made_with.json")}
-    if (run / "pipeline" / "made_with.json").exists():
-        settings["pipeline"] = _read_json(run / "pipeline" / "made_with.json")
-        if settings["pipeline"].get("coarse", {}).get("vae") != settings["vae"]:
-            raise BadInput(f"{run}: its diffusion model belongs to another VAE: run notebook 04_train_diffusion first")
-    cohort = settings["vae"]["cohort"]
-    if cohort.get("anatomies"):  # which folder it was is nobody's business, that it was one is
-        text = json.dumps(settings).replace(json.dumps(cohort["anatomies"]), json.dumps(Path(cohort["anatomies"]).name))
-        settings = json.loads(text)
-    return settings | {"heads": _heads(run, cohort)}
-
-
-def _heads(run: Path, recipe: dict) -> dict[str, list[str]]:
-    """Split → heads its people were made from, as the run's cohort lists them; empty where nobody can tell."""
-    from .people.cohort import participants, read_recipe
-    from .slices import SPLITS
-
-    if "data" in recipe:  # real people
-        return {}
-    if not recipe.get("anatomies"):
-        return {split: ["mni152"] for split in SPLITS}
-    if read_recipe(run / "cohort") != recipe:
-        return {}
-    people = participants(run / "cohort")
-    return {split: list(dict.fromkeys(people.anatomy[people.split == split])) for split in SPLITS}
-
-
-def _config_of_run(run: Path) -> dict:
-    from .running.profiles import PROFILES
-
-    settings = _settings(run)
-    cohort, network = settings["vae"]["cohort"], settings["vae"]["network"]
-    names = [name for name, p in PROFILES.items() if json.loads(json.dumps(p.vae)) == network]
-    parts = [part for part in ("vae", "pipeline") if part in settings]
-    files = {name: sha for name, sha in _hashes(run, parts).items() if not name.endswith(("made_with.json", "log.csv"))}
-    return {
-        "format": FORMAT,
-        "package": "phyldm_core",
-        "version": __version__,
-        "profile": names[0] if names else "own",
-        "voxel_mm": cohort["voxel_mm"],
-        "slice_mm": cohort["slice_mm"],
-        "slice_shape": cohort["shape"],
-        "n_slices": cohort["n_slices"],
-        "head": cohort["head"],
-        "conventions": CONVENTIONS,
-        "files": files,
-    }
-
-
-def _hashes(folder: Path, parts: list[str] | tuple[str, ...] = (".",), skip: tuple[str, ...] = ()) -> dict[str, str]:
-    """SHA-256 of every file under ``parts`` of a folder, by its path in the folder."""
-    files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: sha256(path) for name, path in named.items() if name not in skip}
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -332,9 +209,9 @@ def _check_files(weights: Weights):
         if not path.is_file():
             raise BadInput(f"{path}: missing, though config.json lists it: copy the weights again")
         if sha256(path) != expected:
-            raise BadInput(f"{path}: changed since it was exported (SHA-256 differs): copy the weights again")
-    present = {p.relative_to(folder).as_posix() for part in ("vae", "pipeline") for p in (folder / part).rglob("*")
-               if p.is_file()}  # fmt: skip
+            raise BadInput(f"{path}: changed since it was written (SHA-256 differs): copy the weights again")
+    parts = ("vae", "pipeline") if weights.has_pipeline else ("vae",)  # what belongs to another VAE is not loaded
+    present = {p.relative_to(folder).as_posix() for part in parts for p in (folder / part).rglob("*") if p.is_file()}
     if extra := sorted(present - set(listed)):
         raise BadInput(f"{folder / extra[0]}: not listed in config.json: take it out, weights are loaded as exported")
 
@@ -366,23 +243,14 @@ def _check_network(folder: Path, kind: str):
             expected = {name: list(t.shape) for name, t in network(**config).state_dict().items()}
     except (TypeError, ValueError) as error:
         raise BadInput(f"{folder / 'config.json'}: no {kind} can be made of it ({error}): export it again") from None
-    found = _tensor_shapes(folder / TENSORS)
+    try:
+        with safe_open(folder / TENSORS, "numpy") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        said = "not a safetensors file, or cut short: copy or train the weights again"
+        raise BadInput(f"{folder / TENSORS}: {said}") from None
     for name in sorted(expected.keys() | found.keys()):
         want, got = (None if s is None else "×".join(map(str, s)) for s in (expected.get(name), found.get(name)))
         if want != got:
             said = "is missing" if got is None else "is left over" if want is None else f"is {got}, not {want}"
             raise BadInput(f"{folder / TENSORS}: tensor {name} {said} for a {kind} of this version: export it again")
-
-
-def _tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Names and shapes from a safetensors header (8 bytes of length, then JSON), without reading any tensor."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        if path.stat().st_size < 8 + length + max(entry["data_offsets"][1] for entry in tensors.values()):
-            raise ValueError("fewer bytes than its header says")
-        return {name: entry["shape"] for name, entry in tensors.items()}
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-        raise BadInput(f"{path}: not a safetensors file, or cut short: copy or train the weights again") from None

@@ -39,13 +39,12 @@ from IPython.display import clear_output
 from phyldm_core import figures
 from phyldm_core.people import cohort
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render
-from phyldm_core.running import networks
+from phyldm_core.running.chapter import open_chapter
+from phyldm_core.running.profiles import architecture_of
 from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.slices import MODALITIES
 
-figures.use_house_style()
-pandas.set_option("display.max_colwidth", None)
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 recipe = run.recipe
 
 # %% [markdown]
@@ -84,7 +83,7 @@ fig = figures.map_grid([panels[:6], panels[6:]], voxel_mm=recipe.voxel_mm)
 caption = """One simulated person (n = 1, middle slice): three maps of tissue, and nine images that follow from them:
 """ + "; ".join(f"({k}) {contrasts[name]}" for k, name in enumerate(order, start=1)) + "."
 alt = "Three maps of a brain slice, and nine images of the same slice, each with another contrast."
-figures.save_figure(fig, figures_dir, "fig00_idea", caption=caption, alt=alt);
+publish(fig, "fig00_idea", caption, alt)
 
 # %%
 held = {name: "T1w, T2w and FLAIR of the archive" if name in REFERENCE else "acquired by nobody" for name in order}
@@ -104,7 +103,7 @@ pandas.DataFrame(
 # one of those that make new brains?
 
 # %%
-drawn = networks.drawn(run.profile)
+drawn = architecture_of(run.profile)
 scanned = {f"in {m}": someone.images[recipe.n_slices // 2, i] for i, m in enumerate(MODALITIES)}
 scanned = {name: image for name, image in scanned.items() if image.any()}  # what this session lacks stays grey
 pictures = scanned | dict(zip(figures.MAPS, maps, strict=True)) | {n: images[n] for n in REFERENCE}
@@ -113,7 +112,7 @@ caption = f"""Architecture, drawn from the configuration of profile {profile!r}:
 (channels below, size within). A scan that this person (n = 1) does not have is grey. Protocols as drawn from
 OASIS-3."""
 alt = "Scans enter an encoder; Gaussians multiply into a latent; a decoder gives PD, T1, T2; equations give scans."
-figures.save_figure(fig, figures_dir, "fig02_architecture", caption=caption, alt=alt);
+publish(fig, "fig02_architecture", caption, alt)
 
 # %% [markdown]
 # Those that make new brains hold by far the most parameters. Reading scans takes few: what physics knows need not be

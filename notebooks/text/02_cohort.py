@@ -51,13 +51,11 @@ from phyldm_core import figures, tissue
 from phyldm_core.figures.style import write_on
 from phyldm_core.people import anatomy, cohort
 from phyldm_core.physics import Protocol
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.scans import oasis3
 from phyldm_core.slices import MODALITIES, SPLITS
 
-figures.use_house_style()
-pandas.set_option("display.max_colwidth", None)
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 recipe = run.recipe
 
 # %% [markdown]
@@ -125,7 +123,7 @@ fig.legend(handles=handles, loc="outside lower center", ncols=len(groups))
 caption = f"""One axial slice of {len(drawn)} head(s) and of n = {11 - len(drawn)} people deformed from them; colours
 mix as tissues do. Last: the mean of n = {len(people)} people. Anatomy alone, no protocol."""
 alt = "Brains in tissue colours: ventricles and folds differ from person to person; their mean is blurred."
-figures.save_figure(fig, figures_dir, "fig11_anatomies", caption=caption, alt=alt);
+publish(fig, "fig11_anatomies", caption, alt)
 
 # %% [markdown]
 # **Figure 11.** Nothing tears or folds over, because the flow of a smooth velocity never does. In the mean, cortex
@@ -246,7 +244,7 @@ fig.legend(handles, labels, loc="outside lower center", ncols=3)
 caption = f"""Protocols (effective TE) and contrasts held in OASIS-3 (bars) and in the training people of this cohort
 (dots, n = {len(per_person)}). Dark: where 95 % of such draws fall. Test people hold all three contrasts."""
 alt = "Four bar charts; the dots of the cohort lie within the expected range of the bars of the archive."
-figures.save_figure(fig, figures_dir, "fig12_protocols", caption=caption, alt=alt);
+publish(fig, "fig12_protocols", caption, alt)
 
 # %% [markdown]
 # **Figure 12.** The model will be trained on few protocols, each seen often, and on sessions that are mostly
@@ -276,7 +274,7 @@ fig = figures.map_grid(rows, groups=[("True tissue", 3), ("Scans", 3)], voxel_mm
 caption = f"""Truth and scans of n = {len(chosen)} people of the validation set, the middle slice of each. Protocols
 as drawn from OASIS-3; a scan that the session lacks is grey."""
 alt = "Rows of PD, T1 and T2 maps with the T1w, T2w and FLAIR scans made from them; some scans are missing."
-figures.save_figure(fig, figures_dir, "fig13_people", caption=caption, alt=alt);
+publish(fig, "fig13_people", caption, alt)
 
 # %% [markdown]
 # **Figure 13.** T2w follows T2 and PD at once, and FLAIR does so without CSF. CSF's T2 lies far beyond the window: its
@@ -298,7 +296,7 @@ n_test = len(test.subject.unique())
 caption = f"""Truth of the cohort in voxels that hold at least 90 % of one tissue (test set, n = {n_test} people), over
 the values measured in vivo at 3 T. Grey matter pools cortex, cerebellum, hippocampus, caudate, putamen and thalamus."""
 alt = "Nine histograms of PD, T1 and T2 in white matter, grey matter and CSF, over bands where published studies lie."
-figures.save_figure(fig, figures_dir, "fig14_cohort_tissue", caption=caption, alt=alt);
+publish(fig, "fig14_cohort_tissue", caption, alt)
 
 # %% [markdown]
 # **Figure 14.** Most of the cohort lies inside the wider bands; the table counts. Grey matter has shoulders, because
@@ -355,7 +353,7 @@ caption = f"""What the scanner adds to one T1w (n = 1 person, protocol as drawn 
 field. (c) With field and Rician noise. (d) Signal where there is nothing: Rayleigh, SD per channel {sd:.2f} % of
 water."""
 alt = "A clean slice, a smooth shading of a few per cent, the noisy slice, and a histogram of noise in air."
-figures.save_figure(fig, figures_dir, "fig15_scanner", caption=caption, alt=alt)
+publish(fig, "fig15_scanner", caption, alt)
 print(f"air is never dark: mean {noise.mean():.2f} % of water, where the truth is 0")
 
 # %% [markdown]

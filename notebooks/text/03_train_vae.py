@@ -47,13 +47,11 @@ from phyldm_core import figures, tissue
 from phyldm_core.evaluation import metrics, tables
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, Protocol, TissueMaps, effective_protocol, signed_signal
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.slices import ALL_SCANS, MODALITIES, SUBSETS, Truth
 from phyldm_core.vae import PoEVAE, product_of_experts
 
-figures.use_house_style()
-pandas.set_option("display.max_colwidth", None)
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.require_cohort()
 recipe = run.recipe
 
@@ -151,7 +149,7 @@ caption = f"""Training of the VAE: losses before weighting, every step (faint), 
 {recipe.n_train} people with protocols as drawn from OASIS-3; circles: averaged weights on n = {recipe.n_val}
 validation people, the same random choices each time."""
 alt = "Four curves over training steps; the errors of the scans fall and level off, validation close to training."
-figures.save_figure(fig, figures_dir, "fig16_vae_training", caption=caption, alt=alt);
+publish(fig, "fig16_vae_training", caption, alt)
 
 # %% [markdown]
 # **Figure 16.** The circles belong to people the network does not learn from. As long as they follow the curve, there
@@ -180,7 +178,7 @@ caption = f"""From scans to tissue, one person of the test set (of n = {n_people
 predicted from the inferred maps, and what is left: {given}. (b) Inferred PD, T1 and T2, the truth, and the signed
 error, positive where the estimate is too high."""
 alt = "Three scans of a brain, the maps of PD, T1 and T2 inferred from them, the true maps and the errors below."
-figures.save_figure(fig, figures_dir, "fig01_inference", caption=caption, alt=alt);
+publish(fig, "fig01_inference", caption, alt)
 
 # %% [markdown]
 # **Figure 1.** The network has never seen the middle row of (b). Look at the residual of the scans and at the errors
@@ -328,7 +326,7 @@ caption = f"""Does the estimate follow the person? Medians over pure voxels of e
 (protocols as drawn from OASIS-3), and their correlation r (above: common scale, below: own gain per scan). A flat
 cloud is a guess at what people are like."""
 alt = "Inferred against true medians per person for T1, T2 and PD; some clouds follow the diagonal, some are flat."
-figures.save_figure(fig, figures_dir, "fig17_follows_the_person", caption=caption, alt=alt)
+publish(fig, "fig17_follows_the_person", caption, alt)
 run.write_metrics("vae_follows_the_person", metrics.long_form(follows));
 
 # %% [markdown]
@@ -420,7 +418,7 @@ caption = f"""Which scans help. Filled: median absolute error, 95 % interval ove
 as drawn from OASIS-3), on a common scale. Open: posterior SD of the maps. Were errors Gaussian and the posterior
 honest, open would be 1.5 times filled."""
 alt = "Errors and posterior widths of T1, T2 and PD for seven subsets of scans; the widths shrink as scans are added."
-figures.save_figure(fig, figures_dir, "fig18_subsets", caption=caption, alt=alt);
+publish(fig, "fig18_subsets", caption, alt)
 
 # %% [markdown]
 # **Figure 18.** In the latent, more scans always mean a smaller SD: that is (1), and the table shows it. Whether the
@@ -443,7 +441,7 @@ fig.colorbar(image, ax=axes, shrink=0.7, extend="both", format="%g", label=figur
 caption = f"""Where the network is unsure: SD of T1 (left three) and T2 (right three) over {n_draws} samples of the
 posterior, n = 1 test person (protocols as drawn from OASIS-3), for one, two and three scans shown."""
 alt = "Six slices in heat colours: uncertainty is highest at the brain's border and in CSF, and falls with more scans."
-figures.save_figure(fig, figures_dir, "fig19_posterior_sd", caption=caption, alt=alt);
+publish(fig, "fig19_posterior_sd", caption, alt)
 
 # %% [markdown]
 # **Figure 19.** Doubt sits where tissues meet and where CSF is. It is a picture of partial volume as much as of noise.

@@ -53,11 +53,10 @@ from phyldm_core.evaluation import metrics
 from phyldm_core.inference import encode, infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, TissueMaps, render
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 
-figures.use_house_style()
 torch.set_grad_enabled(False)  # nothing here is differentiated; training switches it on for itself
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 recipe, vae = run.recipe, run.vae()
 
 # %% [markdown]
@@ -131,7 +130,7 @@ axes[2].set_title("one value raised by four spreads", size=8)
 caption = f"""What a latent holds (validation set, n = 1 slice). Above: its channels, in units of their spread. Below:
 mean change of PD, T1 and T2 when a channel is raised, and change when one value of channel {strongest} is."""
 alt = "Coarse pictures of latent channels, their effect on PD, T1 and T2, and the small patch that one value changes."
-figures.save_figure(fig, figures_dir, "fig21_latent", caption=caption, alt=alt);
+publish(fig, "fig21_latent", caption, alt)
 
 # %% [markdown]
 # **Figure 21.** A channel is not a tissue property: most change PD, T1 and T2 together, because in the loss only
@@ -212,7 +211,7 @@ numbers = [int(np.prod(z.shape[1:])) for z in (means, to_generate(means[:1]))]
 caption = f"""Slices of held-out people (n = 6) as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): decoded from the fine latent
 ({numbers[0]} numbers a slice) and from the latent that is generated ({numbers[1]} numbers)."""
 alt = "Two rows of T1-weighted slices; in the second the folds of the cortex are softer."
-figures.save_figure(fig, figures_dir, "fig22_coarse", caption=caption, alt=alt)
+publish(fig, "fig22_coarse", caption, alt)
 brain = run.truth("val").brain
 detail = {name: metrics.fine_detail(images, brain) for name, images in t1w.items()}
 for name, images in t1w.items():
@@ -283,7 +282,7 @@ for letter, ax in zip("ab", (left, right), strict=True):
 caption = f"""Training of the diffusion model. (a) Loss of every step (faint), its running median, and on the latents of
 n = {recipe.n_val} held-out people. (b) How much of a latent's variance the guess explains, by noise level."""
 alt = "The loss falls and levels off; the variance explained falls from near 100 per cent to near zero as noise grows."
-figures.save_figure(fig, figures_dir, "fig23_diffusion_training", caption=caption, alt=alt);
+publish(fig, "fig23_diffusion_training", caption, alt)
 
 # %% [markdown]
 # **Figure 23.** At the noisy end a network can only know what all brains share; towards the clean end it has to say
@@ -315,7 +314,7 @@ fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
 caption = f"""From noise to tissue in {n_steps} steps (n = 1, seed {seed}, middle of the stack), as T1w (MPRAGE, TE 3
 ms, TR 2.4 s, TI 1 s). Above: the state of the sampler before a step. Below: the network's guess of the clean latent."""
 alt = "Two rows of T1w images: noise turning into a brain, and the guesses, at first a blurred average, then a brain."
-figures.save_figure(fig, figures_dir, "fig24_noise_to_tissue", caption=caption, alt=alt);
+publish(fig, "fig24_noise_to_tissue", caption, alt)
 
 # %% [markdown]
 # **Figure 24.** The state begins as scrambled pieces, of tissue where the decoder can say nothing else; the guess is a
@@ -362,7 +361,7 @@ ax.legend()
 caption = f"""Solver error against number of steps: median difference of T1 from that of 100 steps of order 2, the same
 noise (n = {n_brains} brains, seed {seed})."""
 alt = "Two falling lines on logarithmic axes; the second order falls faster than the first."
-figures.save_figure(fig, figures_dir, "fig25_solver_order", caption=caption, alt=alt);
+publish(fig, "fig25_solver_order", caption, alt)
 
 # %% [markdown]
 # **Figure 25.** Once its error is small beside the differences between people, a solver is good enough: what is then

@@ -45,18 +45,11 @@ from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, null_ti, render
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.slices import ALL_SCANS, SUBSETS
 
-figures.use_house_style()
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 voxel_mm = run.recipe.voxel_mm
-
-
-def publish(fig, name, caption, alt):
-    """Save the figure; the notebook shows it."""
-    figures.save_figure(fig, figures_dir, name, caption=caption, alt=alt)
-
 
 # %% [markdown]
 # ## The paper's Figure 4

@@ -45,16 +45,9 @@ from phyldm_core.explorers.histograms import HistogramExplorer
 from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import TissueMaps
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 
-figures.use_house_style()
-run = open_run(run_dir, profile, anatomies, seed)
-
-
-def publish(fig, name, caption, alt):
-    """Save the figure; the notebook shows it."""
-    figures.save_figure(fig, figures_dir, name, caption=caption, alt=alt)
-
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 
 # %% [markdown]
 # ## What was measured

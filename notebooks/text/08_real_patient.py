@@ -56,12 +56,11 @@ from phyldm_core.figures import Panel
 from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import Protocol, Sequence, render
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.scans import nifti, oasis3
 from phyldm_core.slices import MODALITIES, Slices
 
-figures.use_house_style()
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 recipe, vae = run.recipe, run.vae()
 
 # %% [markdown]
@@ -158,11 +157,6 @@ def outline(fig):
     for ax in fig.axes:
         if ax.images and lesion[i].any():
             ax.contour(lesion[i], [0.5], colors="#00e5ff", linewidths=0.6)
-
-
-def publish(fig, name, caption, alt):
-    """Save the figure; the notebook shows it."""
-    figures.save_figure(fig, figures_dir, name, caption=caption, alt=alt)
 
 
 shown = {MODALITIES[m]: slices.images[i, m] for m in present}

@@ -53,7 +53,7 @@ from phyldm_core.figures import Panel
 from phyldm_core.people import segmentation
 from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.physics import Protocol
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.scans import fit, nifti
 from phyldm_core.scans.bids import find_sessions
 from phyldm_core.scans.fit_dataset import FitOptions, find_scans, fit_all
@@ -61,8 +61,7 @@ from phyldm_core.scans.maps import read_maps, render_maps, render_volume
 from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
 from phyldm_core.weights import load_weights
 
-figures.use_house_style()
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.vae()  # says which notebook to run where there is no model yet
 weights, work = load_weights(run.folder), run.folder / "own_scans"
 
@@ -118,11 +117,6 @@ def planes(volume, at):
     cut = volume[:, :, at[2]].T, volume[:, at[1]].T, volume[at[0]].T
     pads = [[((size - n) // 2, size - n - (size - n) // 2) for n in image.shape] for image in cut]
     return [np.pad(image, pad) for image, pad in zip(cut, pads, strict=True)]
-
-
-def publish(fig, name, caption, alt):
-    """Save the figure; the notebook shows it."""
-    figures.save_figure(fig, figures_dir, name, caption=caption, alt=alt)
 
 
 middle = [int(np.median(index)) for index in np.nonzero(prepared.brain)]

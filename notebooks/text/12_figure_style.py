@@ -49,10 +49,11 @@ from phyldm_core.figures.colour_vision import VISIONS, closest, edges_lost, ligh
 from phyldm_core.figures.style import to_rgb as picture_of
 from phyldm_core.figures.style import write_on
 from phyldm_core.people import cohort
-from phyldm_core.running.run import MissingResult, open_run
+from phyldm_core.running.chapter import open_chapter
+from phyldm_core.running.run import MissingResult
 
-figures.use_house_style()
-recipe = open_run(run_dir, profile, anatomies, seed).recipe
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
+recipe = run.recipe
 
 # %% [markdown]
 # ## One slice, five ways to see it
@@ -102,7 +103,7 @@ caption = """The house colours as they are, in greyscale and under simulated deu
 severity): T1 (0 to 4 s), T2 (0 to 500 ms), a made-up error from −30 % (right) to 30 % (left), each with its colour bar,
 and the tissue colours. One simulated person (n = 1, the middle slice); maps, so no protocol."""
 alt = "Five columns of the same T1 map, T2 map, error and tissue colours; in grey both ends of the error are dark."
-figures.save_figure(fig, figures_dir, "fig45_colour_vision", caption=caption, alt=alt);
+publish(fig, "fig45_colour_vision", caption, alt)
 
 # %% [markdown]
 # **Figure 45.** T1 and T2 keep their order in every column, because their maps rise in lightness from end to end. The

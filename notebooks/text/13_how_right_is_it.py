@@ -47,13 +47,12 @@ from phyldm_core.evaluation.examination import NETWORK, PRIORS, REFINED, Examina
 from phyldm_core.inference import infer
 from phyldm_core.people import held_out
 from phyldm_core.physics import Protocol
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.slices import ALL_SCANS
 from phyldm_core.voxelwise.refine import refine
 from phyldm_core.weights import load_weights
 
-figures.use_house_style()
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.vae()  # says which notebook makes it, if it is not there
 weights = load_weights(run.folder)
 
@@ -155,7 +154,7 @@ caption = f"""What refining does: T1 and T2 of one person (n = 1, the middle sli
 voxel was moved to where its own signals want it, their signed errors, and the truth. Scans on a common scale:
 {shown}."""
 alt = "Two rows of brain maps: T1 and T2 by the network and refined, an error beside each, the truth at the right."
-figures.save_figure(fig, figures_dir, "fig88_refined", caption=caption, alt=alt);
+publish(fig, "fig88_refined", caption, alt)
 
 # %% [markdown]
 # **Figure 88.** The network's errors are three: grain in T1, edges in T2, where a fold that its latent could not hold is

@@ -39,17 +39,15 @@ import matplotlib.pyplot as plt
 import pandas
 from matplotlib.ticker import LogLocator
 
-from phyldm_core import figures
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.running.profiles import find_profile
 from phyldm_core.running.reproduce import ROOT
-from phyldm_core.running.run import open_run
 
 sys.path.append(str(ROOT))  # benchmarks/ is not part of the package
 from benchmarks import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402
 
-figures.use_house_style()
 settings, small = find_profile(profile), profile == "smoke"
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.pipeline()  # says which notebook makes it, if it is not there
 rows = []
 
@@ -147,7 +145,7 @@ caption = f"""Quality against time: Wasserstein-1 distance between the tissue of
 median, mean of T1 and T2 in white and grey matter (n = {n_drawn} drawn slices, seed {seed}).
 Numbers at the dots are steps."""
 alt = "Falling curves of distance against milliseconds that become level after a few steps, above a dotted floor."
-figures.save_figure(fig, figures_dir, "fig91_quality_and_time", caption=caption, alt=alt);
+publish(fig, "fig91_quality_and_time", caption, alt)
 
 # %% [markdown]
 # **Figure 91.** Where the curve is level, steps are spent for nothing: what is left above the dotted line is the
@@ -168,7 +166,7 @@ ax.set(xlabel="times faster", xlim=(0, None), ylim=(-0.6, len(shown) - 0.4))
 caption = f"""How many times faster than the straightforward way: median (dot) and quartiles (line) of rounds in which
 both took turns (n = {rounds} rounds) on one machine. FLAIR with TE 91 ms, TR 9 s, TI 2.5 s."""
 alt = "A dot with a short line for every saving, most of them right of 1."
-figures.save_figure(fig, figures_dir, "fig92_ratios", caption=caption, alt=alt);
+publish(fig, "fig92_ratios", caption, alt)
 
 # %% [markdown]
 # **Figure 92.** The reasons, from top to bottom: numbers that stay in the cache; work that is not done because nothing is

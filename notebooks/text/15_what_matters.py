@@ -45,13 +45,11 @@ from phyldm_core.evaluation.ablations import UNCHANGED, VARIANTS
 from phyldm_core.evaluation.examination import SCALES
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
-from phyldm_core.running.run import open_run
+from phyldm_core.running.chapter import open_chapter
 from phyldm_core.scans.oasis3 import oasis3_protocols
 from phyldm_core.slices import ALL_SCANS, SUBSETS
 
-figures.use_house_style()
-pandas.set_option("display.max_colwidth", None)
-run = open_run(run_dir, profile, anatomies, seed)
+run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.require_cohort()  # says which notebook makes it, if it is not there
 runs = ablations.variant_runs(run)
 
@@ -107,7 +105,7 @@ PSNR of contrasts nobody acquired (mean of those of F4 that leave signal), n = {
 drawn from OASIS-3; means with 95 % bootstrap intervals over people, lines: the reference. Coloured where the paired
 interval of the ratio to the reference leaves out 1. {steps} training steps, one training each."""
 alt = "A forest of dots with intervals, one row a variant, six panels; lines mark the reference."
-figures.save_figure(fig, figures_dir, "fig95_what_matters", caption=caption, alt=alt);
+publish(fig, "fig95_what_matters", caption, alt)
 
 # %%
 def percent(row):
@@ -188,7 +186,7 @@ reference). Cross: the ratio of both TE, {ratio:.2f}, what a T2w alone asks for.
 Protocols as drawn
 from OASIS-3, common scale."""
 alt = "Two panels of dots on logarithmic axes, T2 over truth of the network against that of a fit, with a diagonal."
-figures.save_figure(fig, figures_dir, "fig96_nominal_te", caption=caption, alt=alt);
+publish(fig, "fig96_nominal_te", caption, alt)
 
 # %% [markdown]
 # **Figure 96.** Left, without a FLAIR, nothing contradicts the header, and the fit goes where the equation sends it (CSF
@@ -214,7 +212,7 @@ T1 and T2 at 0.8, 1 and 1.25 times the literature's (dotted: an estimate that is
 of the prior, from T1w, T1w+T2w and all scans. Means with 95 % bootstrap intervals over n = {n_people} held-out people,
 protocols as drawn from OASIS-3, common scale."""
 alt = "Two panels of lines, flat where scans decide, rising where the prior does, and dots from 0 to 1 by tissue."
-figures.save_figure(fig, figures_dir, "fig97_moving_the_prior", caption=caption, alt=alt);
+publish(fig, "fig97_moving_the_prior", caption, alt)
 
 # %%
 pick = shares[shares.scale == SCALES[0]]
@@ -293,7 +291,7 @@ predicted from all three; the FLAIR predicted from T1w and T2w alone; {unseen}, 
 maps,
 and the nearest of the three images that a model without physics has, at its best gain. One window a column."""
 alt = "Three rows of brain images, truth, with physics and without: scans first, an unseen contrast last."
-figures.save_figure(fig, figures_dir, "fig98_without_physics", caption=caption, alt=alt);
+publish(fig, "fig98_without_physics", caption, alt)
 
 # %% [markdown]
 # **Figure 98.** Copying was expected to win where scans were shown. It does for the T1w, by less than half a dB. The

@@ -225,6 +225,9 @@ class VariantRun(Run):
     def _calibrate(self, vae, folder):
         """Not here: how much a posterior spreads by itself is one of the things asked."""
 
+    def _describe(self):
+        """Not here: a variant's maps may be no tissue, so its folder is not one of weights."""
+
 
 def variant_runs(run: Run, variants: Iterable[Variant] = VARIANTS) -> dict[str, VariantRun]:
     """The runs of all variants, in subfolders of ``run`` and mostly on its cohort; nothing is made yet.

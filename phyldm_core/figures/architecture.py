@@ -39,7 +39,7 @@ def architecture(
 ) -> Figure:
     """Scans → shared encoder → product of experts → latent → decoder → PD, T1, T2 → signal equations; diffusion below.
 
-    What to give it for a profile, read off that profile's own networks: :func:`phyldm_core.running.networks.drawn`.
+    What to give it for a profile is read off its networks: :func:`phyldm_core.running.profiles.architecture_of`.
 
     Parameters
     ----------

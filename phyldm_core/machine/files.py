@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BadInput
@@ -56,14 +57,65 @@ def write_atomically(path: str | Path, content: bytes):
             part.unlink(missing_ok=True)
 
 
-def replace_folder(new: Path, folder: Path):
-    """Put a complete folder in the place of an older one, which stays until the new one is there.
+# --- whole folders --------------------------------------------------------------------------------
+
+MADE_WITH = "made_with.json"
+"""The file in a folder that says what it was made with."""
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path, settings: dict | None = None, record: str = MADE_WITH) -> Iterator[Path]:
+    """A folder to write in, beside ``folder``, whose place it takes when all is written; until then the old one stays.
+
+    Parameters
+    ----------
+    settings
+        What the folder is made with, kept in it as ``record``: a call that was killed or failed leaves its part, and
+        the next one with equal settings goes on there. None: every call starts from nothing and leaves nothing.
 
     Raises
     ------
     BadInput
         The place cannot be written; what was there before stays.
     """
+    folder = Path(folder)
+    part = unfinished(folder, settings, record)
+    try:
+        yield part
+        _replace(part, folder)
+    finally:
+        if settings is None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def unfinished(folder: str | Path, settings: dict | None = None, record: str = MADE_WITH) -> Path:
+    """The folder that :func:`whole_folder` writes in, with what a call with equal settings left there."""
+    folder = Path(folder)
+    part = folder.with_name(f".{folder.name}.part")
+    if settings is None or made_with(part, record) != settings:
+        shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another folder") from None
+    if settings is not None:
+        write_atomically(part / record, to_json(settings))
+    return part
+
+
+def made_with(folder: str | Path, record: str = MADE_WITH, advice: str = "remove the folder to make it anew"):
+    """The settings (a dict) that a folder was made with; None where there are none.
+
+    Raises
+    ------
+    BadInput
+        They cannot be read; the sentence ends in ``advice``.
+    """
+    path = Path(folder) / record
+    return read_json(path, f": {advice}") if path.exists() else None
+
+
+def _replace(new: Path, folder: Path):
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # of a call that was killed after its last step but one
     try:
@@ -77,7 +129,18 @@ def replace_folder(new: Path, folder: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 
+# --- checksums ------------------------------------------------------------------------------------
+
+
 def sha256(path: str | Path) -> str:
     """Of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(folder: str | Path, *parts: str) -> dict[str, str]:
+    """SHA-256 of every file of a folder, or in those ``parts`` of it, by its path in the folder."""
+    folder = Path(folder)
+    roots = [folder / part for part in parts] or [folder]
+    found = sorted(path for root in roots for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..machine.files import read_json, replace_folder, to_json, write_atomically
+from ..machine.files import made_with, read_json, to_json, whole_folder, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.shards import run_shards
 from ..physics import Protocol, TissueMaps, effective_protocol, signed_signal
@@ -32,6 +31,8 @@ from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t
 from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
 
 MAPS = ("PDmap", "T1map", "T2map")
+RECIPE = "recipe.json"
+"""The file in a cohort's folder that says what it was made by."""
 AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
 
 
@@ -226,34 +227,25 @@ def make_cohort(
     if read_recipe(folder) == as_json(recipe):
         return
     people = recipe.subjects()
-    building = folder.with_name(folder.name + ".part")
-    if building.exists() and _recipe_in(building / "recipe.part.json") != as_json(recipe):
-        shutil.rmtree(building)
-    write_atomically(building / "recipe.part.json", to_json(as_json(recipe)))
-    todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
-    todo.sort(key=lambda p: p.head)  # a worker reads each head once
-    done = len(people) - len(todo)
-    chunks = [(todo[i : i + 4], recipe, building) for i in range(0, len(todo), 4)]
-    for n in run_shards(_write_people, chunks, n_workers or os.cpu_count() or 1, scheduler):
-        done += n
-        yield done
-    _write_dataset_files(building, people, recipe)
-    (building / "recipe.part.json").unlink()
-    replace_folder(building, folder)
+    with whole_folder(folder, as_json(recipe), RECIPE) as building:
+        todo = [p for p in people if not (_truth_dir(building, p) / f"{p.name}_gains.json").exists()]
+        todo.sort(key=lambda p: p.head)  # a worker reads each head once
+        done = len(people) - len(todo)
+        chunks = [(todo[i : i + 4], recipe, building) for i in range(0, len(todo), 4)]
+        for n in run_shards(_write_people, chunks, n_workers or os.cpu_count() or 1, scheduler):
+            done += n
+            yield done
+        _write_dataset_files(building, people)
 
 
 def as_json(recipe: CohortRecipe) -> dict:
-    """The recipe as it stands in ``recipe.json``."""
+    """The recipe as it stands in :data:`RECIPE`."""
     return json.loads(json.dumps(asdict(recipe)))
 
 
 def read_recipe(folder: str | Path) -> dict | None:
     """The recipe a complete cohort was made by; None where there is none."""
-    return _recipe_in(Path(folder) / "recipe.json")
-
-
-def _recipe_in(path: Path) -> dict | None:
-    return read_json(path, f": {AGAIN}") if path.exists() else None
+    return made_with(folder, RECIPE, AGAIN)
 
 
 def _truth_dir(folder: Path, subject: Subject) -> Path:
@@ -294,12 +286,12 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
     return len(people)
 
 
-def _write_dataset_files(folder: Path, people: list[Subject], recipe: CohortRecipe):
+def _write_dataset_files(folder: Path, people: list[Subject]):
     bids.write_dataset_description(folder, "Simulated brains with known PD, T1 and T2", derivative=False)
     bids.write_dataset_description(
         folder / "derivatives" / "truth", "The maps the scans were made from", derivative=True
     )
-    (folder / ".bidsignore").write_text("recipe.json\n")
+    (folder / ".bidsignore").write_text(f"{RECIPE}\n")
     (folder / "derivatives" / "truth" / ".bidsignore").write_text("**/*_gains.json\n")
     (folder / "README").write_text("Simulated people: scans here, the maps they were made from in derivatives/truth.\n")
     columns = {
@@ -311,7 +303,6 @@ def _write_dataset_files(folder: Path, people: list[Subject], recipe: CohortReci
     (folder / "participants.json").write_text(json.dumps(columns, indent=1))
     rows = [{"participant_id": p.name, "split": p.split, "anatomy": p.head} for p in people]
     pandas.DataFrame(rows).to_csv(folder / "participants.tsv", sep="\t", index=False)
-    (folder / "recipe.json").write_text(json.dumps(as_json(recipe), indent=1))
 
 
 # --- reading it back ----------------------------------------------------------------------------

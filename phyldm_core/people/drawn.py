@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..errors import BadInput
-from ..machine.files import to_json, write_atomically
+from ..machine.files import to_json, whole_folder, write_atomically
 from ..physics import REFERENCE, Protocol, TissueMaps, effective_te
 from ..scans.bids import CONTRASTS, makers, write_dataset_description
 from ..scans.maps import render_volume, scan_sidecar, write_maps
@@ -156,13 +154,11 @@ def _own_dataset(out: Path, weights: Weights, seed: int, made: str):
 
 def _write_person(folder: Path, maps: TissueMaps, weights: Weights, drawn: dict, contrasts: dict, labels: bool):
     name, stripped = folder.name, not weights.head
-    part = folder.with_name(f".{name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     volumes = TissueMaps(*(np.ascontiguousarray(values.numpy().T) for values in maps))  # (z, y, x) → (x, y, z)
     affine = _stack_affine(weights, volumes.pd.shape)
     drawn = drawn | {"Weights": {"SHA256": weights.identity, "Profile": weights.config["profile"]}}
-    stem = part / "anat" / name
-    try:
+    with whole_folder(folder) as part:
+        stem = part / "anat" / name
         write_maps(stem, volumes, affine, stripped, Description="drawn by a latent diffusion model", **drawn)
         for label, protocol in contrasts.items():
             entity = name if label in CONTRASTS else f"{name}_acq-{label}"
@@ -174,11 +170,6 @@ def _write_person(folder: Path, maps: TissueMaps, weights: Weights, drawn: dict,
         if labels:
             meta = {"Manual": False, "SkullStripped": stripped, "Description": "thresholds on a rendered T1w"}
             write_image(stem.with_name(f"{name}_dseg.nii.gz"), _segment(maps), affine, meta, dtype=np.uint8)
-        os.replace(part, folder)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot write ({error.strerror}): choose another or free some space") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _segment(maps: TissueMaps) -> np.ndarray:

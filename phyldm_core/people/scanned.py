@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import numpy as np
 import pandas
 
 from ..errors import BadInput
-from ..machine.files import replace_folder, to_json, write_atomically
+from ..machine.files import to_json, whole_folder, write_atomically
 from ..scans import nifti
 from ..scans.bids import read_sidecar, session_folder, write_dataset_description
 from ..scans.prepare_dataset import Outcome, read_prepared, read_record
 from ..slices import MODALITIES, SPLITS
 from ..vae import TYPICAL_SIGNAL
-from .cohort import CohortRecipe, as_json, read_recipe
+from .cohort import RECIPE, CohortRecipe, as_json, read_recipe
 
 HELD_OUT = {"val": 0.05, "test": 0.05}
 """Fractions of the subjects, at least one subject each; the paper held out 10 %."""
@@ -96,11 +95,6 @@ def make_cohort(
     )  # fmt: skip
     if read_recipe(folder) == as_json(recipe):
         return recipe
-    building = folder.with_name(folder.name + ".part")
-    shutil.rmtree(building, ignore_errors=True)
-    for labels in usable:
-        _write_session(prepared, labels, recipe, building)
-    write_dataset_description(building, f"Central slices of {recipe.data}", derivative=True)
     rows = [
         {
             "participant_id": f"sub-{subject}",
@@ -109,15 +103,18 @@ def make_cohort(
         }
         for subject in sorted(split)
     ]
-    pandas.DataFrame(rows).to_csv(building / "participants.tsv", sep="\t", index=False)
     columns = {
         "split": {"Description": f"one of {', '.join(SPLITS)}; a person is in one only"},
         "sessions": {"Description": "sessions of this person that are used"},
     }
-    write_atomically(building / "participants.json", to_json(columns))
-    write_atomically(building / ".bidsignore", b"recipe.json\n")
-    write_atomically(building / "recipe.json", to_json(as_json(recipe)))  # last: its presence says complete
-    replace_folder(building, folder)
+    with whole_folder(folder) as building:
+        for labels in usable:
+            _write_session(prepared, labels, recipe, building)
+        write_dataset_description(building, f"Central slices of {recipe.data}", derivative=True)
+        pandas.DataFrame(rows).to_csv(building / "participants.tsv", sep="\t", index=False)
+        write_atomically(building / "participants.json", to_json(columns))
+        write_atomically(building / ".bidsignore", f"{RECIPE}\n".encode())
+        write_atomically(building / RECIPE, to_json(as_json(recipe)))
     return recipe
 
 

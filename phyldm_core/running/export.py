@@ -1,10 +1,16 @@
-"""A model card from a run's own numbers: what the weights are, what they were trained on, how far to trust them."""
+"""Weights to give away, with a model card from the run's own numbers: what they are and how far to trust them."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pandas
+
+from ..errors import BadInput
+from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_folder, write_atomically
+from ..weights import Weights, load_weights
 
 PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
 """What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
@@ -15,6 +21,56 @@ TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "hist
 
 EVALUATION = "evaluation"
 """The run's folder, and here the table, of what ``phyldm evaluate`` found on heads never seen; maybe there is none."""
+
+
+def export_weights(run: str | Path, folder: str | Path) -> Weights:
+    """Copy what a run trained into a folder that can be given away, with its recipe, numbers and a model card.
+
+    Parameters
+    ----------
+    run
+        A run's folder (``runs/laptop``), or a :class:`run.Run`.
+    folder
+        Replaced as a whole where it holds an older export, left alone where it holds this very one.
+
+    Raises
+    ------
+    BadInput
+        The run holds no trained VAE, its diffusion model belongs to another VAE, or ``folder`` holds something else.
+    """
+    run, folder = Path(getattr(run, "folder", run)), Path(folder)
+    if not (run / "vae" / MADE_WITH).exists():
+        raise BadInput(f"{run}: holds no trained VAE: run phyldm reproduce, or notebook 03_train_vae, first")
+    trained = load_weights(run)
+    if (run / "pipeline").exists() and not trained.has_pipeline:
+        raise BadInput(f"{run}: its diffusion model belongs to another VAE: run notebook 04_train_diffusion first")
+    an_export = (folder / "config.json").exists() and not (folder / "vae" / MADE_WITH).exists()  # that is a run
+    if folder.is_dir() and any(folder.iterdir()) and not an_export:
+        raise BadInput(f"{folder}: holds something that is no export of weights: choose an empty or a new folder")
+    metrics, logs = run_metrics(run), training_logs(run)
+    copied = {k: sha for k, sha in trained.config["files"].items() if Path(k).name not in (MADE_WITH, "log.csv")}
+    written = {name: _without_origin(run / name) for name in copied if Path(name).name == "config.json"} | {
+        "README.md": model_card(trained, metrics, logs).encode(),
+        "metrics.csv": metrics.to_csv(index=False, float_format="%.6g").encode(),
+        "curves.png": learning_curves(logs),
+        "curves.csv": logs.to_csv(index=False).encode(),
+    }
+    files = copied | {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+    written["config.json"] = to_json(trained.config | {"files": dict(sorted(files.items()))})
+    files["config.json"] = hashlib.sha256(written["config.json"]).hexdigest()
+    if not folder.is_dir() or checksums(folder) != files:
+        with whole_folder(folder) as part:
+            for name in copied.keys() - written.keys():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run / name, part / name)
+            for name, content in written.items():
+                write_atomically(part / name, content)
+    return load_weights(folder)
+
+
+def _without_origin(path: Path) -> bytes:
+    """A network's configuration without the folder it was once loaded from."""
+    return to_json({key: value for key, value in read_json(path).items() if key != "_name_or_path"})
 
 
 def run_metrics(run: str | Path) -> pandas.DataFrame:
@@ -53,21 +109,19 @@ def learning_curves(logs: pandas.DataFrame) -> bytes:
     return to_png(fig, dpi=150)
 
 
-def model_card(weights, training: dict, metrics: pandas.DataFrame, logs: pandas.DataFrame) -> str:
+def model_card(weights: Weights, metrics: pandas.DataFrame, logs: pandas.DataFrame) -> str:
     """The card as Markdown.
 
     Parameters
     ----------
     weights
-        The :class:`weights.Weights` it describes.
-    training
-        Settings the parts were made with, as ``training.json`` holds them.
+        Those it describes.
     metrics
         From :func:`run_metrics`.
     logs
         From :func:`training_logs`.
     """
-    config = weights.config
+    config, training = weights.config, weights.training
     y, x = config["slice_shape"]
     kept = "the whole head" if config["head"] else "the brain and its CSF only"
     draws = (

@@ -1,13 +1,20 @@
-"""Four sizes of the same experiment, each a table of settings with its reasons."""
+"""Four sizes of the same experiment, each a table of settings with its reasons, and the networks made from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import nn
+
+from ..coarse import CoarseVAE
+from ..diffusion import TissueTransformer, paper_unet
 from ..errors import BadInput
 from ..losses import VAELoss
 from ..people.cohort import CohortRecipe
+from ..slices import MODALITIES
 from ..training import Schedule
+from ..vae import PoEVAE
 
 
 @dataclass(frozen=True)
@@ -137,3 +144,56 @@ def find_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise BadInput(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+# --- its networks ---------------------------------------------------------------------------------
+
+
+def make_vae(profile: Profile) -> PoEVAE:
+    """The VAE, untrained."""
+    return PoEVAE(**profile.vae)
+
+
+def make_coarse(profile: Profile, channels: int) -> CoarseVAE | None:
+    """The coarse level of latents of so many channels, untrained; None in a profile without one."""
+    return None if profile.coarse is None else CoarseVAE(channels, **profile.coarse)
+
+
+def make_denoiser(profile: Profile, channels: int, size: tuple[int, int]) -> nn.Module:
+    """The diffusion model's network for latents ``(channels, *size)``, untrained."""
+    if profile.denoiser is None:
+        return paper_unet(channels, size)
+    return TissueTransformer(channels + 1, channels, size, **profile.denoiser)
+
+
+def architecture_of(profile: Profile) -> dict:
+    """What :func:`architecture.architecture` draws of a profile: levels, latents, parameters.
+
+    Read off the networks themselves, made without memory for slices of the profile's own cohort, so that the picture
+    cannot say anything else.
+    """
+    ny, nx = profile.cohort.shape
+    with torch.device("meta"):  # sizes only
+        vae = make_vae(profile)
+        latent = made = (vae.config.latent_channels, ny // vae.downsampling, nx // vae.downsampling)
+        coarse = make_coarse(profile, latent[0])
+        if coarse is not None:
+            made = tuple(coarse.encode(torch.empty(1, *latent)).mean.shape[1:])
+        denoiser = make_denoiser(profile, made[0], made[1:])
+    if profile.denoiser is None:
+        kind = "U-Net " + "/".join(map(str, denoiser.config.block_out_channels))
+    else:
+        kind = f"transformer, {denoiser.config.layers} × {denoiser.config.width}"
+    count = {"encoder": (vae.encoder, vae.embed), "decoder": (vae.decoder,), "denoiser": (denoiser,)}
+    count |= {"coarse": (coarse,)} if coarse else {}
+    stem, widths = vae.config.stem, vae.config.encoder_channels
+    return {
+        "scans": MODALITIES,
+        "encoder": [(c, (ny // (stem * 2**i), nx // (stem * 2**i))) for i, c in enumerate(widths)],
+        "latent": latent,
+        "decoder": [(c, (latent[1] * 2**i, latent[2] * 2**i)) for i, c in enumerate(vae.config.decoder_channels)],
+        "coarse": made if coarse else None,
+        "denoiser": kind,
+        "n_steps": profile.sampling_steps,
+        "parameters": {name: sum(p.numel() for n in parts for p in n.parameters()) for name, parts in count.items()},
+    }

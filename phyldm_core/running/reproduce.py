@@ -6,7 +6,6 @@ gives it folders, a profile and a seed, watches it, and keeps what it leaves beh
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import shutil
@@ -24,12 +23,12 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
 from ..errors import BadInput
+from .profiles import find_profile
 from .report import duration, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ("smoke", "laptop", "release", "paper")
 ON_REQUEST = 13
 """From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
@@ -51,7 +50,7 @@ def reproduce(
     Parameters
     ----------
     profile
-        One of :data:`PROFILES`.
+        One of :data:`profiles.PROFILES`.
     anatomies
         Folder of label maps (NIfTI); None for the MNI152 template that nilearn ships.
     only, start
@@ -75,8 +74,7 @@ def reproduce(
     BadInput
         In one sentence, before anything runs where that is possible; also when a notebook fails.
     """
-    if profile not in PROFILES:
-        raise BadInput(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    find_profile(profile)
     if figures_dir is None and run_dir is None and profile == "laptop":
         figures_dir = ROOT / "figures"
     run_dir = Path(run_dir or ROOT / "runs" / profile).resolve()
@@ -242,17 +240,10 @@ def choose(notebooks: list[Path], only: int | None, start: int | None) -> list[P
 
 def check_parameters(notebook: Path, parameters: dict):
     """Refuse a notebook that does not declare what we are about to set: papermill would only log it."""
-    names = parameter_names(nbformat.read(notebook, as_version=4))
-    missing = [name for name in parameters if name not in names]
+    declared = papermill.inspect_notebook(notebook)
+    missing = [name for name in parameters if name not in declared]
     if missing:
         raise BadInput(f"{notebook.name} has no {', '.join(missing)} in a cell tagged `parameters`: add it there")
-
-
-def parameter_names(notebook: nbformat.NotebookNode) -> set[str]:
-    """Names assigned in the cell tagged ``parameters``; none without such a cell."""
-    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
-    assignments = [node for node in ast.parse(cell.source if cell else "").body if isinstance(node, ast.Assign)]
-    return {target.id for node in assignments for target in node.targets if isinstance(target, ast.Name)}
 
 
 def check_anatomies(folder: Path):

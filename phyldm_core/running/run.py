@@ -1,14 +1,14 @@
 """A run: one profile, one folder, and in it the cohort, the VAE, the diffusion model and the numbers.
 
 Each part is made by one notebook and used by the later ones. A part is reused as long as the
-settings it was made with are those asked for; a changed setting makes it anew.
+settings it was made with are those asked for; a changed setting makes it anew. ``config.json`` and
+``training.json`` say what is trained, so that the folder can be loaded as weights (:func:`weights.load_weights`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,15 +16,16 @@ import diffusers
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import __version__
 from ..calibration import LEVEL, NAME, calibrate
 from ..coarse import CoarseObjective, CoarseVAE, squeeze
-from ..diffusion import DiffusionObjective, Latents, TissuePipeline, TissueTransformer, make_scheduler, paper_unet
+from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
 from ..errors import BadInput
 from ..inference import INFERENCE_BATCH, encode
 from ..losses import VAEData, VAEObjective
-from ..machine.files import replace_folder, to_json, write_atomically
+from ..machine.files import checksums, made_with, to_json, unfinished, whole_folder, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..machine.processes import main_first
@@ -33,10 +34,11 @@ from ..people.cohort import CohortRecipe
 from ..people.held_out import FIRST, draw_people
 from ..people.scanned import ScanRecipe, read_scan_recipe
 from ..physics import TissueMaps
-from ..slices import Slices, Truth, brightness
-from ..training import Step, training_loop
+from ..slices import SPLITS, Slices, Truth, brightness
+from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
-from .profiles import PROFILES, Profile, find_profile
+from ..weights import CONVENTIONS, FORMAT
+from .profiles import PROFILES, Profile, find_profile, make_coarse, make_denoiser, make_vae
 
 N_CALIBRATED = 5
 """People made from the validation heads, whose truth tells what the SD of the posterior misses."""
@@ -105,24 +107,21 @@ class Run:
 
     def train_vae(self) -> Iterator[Step]:
         """Train the VAE on the training scans, yielding every step; nothing happens where it exists."""
-        folder, settings = self.folder / "vae", self._vae_settings()
-        if _made_with(folder) == settings:
-            return
-        with main_first():
-            work = _workspace(folder, settings)
+        settings = self._vae_settings()
+        if made_with(self.folder / "vae") == settings:
+            return self._describe()
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
         train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
-        yield from training_loop(objective, train, self._schedule(self.profile.vae_schedule), work, held_out)
-        with main_first():
-            if _made_with(folder) == settings:
-                return
-            objective.vae.save_pretrained(work)
-            self._calibrate(objective.vae.eval(), work)
-            replace_folder(work, folder)
+
+        def keep(folder: Path):
+            objective.vae.save_pretrained(folder)
+            self._calibrate(objective.vae.eval(), folder)
+
+        yield from self._train("vae", settings, self.profile.vae_schedule, objective, train, held_out, keep)
 
     def _vae_objective(self) -> VAEObjective:
-        return VAEObjective(PoEVAE(**self.profile.vae), self.profile.vae_loss)
+        return VAEObjective(make_vae(self.profile), self.profile.vae_loss)
 
     def _calibrate(self, vae: PoEVAE, folder: Path):
         if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
@@ -133,9 +132,8 @@ class Run:
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
-        if _made_with(self.folder / "vae") != self._vae_settings():
-            raise MissingResult(f"{self.folder} holds no VAE of this profile: run notebook 03_train_vae first")
-        return PoEVAE.from_pretrained(self.folder / "vae", local_files_only=True).eval()
+        folder = self._finished("vae", self._vae_settings(), "VAE", "03_train_vae")
+        return PoEVAE.from_pretrained(folder, local_files_only=True).eval()
 
     # --- the coarse level ------------------------------------------------------------------------
 
@@ -156,29 +154,22 @@ class Run:
 
     def train_coarse(self) -> Iterator[Step]:
         """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
-        folder, settings = self.folder / "coarse", self._coarse_settings()
-        if self.profile.coarse is None or _made_with(folder) == settings:
+        settings = self._coarse_settings()
+        if self.profile.coarse is None or made_with(self.folder / "coarse") == settings:
             return
-        with main_first():
-            work = _workspace(folder, settings)
         train, held_out = self.fine_latents("train"), self.fine_latents("val")
         torch.manual_seed(self.seed)
-        coarse = CoarseVAE(train.values.shape[1], **self.profile.coarse)
+        coarse = make_coarse(self.profile, train.values.shape[1])
         objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
-        yield from training_loop(objective, train, self._schedule(self.profile.coarse_schedule), work, held_out)
-        with main_first():
-            if _made_with(folder) == settings:
-                return
-            coarse.save_pretrained(work)
-            replace_folder(work, folder)
+        schedule, keep = self.profile.coarse_schedule, coarse.save_pretrained
+        yield from self._train("coarse", settings, schedule, objective, train, held_out, keep)
 
     def coarse(self) -> CoarseVAE | None:
         """The trained coarse level; None in a profile without one."""
         if self.profile.coarse is None:
             return None
-        if _made_with(self.folder / "coarse") != self._coarse_settings():
-            raise MissingResult(f"{self.folder} holds no coarse level: run notebook 04_train_diffusion first")
-        return CoarseVAE.from_pretrained(self.folder / "coarse", local_files_only=True).eval()
+        folder = self._finished("coarse", self._coarse_settings(), "coarse level", "04_train_diffusion")
+        return CoarseVAE.from_pretrained(folder, local_files_only=True).eval()
 
     # --- the diffusion model ---------------------------------------------------------------------
 
@@ -191,12 +182,10 @@ class Run:
 
     def train_diffusion(self) -> Iterator[Step]:
         """Encode the training scans once, train the diffusion model on their posterior means, yielding every step."""
-        folder, settings = self.folder / "pipeline", self._diffusion_settings()
-        if _made_with(folder) == settings:
-            return
+        settings = self._diffusion_settings()
+        if made_with(self.folder / "pipeline") == settings:
+            return self._describe()
         coarse = self.coarse()
-        with main_first():
-            work = _workspace(folder, settings)
         fine = train = self.fine_latents("train")
         held_out = self.fine_latents("val")
         if coarse is not None:
@@ -204,53 +193,105 @@ class Run:
             held_out = squeeze(coarse, held_out, train)
         torch.manual_seed(self.seed)
         channels, size = train.values.shape[1], tuple(train.values.shape[2:])
-        if self.profile.denoiser is None:
-            denoiser = paper_unet(channels, size)
-        else:
-            denoiser = TissueTransformer(channels + 1, channels, size, **self.profile.denoiser)
+        denoiser = make_denoiser(self.profile, channels, size)
         objective = DiffusionObjective(denoiser, self.profile.process)
-        yield from training_loop(objective, train, self._schedule(self.profile.diffusion_schedule), work, held_out)
-        pipeline = TissuePipeline(
-            denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
-            *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
-        )  # fmt: skip
-        with main_first():
-            if _made_with(folder) == settings:
-                return
-            pipeline.save_pretrained(work)
-            replace_folder(work, folder)
+
+        def keep(folder: Path):
+            TissuePipeline(
+                denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
+                *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
+            ).save_pretrained(folder)  # fmt: skip
+
+        yield from self._train("pipeline", settings, self.profile.diffusion_schedule, objective, train, held_out, keep)
 
     def pipeline(self) -> TissuePipeline:
         """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""
-        if _made_with(self.folder / "pipeline") != self._diffusion_settings():
-            raise MissingResult(
-                f"{self.folder} holds no diffusion model of this profile: run notebook 04_train_diffusion first"
-            )
+        folder = self._finished("pipeline", self._diffusion_settings(), "diffusion model", "04_train_diffusion")
         diffusers.utils.logging.disable_progress_bar()  # a bar for four small files is noise in a notebook
-        pipe = TissuePipeline.from_pretrained(self.folder / "pipeline", local_files_only=True)
+        pipe = TissuePipeline.from_pretrained(folder, local_files_only=True)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def make_samples(self) -> TissueMaps:
         """The profile's generated brains, ``(n, y, x)`` a map: drawn from the seed where they are not there yet."""
         folder, settings = self.folder / "samples", self._sample_settings()
-        if _made_with(folder) != settings:
+        if made_with(folder) != settings:
             profile = self.profile
             maps = self.pipeline()(profile.n_samples, seed=self.seed, num_inference_steps=profile.sampling_steps)
-            work = _workspace(folder, settings)
-            save_file({name: value.contiguous() for name, value in maps._asdict().items()}, work / "maps.safetensors")
-            replace_folder(work, folder)
+            with whole_folder(folder, settings) as part:
+                save_file({name: m.contiguous() for name, m in maps._asdict().items()}, part / "maps.safetensors")
         return self.samples()
 
     def samples(self) -> TissueMaps:
         """The generated brains that :meth:`make_samples` drew."""
-        if _made_with(self.folder / "samples") != self._sample_settings():
-            raise MissingResult(f"{self.folder} holds no samples of this profile: run notebook 05_sample_tissue first")
-        return TissueMaps(**load_file(self.folder / "samples" / "maps.safetensors"))
+        folder = self._finished("samples", self._sample_settings(), "samples", "05_sample_tissue")
+        return TissueMaps(**load_file(folder / "maps.safetensors"))
 
     def _sample_settings(self) -> dict:
         profile = self.profile
         return _as_json(pipeline=self._diffusion_settings(), n=profile.n_samples, steps=profile.sampling_steps)
+
+    # --- parts that are whole or absent ----------------------------------------------------------
+
+    def _train(
+        self, part: str, settings: dict, schedule: Schedule, objective: nn.Module, train, held_out,
+        keep: Callable[[Path], None],
+    ) -> Iterator[Step]:  # fmt: skip
+        """Train a part, yielding every step, and let ``keep`` write what was learned; a killed training goes on."""
+        folder = self.folder / part
+        with main_first():
+            work = unfinished(folder, settings)
+        yield from training_loop(objective, train, replace(schedule, seed=self.seed), work, held_out)
+        with main_first():
+            if made_with(folder) != settings:
+                with whole_folder(folder, settings) as work:
+                    keep(work)
+                    if part in ("vae", "pipeline"):  # config.json speaks of the one that is about to go
+                        (self.folder / "config.json").unlink(missing_ok=True)
+        self._describe()
+
+    def _finished(self, part: str, settings: dict, what: str, notebook: str) -> Path:
+        """The folder of a part that is there, or :class:`MissingResult`."""
+        if made_with(self.folder / part) != settings:
+            raise MissingResult(f"{self.folder} holds no {what} of this profile: run notebook {notebook} first")
+        return self.folder / part
+
+    def _describe(self):
+        """Write ``training.json`` and ``config.json``, by which :func:`weights.load_weights` knows what is trained.
+
+        Where there is a ``config.json`` it is true: it is removed before a part is replaced, and written last.
+        """
+        with main_first():
+            if (self.folder / "config.json").exists():
+                return
+            recipe, told = self.recipe, self
+            if getattr(recipe, "anatomies", None):  # which folder it was is nobody's business, that it was one is
+                told = replace(self, recipe=replace(recipe, anatomies=Path(recipe.anatomies).name))
+            parts = {"vae": told._vae_settings()}
+            if made_with(self.folder / "pipeline") == self._diffusion_settings():
+                parts["pipeline"] = told._diffusion_settings()
+            write_atomically(self.folder / "training.json", to_json(parts | {"heads": self._heads()}))
+            config = {
+                "format": FORMAT,
+                "package": "phyldm_core",
+                "version": __version__,
+                "profile": self.profile.name,
+                "voxel_mm": recipe.voxel_mm,
+                "slice_mm": recipe.slice_mm,
+                "slice_shape": list(recipe.shape),
+                "n_slices": recipe.n_slices,
+                "head": recipe.head,
+                "conventions": CONVENTIONS,
+                "files": checksums(self.folder, *parts, "training.json"),
+            }
+            write_atomically(self.folder / "config.json", to_json(config))
+
+    def _heads(self) -> dict[str, list[str]]:
+        """Split → heads its people were made from; empty where nobody can tell."""
+        if not self.common_scale or cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
+            return {}
+        people = cohort.participants(self.cohort_folder)
+        return {split: list(dict.fromkeys(people.anatomy[people.split == split])) for split in SPLITS}
 
     # --- what was measured -----------------------------------------------------------------------
 
@@ -261,9 +302,6 @@ class Run:
     def write_metrics(self, name: str, table: pandas.DataFrame) -> Path:
         """Keep a table of numbers as ``metrics/<name>.csv``."""
         return write_table(table, self.folder / "metrics" / f"{name}.csv")
-
-    def _schedule(self, schedule):
-        return replace(schedule, seed=self.seed)
 
 
 def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path = "", seed: int = 7) -> Run:
@@ -296,7 +334,7 @@ def reopen(folder: str | Path) -> Run:
     MissingResult
         It holds no VAE of a known profile.
     """
-    made = _made_with(Path(folder) / "vae") or {}
+    made = made_with(Path(folder) / "vae") or {}
     for profile in PROFILES if made else ():
         run = open_run(folder, profile, made["cohort"].get("anatomies") or "", made["seed"])
         if run._vae_settings() == made:
@@ -332,25 +370,8 @@ def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_sca
     return Latents(in_a_file(means()), slices.position.repeat(2), like)
 
 
-# --- folders that are either complete or absent ---------------------------------------------------
-
-
 def _as_json(**settings) -> dict:
     return json.loads(json.dumps(settings))
-
-
-def _made_with(folder: Path) -> dict | None:
-    path = folder / "made_with.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _workspace(folder: Path, settings: dict) -> Path:
-    """The folder to train in: what a killed run of the same settings left there is kept."""
-    work = folder.with_name(folder.name + ".part")
-    if work.exists() and _made_with(work) != settings:
-        shutil.rmtree(work)
-    write_atomically(work / "made_with.json", to_json(settings))
-    return work
 
 
 def write_table(table: pandas.DataFrame, path: str | Path) -> Path:

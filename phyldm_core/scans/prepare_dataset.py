@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import starmap
@@ -20,7 +19,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ..errors import BadInput
-from ..machine.files import replace_folder, to_json, write_atomically
+from ..machine.files import to_json, whole_folder, write_atomically
 from ..machine.shards import run_shards
 from ..physics import SEQUENCE_OF
 from .bids import (
@@ -142,7 +141,8 @@ def prepare_one(
         prepared = prepare_session(scans, voxel_mm=voxel_mm, mask=mask_file, left_out=by_path)
         left_out |= {path.name: reason for path, reason in by_path.items()}
         record = {"made_from": made_from, "left_out": left_out}
-        write_prepared(prepared, folder, labels, root, record)
+        with whole_folder(folder) as part:
+            write_prepared(prepared, part, labels, root, record)
     except BadInput as error:
         return Outcome(subject, session, "skipped", left_out | {"": str(error)})
     return Outcome(subject, session, "prepared", left_out)
@@ -236,14 +236,8 @@ def read_record(folder: Path, labels: tuple[str | None, str | None]) -> dict | N
         return None
 
 
-def write_prepared(prepared: Prepared, folder: Path, labels: tuple[str | None, str | None], root: Path, record: dict):
-    """Write one session into ``folder``, all of it or nothing, with ``record`` beside it; ``labels`` name the files."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"{part.parent}: cannot write ({error.strerror}): choose another folder") from None
+def write_prepared(prepared: Prepared, part: Path, labels: tuple[str | None, str | None], root: Path, record: dict):
+    """Write one session into the folder ``part``, with ``record`` beside it; ``labels`` name the files."""
     reference = prepared.scans[0]
     stem = f"{session_name(*labels)}_space-{reference.suffix}"
     for scan in prepared.scans:
@@ -274,7 +268,6 @@ def write_prepared(prepared: Prepared, folder: Path, labels: tuple[str | None, s
         np.uint8,
     )
     write_atomically(_record_path(part, labels), to_json(record))
-    replace_folder(part, folder)
 
 
 def read_prepared(out: str | Path, subject: str, session: str | None = None) -> Prepared:

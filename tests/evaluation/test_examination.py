@@ -18,7 +18,8 @@ from phyldm_core.evaluation.examination import NETWORK, Examination, examine, n_
 from phyldm_core.people import held_out
 from phyldm_core.people.cohort import CohortRecipe, Subject, simulate
 from phyldm_core.people.held_out import choose_heads, draw_people, recipe_of, training_people
-from phyldm_core.weights import export_weights, load_weights
+from phyldm_core.running.export import export_weights
+from phyldm_core.weights import load_weights
 
 
 def phyldm(*arguments) -> tuple[int, str, str]:
@@ -175,7 +176,10 @@ def test_another_evaluation_is_not_mixed_in(evaluated, exported, tmp_path):
 
 
 def test_weights_without_a_diffusion_model_say_so(exported, evaluated, smoke_run, tmp_path):
-    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline", "coarse")))
+    left_out = shutil.ignore_patterns("pipeline", "coarse", "config.json")
+    shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=left_out)
+    run = replace(smoke_run, folder=tmp_path / "run")
+    assert list(run.train_vae()) == []  # it is trained, and says so in a new config.json
     export_weights(run, tmp_path / "w")
     out = Path(shutil.copytree(evaluated[0], tmp_path / "out", ignore=shutil.ignore_patterns("*.csv", "figures")))
     for path in (evaluated[0] / "people").iterdir():  # of the same VAE: they are taken as they are

@@ -23,8 +23,7 @@ from skimage.color import rgb2lab
 from phyldm_core import figures, physics, tissue
 from phyldm_core.errors import BadInput
 from phyldm_core.people import segmentation
-from phyldm_core.running import networks
-from phyldm_core.running.profiles import PROFILES
+from phyldm_core.running.profiles import PROFILES, architecture_of
 
 SHAPE = (112, 80)
 RADIUS = np.hypot(*np.mgrid[-1.1 : 1.1 : SHAPE[0] * 1j, -1.1 : 1.1 : SHAPE[1] * 1j])
@@ -266,7 +265,9 @@ FIGURES = {
     "architecture without pictures": lambda m, s: figures.architecture(**NETWORK),
     "architecture with a coarse level": lambda m, s: figures.architecture(**NETWORK, coarse=(24, 7, 5)),
     **{
-        f"architecture of profile {name}": lambda m, s, profile=profile: figures.architecture(**networks.drawn(profile))
+        f"architecture of profile {name}": lambda m, s, profile=profile: figures.architecture(
+            **architecture_of(profile)
+        )
         for name, profile in PROFILES.items()
     },
 }

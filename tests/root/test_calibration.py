@@ -80,7 +80,7 @@ def test_scans_that_were_never_shown_and_weights_without_a_calibration_keep_thei
 
 
 def test_training_leaves_a_calibration_that_travels_with_the_weights(smoke_run, tmp_path):
-    from phyldm_core.weights import export_weights
+    from phyldm_core.running.export import export_weights
 
     kept = read_calibration(smoke_run.folder / "vae")
     assert kept["heads"] == ["mni152"] and set(kept["missing"]) == {"common scale", "any gain"}

@@ -51,7 +51,8 @@ _ = (metrics / "map_error.csv").write_text("tissue,T1 (%)\\nWM,7.123456\\nCSF,\\
 
 def write_notebook(folder: Path, stem: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
     """Cell 1 is a title, cell 2 the parameters, ``cells`` follow."""
-    notebook = nbformat.v4.new_notebook()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} · On {stem[3:]}")]
     if parameters is not None:
         notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
@@ -249,7 +250,7 @@ def readable(clone):
 def test_an_unknown_profile_is_answered_with_the_known_ones(readable):
     said = refusal("reproduce", "--profile", "lapotp")
     assert "'lapotp'" in said
-    assert ", ".join(profiles.PROFILES) in said  # the runner's own list, so that it need not load torch, is this one
+    assert ", ".join(profiles.PROFILES) in said
 
 
 def test_a_parameter_that_the_notebook_does_not_declare(readable):

@@ -18,6 +18,7 @@ from phyldm_core.running import run as module
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, latents, open_run
 from phyldm_core.vae import PoEVAE
+from phyldm_core.weights import load_weights
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
     assert isinstance(maps, TissueMaps)
     assert maps.pd.shape == (SMOKE.n_samples, *SMOKE.cohort.shape)
     assert all((m > 0).all() and torch.isfinite(m).all() for m in maps)
-    parts = ["coarse", "cohort", "pipeline", "samples", "vae"]
+    parts = ["coarse", "cohort", "config.json", "pipeline", "samples", "training.json", "vae"]
     assert sorted(p.name for p in copy.folder.iterdir()) == parts
     assert not [f for f in copy.folder.rglob("*") if f.suffix in (".pt", ".bin", ".pkl", ".part")]
 
@@ -200,6 +201,20 @@ def test_a_new_result_replaces_the_old_one_only_when_it_is_whole(copy):
             break
     assert files(copy.folder / "vae") == before
     copy.vae()
+
+
+@pytest.mark.parametrize("part, train", [("vae", "train_vae"), ("pipeline", "train_diffusion")])
+def test_a_run_killed_before_it_said_what_it_trained_says_so_later(copy, part, train, monkeypatch):
+    """Old checksums never stand beside new weights: without a ``config.json`` there is nothing to load."""
+    before = load_weights(copy.folder).identity
+    shutil.rmtree(copy.folder / part)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_describe", lambda _: None)
+        list(getattr(copy, train)())
+    with pytest.raises(BadInput, match="no config.json"):
+        load_weights(copy.folder)
+    assert list(getattr(copy, train)()) == []
+    assert load_weights(copy.folder).identity == before and load_weights(copy.folder).has_pipeline
 
 
 # --- inference ------------------------------------------------------------------------------------

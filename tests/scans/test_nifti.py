@@ -18,7 +18,6 @@ from nibabel.affines import apply_affine
 
 from phyldm_core import physics
 from phyldm_core.errors import BadInput
-from phyldm_core.machine import files
 from phyldm_core.physics import Protocol, Sequence
 from phyldm_core.scans import bids, nifti, oasis3
 
@@ -578,27 +577,3 @@ def test_open_ms_images_lie_in_mni_space(patient):
     assert (np.corrcoef(t1w[brain], t2w[brain])[0, 1]) < -0.3  # long T1 is long T2
     ventricle = t2w > np.percentile(t2w[brain], 98)
     assert np.median(flair[ventricle]) < 0.7 * np.median(flair[brain])  # nulled
-
-
-def test_a_folder_is_replaced_whole_or_stays(tmp_path, monkeypatch):
-    from phyldm_core.scans import bids
-
-    old, new = tmp_path / "run", tmp_path / "run.part"
-    for folder, said in ((old, "old"), (new, "new")):
-        folder.mkdir()
-        (folder / "what.txt").write_text(said)
-    real = bids.os.replace
-
-    def full(source, target):
-        if source == new:
-            raise OSError(28, "No space left on device")
-        real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bids.os, "replace", full)
-        with pytest.raises(BadInput, match="cannot write"):
-            files.replace_folder(new, old)
-    assert (old / "what.txt").read_text() == "old"
-    files.replace_folder(new, old)
-    assert (old / "what.txt").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -12,12 +12,11 @@ import matplotlib.pyplot as plt
 import pytest
 
 from phyldm_core import figures
-from phyldm_core.running import networks
-from phyldm_core.running.profiles import LAPTOP, PAPER, PROFILES
+from phyldm_core.running.profiles import LAPTOP, PAPER, PROFILES, architecture_of
 
 
 def words(profile) -> str:
-    fig = figures.architecture(**networks.drawn(profile))
+    fig = figures.architecture(**architecture_of(profile))
     plt.close(fig)
     return "\n".join(text.get_text() for ax in fig.axes for text in ax.texts)
 
@@ -27,7 +26,7 @@ def count(*parts) -> int:
 
 
 def test_what_is_drawn_are_the_networks_that_were_trained(smoke_run):
-    drawn, pipe = networks.drawn(smoke_run.profile), smoke_run.pipeline()
+    drawn, pipe = architecture_of(smoke_run.profile), smoke_run.pipeline()
     vae = pipe.vae
     assert drawn["parameters"] == {
         "encoder": count(vae.encoder, vae.embed), "decoder": count(vae.decoder),
@@ -39,7 +38,7 @@ def test_what_is_drawn_are_the_networks_that_were_trained(smoke_run):
 
 
 def test_the_paper_s_networks_have_the_published_sizes_and_no_coarse_level():
-    drawn = networks.drawn(PAPER)
+    drawn = architecture_of(PAPER)
     assert drawn["coarse"] is None and "coarse" not in drawn["parameters"]
     assert drawn["latent"] == (6, 28, 20)
     assert drawn["parameters"]["denoiser"] == 183_994_886
@@ -48,7 +47,7 @@ def test_the_paper_s_networks_have_the_published_sizes_and_no_coarse_level():
 
 @pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.coarse is not None])
 def test_a_coarse_level_is_drawn_with_its_size(name):
-    drawn = networks.drawn(PROFILES[name])
+    drawn = architecture_of(PROFILES[name])
     assert "coarse latent {}×{}×{}".format(*drawn["coarse"]) in words(PROFILES[name])
 
 

@@ -11,9 +11,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from phyldm_core.anatomy import (
-    CENTRE_MNI,
-    LANDMARKS,
-    LATERAL_VENTRICLES,
     Anatomy,
     Deformation,
     deform,
@@ -22,6 +19,7 @@ from phyldm_core.anatomy import (
     smooth_field,
 )
 from phyldm_core.errors import BadInput
+from phyldm_core.label_maps import CENTRE_MNI, LANDMARKS, LATERAL_VENTRICLES
 from phyldm_core.tissue import BRAIN, HEAD, TISSUES
 
 WM, GM, CSF, THALAMUS = (TISSUES.index(name) for name in ("WM", "GM", "CSF", "thalamus"))

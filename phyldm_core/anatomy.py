@@ -6,6 +6,8 @@ download. Folders of FreeSurfer-style label maps and of BrainWeb's anatomical mo
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ class Anatomy:
     Parameters
     ----------
     name
-        Where it came from: a file's stem, or "mni152".
+        Where it came from: an entry of :func:`find_anatomies`.
     fractions
         ``(k, z, y, x)`` float32 at 1 mm, one map per entry of :data:`tissue.TISSUES`, RAS order
         (z to superior, y to anterior, x to the right). Sums to at most 1; the rest is air.
@@ -45,32 +47,61 @@ class Anatomy:
     ventricle: Tensor
 
 
-def find_anatomies(folder: str | Path | None) -> list[str]:
-    """Names of the heads on offer: ``["mni152"]`` without a folder, else its NIfTI files, sorted.
+Folders = str | Path | Sequence[str | Path] | None
+"""Where the heads are: one folder of label maps or several; none: the MNI152 template."""
+
+
+def as_folders(anatomies: Folders) -> tuple[Path, ...]:
+    """The folders one by one, with absolute paths."""
+    given = [anatomies] if isinstance(anatomies, str | Path) else anatomies or ()
+    return tuple(Path(folder).resolve() for folder in given if folder)
+
+
+def in_recipe(anatomies: Folders) -> str | tuple[str, ...] | None:
+    """The folders as a cohort's recipe holds them: one path, several, or None."""
+    folders = tuple(str(folder) for folder in as_folders(anatomies))
+    return folders if len(folders) > 1 else folders[0] if folders else None
+
+
+def find_anatomies(anatomies: Folders) -> list[str]:
+    """Names of the heads on offer: ``["mni152"]`` without a folder, else the label maps there, sorted in each folder.
+
+    A head of the first folder is named as its file is, one of a further folder ``folder/file``.
 
     Raises
     ------
     BadInput
-        The folder does not exist or holds no ``.nii`` or ``.nii.gz``.
+        A folder does not exist, holds no ``.nii``, ``.nii.gz`` or ``.mnc.gz``, or is called as another one is.
     """
-    if not folder:
-        return ["mni152"]
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder: --anatomies takes a folder of label maps in NIfTI")
-    files = sorted(f.name for f in folder.iterdir() if f.name.endswith((".nii", ".nii.gz")))
-    if not files:
-        raise BadInput(f"{folder} holds no .nii or .nii.gz file: --anatomies takes a folder of label maps in NIfTI")
-    return files
+    return list(_find(anatomies)) or ["mni152"]
 
 
-def load_anatomy(name: str, folder: str | Path | None, *, slab_mm: float, head: bool, blur_mm: float) -> Anatomy:
+def _find(anatomies: Folders) -> dict[str, Path]:
+    folders, found = as_folders(anatomies), {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInput(
+                f"--anatomies {os.path.relpath(folder)} is not a folder: give one that holds label maps in NIfTI"
+            )
+        if [other.name for other in folders].count(folder.name) > 1:
+            raise BadInput(f"two folders of --anatomies are called {folder.name}: rename one, heads are named by it")
+        files = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz", *MINC)))
+        if not files:
+            raise BadInput(
+                f"--anatomies {os.path.relpath(folder)} holds no label map (.nii, .nii.gz, .mnc.gz): "
+                "phyldm fetch synthseg gets fifteen heads"
+            )
+        found |= {path.name if folder == folders[0] else f"{folder.name}/{path.name}": path for path in files}
+    return found
+
+
+def load_anatomy(name: str, anatomies: Folders, *, slab_mm: float, head: bool, blur_mm: float) -> Anatomy:
     """Read one head, as far as the slices need it.
 
     Parameters
     ----------
-    name, folder
-        An entry of :func:`find_anatomies` and the folder it was found in.
+    name, anatomies
+        An entry of :func:`find_anatomies` and the folders it was found in.
     slab_mm
         Thickness of the block of slices about the centre; :data:`MARGIN_MM` is kept on both sides.
     head
@@ -82,8 +113,8 @@ def load_anatomy(name: str, folder: str | Path | None, *, slab_mm: float, head: 
     if name == "mni152":
         masks, ventricle = _mni152(half)
     else:
-        read = read_brainweb if name.endswith(MINC) else read_labels
-        masks, ventricle = read(Path(folder) / name, half)
+        path = _find(anatomies)[name]
+        masks, ventricle = (read_brainweb if name.endswith(MINC) else read_labels)(path, half)
     fractions = np.zeros((len(TISSUES), *ventricle.shape), np.float32)
     for k, tissue in enumerate(TISSUES):
         if tissue in masks and (head or tissue in BRAIN):

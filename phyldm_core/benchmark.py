@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from . import __version__, evaluation, metrics, rivals
+from .anatomy import Folders
 from .bids import read_json, to_json, write_atomically
 from .brain_sets import Population, compare, novelty, pictures, thumbnails
 from .calibration import honest_sd
@@ -51,7 +52,7 @@ class Examination:
     """What is examined, on whom; see :func:`examine`."""
 
     weights: Weights
-    anatomies: str | Path | None
+    anatomies: Folders
     out: Path
     n: int = 10
     seed: int = 0

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import cohort, metrics
+from .anatomy import Folders, in_recipe
 from .bids import replace_folder, to_json, write_atomically
 from .calibration import write_calibration
 from .coarse import CoarseObjective, CoarseVAE, squeeze
@@ -258,13 +259,13 @@ class Run:
         return replace(schedule, seed=self.seed)
 
 
-def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path = "", seed: int = 7) -> Run:
+def open_run(folder: str | Path, profile: str = "laptop", anatomies: Folders = None, seed: int = 7) -> Run:
     """The run of a profile in a folder, which need not exist yet.
 
     Parameters
     ----------
     anatomies
-        A folder of label maps; empty: the MNI152 template that nilearn ships. Without effect in a
+        A folder of label maps or several; empty: the MNI152 template that nilearn ships. Without effect in a
         folder whose cohort are real people (``phyldm train``), which opens as it was trained.
 
     Raises
@@ -276,7 +277,7 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
     recorded = cohort.read_recipe(Path(folder) / "cohort")
     if recorded and "data" in recorded:
         return scan_run(folder, settings, read_scan_recipe(recorded), seed)
-    recipe = replace(settings.cohort, anatomies=str(Path(anatomies).resolve()) if anatomies else None)
+    recipe = replace(settings.cohort, anatomies=in_recipe(anatomies))
     return Run(Path(folder), settings, recipe, seed)
 
 
@@ -290,7 +291,7 @@ def reopen(folder: str | Path) -> Run:
     """
     made = _made_with(Path(folder) / "vae") or {}
     for profile in PROFILES if made else ():
-        run = open_run(folder, profile, made["cohort"].get("anatomies") or "", made["seed"])
+        run = open_run(folder, profile, made["cohort"].get("anatomies"), made["seed"])
         if run._vae_settings() == made:
             return run
     raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")

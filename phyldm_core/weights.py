@@ -248,7 +248,9 @@ def _settings(run: Path) -> dict:
             raise BadInput(f"{run}: its diffusion model belongs to another VAE: run notebook 04_train_diffusion first")
     cohort = settings["vae"]["cohort"]
     if cohort.get("anatomies"):  # which folder it was is nobody's business, that it was one is
-        text = json.dumps(settings).replace(json.dumps(cohort["anatomies"]), json.dumps(Path(cohort["anatomies"]).name))
+        folders = cohort["anatomies"]
+        names = Path(folders).name if isinstance(folders, str) else [Path(folder).name for folder in folders]
+        text = json.dumps(settings).replace(json.dumps(folders), json.dumps(names))
         settings = json.loads(text)
     return settings | {"heads": _heads(run, cohort)}
 

@@ -124,7 +124,8 @@ def load_anatomy(name: str, anatomies: Folders, *, slab_mm: float, head: bool, b
     largest = np.bincount(pieces.ravel())[1:].argmax() + 1
     fractions *= ndimage.binary_dilation(pieces == largest)
     for volume in fractions:
-        ndimage.gaussian_filter(volume, blur_mm, output=volume)
+        if volume.any():
+            ndimage.gaussian_filter(volume, blur_mm, output=volume)
     ventricle = ndimage.gaussian_filter(ventricle.astype(np.float32), 4.0)
     return Anatomy(name, torch.from_numpy(fractions), torch.from_numpy(ventricle))
 

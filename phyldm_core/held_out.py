@@ -76,7 +76,7 @@ def choose_heads(weights: Weights, anatomies: Folders, seen: bool = False) -> He
         )
     record = record or {}
     known = set(record.get("train", [])) | set(record.get("val", []))
-    # a training that had several folders may have known the head as folder/file, or by its file alone
+    # one training names a head by its file, another folder/file: what may have been seen counts as seen
     also = {
         name: {name, name.rpartition("/")[2], *(f"{folder.name}/{name}" for folder in folders[:1])} for name in found
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -51,10 +52,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **PLAIN,
 )
-fetch = typer.Typer(help="Download public data, checked against known checksums.", **PLAIN)
-app.add_typer(fetch, name="fetch")
 
 
+AnatomiesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Folder of label maps; without it, the MNI152 template. Give it again for more: heads of the first folder "
+        "validate and test, further folders only train."
+    ),
+]
 ProfileOption = Annotated[
     str, typer.Option(help="smoke (seconds), laptop (2 mm), release (1 mm, hours) or paper (1 mm, a GPU).")
 ]
@@ -63,9 +69,7 @@ ProfileOption = Annotated[
 @app.command()
 def reproduce(
     profile: ProfileOption = "laptop",
-    anatomies: Annotated[
-        Path | None, typer.Option(help="Folder of label maps in NIfTI; without it, the MNI152 template.")
-    ] = None,
+    anatomies: AnatomiesOption = None,
     only: Annotated[int | None, typer.Option(help="Number of the one notebook to run.")] = None,
     start: Annotated[int | None, typer.Option("--from", help="Number of the first notebook to run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/PROFILE by default.")] = None,
@@ -92,21 +96,16 @@ def simulate(
     profile: Annotated[str, typer.Option(help="smoke, laptop (2 mm) or paper (1 mm): how many people, how fine.")] = (
         "laptop"
     ),
-    anatomies: Annotated[
-        Path | None, typer.Option(help="Folder of label maps in NIfTI; without it, the MNI152 template.")
-    ] = None,
+    anatomies: AnatomiesOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
     scheduler: SchedulerOption = None,
 ):
     """Only the people of a run, with their true maps, for many machines; reproduce then finds them. Resumes."""
     from tqdm import tqdm
 
-    from .running.reproduce import check_anatomies
     from .running.run import open_run
 
-    if anatomies is not None:
-        check_anatomies(anatomies)
-    run = open_run(out or Path("runs") / profile, profile, anatomies or "")
+    run = open_run(out or Path("runs") / profile, profile, anatomies)
     if not run.common_scale:
         raise BadInput(f"{run.folder} holds people who were scanned: choose another folder with --out")
     n = len(run.recipe.subjects())
@@ -148,9 +147,7 @@ def train(
     prepared: Annotated[
         Path | None, typer.Option(help="Where prepared scans are, or will be; OUT/prepared by default.")
     ] = None,
-    anatomies: Annotated[
-        Path | None, typer.Option(help="Of simulated people: folder of label maps; without it, the MNI152 template.")
-    ] = None,
+    anatomies: AnatomiesOption = None,
     workers: Annotated[int, typer.Option(help="Sessions prepared at a time.", min=1)] = 1,
     scheduler: SchedulerOption = None,
     mask: Annotated[
@@ -174,7 +171,7 @@ def train(
     outcomes, prepared = [], prepared or out / "prepared"
     with main_first():
         if data is None:
-            run = open_run(out, profile, anatomies or "", seed)
+            run = open_run(out, profile, anatomies, seed)
             for _ in run.make_cohort(None, scheduler):
                 pass
         else:
@@ -338,7 +335,8 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for metrics.csv and report.html; a killed call goes on there.")],
     weights: WeightsOption = None,
     anatomies: Annotated[
-        Path | None, typer.Option(help="Folder of label maps; heads seen in training are left out. MNI152 without it.")
+        list[Path] | None,
+        typer.Option(help="Folder(s) of label maps; heads seen in training are left out. MNI152 without it."),
     ] = None,
     subjects: Annotated[int, typer.Option(help="People to simulate; a larger number adds people.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the people and of the samples.")] = 0,
@@ -361,43 +359,45 @@ def evaluate(
     typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_report(exam)}")
 
 
-SYNTHSEG = "https://raw.githubusercontent.com/BBillot/SynthSeg/66342c1f05e520f3729a6d7ca1042eb7f01b6266/data/training_label_maps/"
-SYNTHSEG_SHA256 = {
-    "training_seg_01.nii.gz": "edbf1229a0552f8ce37438d02f59e810583b71b0a1b4d31dc38e5e2b2517acb1",
-    "training_seg_02.nii.gz": "65e64c6b9415f389dfda5182ec3a269836925b04166ea82f47b230e54980d0a4",
-    "training_seg_03.nii.gz": "f746e2f90e4dccd7bbbdc18bdd6374e455ddb7fc044504a0a42edc8507cf1aa0",
-    "training_seg_04.nii.gz": "fbcf9d5d3b946dc53cff2e9954abb8c8172960ac35b1bf80c3ca240b4feda140",
-    "training_seg_05.nii.gz": "a53baa7b0faea832d45f8a5b9a234b2b6d4ca92bf5c98baeada4a935cc2f1183",
-    "training_seg_06.nii.gz": "57d8c612469359da78b7c16647cc6979be461eb03b59805e7ebded51554f9ead",
-    "training_seg_07.nii.gz": "feaa1e8f320e037709a51e30881fe8076a45fc06611a09bbd87e76f8f3f89826",
-    "training_seg_08.nii.gz": "f4a9d39c5c64bc5457de84b10a4c4b47f3bb6257e9f396ffa61d290015f178d2",
-    "training_seg_09.nii.gz": "6f41f2b755c97185167d887d95180ca4c754578f81cd30fe8119df1e20bb27d5",
-    "training_seg_10.nii.gz": "4a0147bf1d52c6853176777554165d79a01656ddb8f8474da48b65d6218b664e",
-    "training_seg_11.nii.gz": "02e468bbb652ff0da18eeb73932f09813150ef95155ba7669831849da8517196",
-    "training_seg_12.nii.gz": "5d0a47dd3ff4d821cc758e388a49da5744bf86dee423ed93bf727472a8454d8d",
-    "training_seg_13.nii.gz": "d11cf676fbd5b9316fe30acbca98c854cf88dbcee74a5fe22092ac91ccd8d3a1",
-    "training_seg_14.nii.gz": "7b8d1783c1b5b71b454644169d848b28fa57a33ca4a9b49ff88ad897b8aea570",
-    "training_seg_15.nii.gz": "a896e39351622c2e138195780ba267811d7d162df0da0091126550f5de3b74ff",
+HEADS = {
+    "synthseg": "synthseg_labels",
+    "synthseg-2020a": "synthseg_2020a",
+    "synthseg-2020b": "synthseg_2020b",
+    "brainweb": "brainweb",
 }
+"""What can be fetched, and the folder in ``data/`` that it is kept in."""
+Heads = StrEnum("Heads", [(name, name) for name in HEADS])
 
 
-@fetch.command()
-def synthseg(
-    out: Annotated[Path, typer.Option(help="Folder to keep them in.")] = Path("data/synthseg_labels"),
+@app.command()
+def fetch(
+    heads: Annotated[Heads, typer.Argument(help="Which heads; data/README.md has the licence of each.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep them in; by default one in data/.", show_default=False)
+    ] = None,
 ):
-    """Fifteen real heads as label maps, 1 mm (SynthSeg, Apache-2.0, 24 MB)."""
+    """Real heads as label maps, checked against known checksums: 15 or 18 a set, 15 to 50 MB."""
     import pooch
     from tqdm import tqdm
 
     pooch.get_logger().setLevel("ERROR")  # one bar says it all
-    heads = pooch.create(path=out, base_url=SYNTHSEG, registry=SYNTHSEG_SHA256)
-    for name in tqdm(heads.registry, unit="head", disable=None):
+    out = out or Path("data") / HEADS[heads]
+    files = pooch.create(path=out, base_url="")
+    files.load_registry(_registry(heads))
+    for name in tqdm(files.registry, unit="head", disable=None):
         try:
-            heads.fetch(name)  # into a temporary file beside, renamed once its checksum agrees
+            files.fetch(name)  # into a temporary file beside, renamed once its checksum agrees
         except ValueError:
             raise BadInput(f"{name} differs from the published file (checksum) and was not kept: run again") from None
         except OSError as error:
             if error.errno is not None:  # the disk's, not the network's
                 raise
-            raise BadInput(f"{name} could not be fetched from {SYNTHSEG}: check the network and run again") from None
-    typer.echo(f"{len(heads.registry)} heads in {out}; use them with: phyldm reproduce --anatomies {out}")
+            where = files.get_url(name)
+            raise BadInput(f"{name} could not be fetched from {where}: check the network and run again") from None
+    typer.echo(f"{len(files.registry)} heads in {out}; use them with: phyldm reproduce --anatomies {out}")
+
+
+def _registry(heads: str) -> Path:
+    from .tissue import TABLE
+
+    return TABLE.parent / "label_maps" / f"{heads}.txt"

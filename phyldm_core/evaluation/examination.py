@@ -22,6 +22,7 @@ from ..calibration import honest_sd
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
 from ..machine.files import read_json, to_json, write_atomically
+from ..people.anatomy import Folders
 from ..people.held_out import FIRST, Heads, choose_heads, draw_people, recipe_of, training_people
 from ..physics import Protocol, Sequence, TissueMaps
 from ..running import run
@@ -53,7 +54,7 @@ class Examination:
     """What is examined, on whom; see :func:`examine`."""
 
     weights: Weights
-    anatomies: str | Path | None
+    anatomies: Folders
     out: Path
     n: int = 10
     seed: int = 0

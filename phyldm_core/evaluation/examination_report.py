@@ -17,6 +17,7 @@ from . import examination_figures
 from .examination import (
     BAYES,
     FIT,
+    KEYS,
     NETWORK,
     PAINTED,
     PRIORS,

@@ -1,54 +1,25 @@
 """Where each tissue is: heads as fractions of tissue per voxel, and ways to turn one head into many.
 
-Two kinds of head. The MNI152 template with the grey and white matter maps inside nilearn needs no
-download. Any folder of FreeSurfer-style label maps holds real people.
+Three kinds of head. The MNI152 template with the grey and white matter maps inside nilearn needs no
+download. Folders of FreeSurfer-style label maps and of BrainWeb's anatomical models hold real people.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInput
 from ..tissue import BRAIN, TISSUES
-
-FREESURFER = {
-    "WM": (2, 41, 77, 85, 192, 251, 252, 253, 254, 255),
-    "GM": (3, 42, 26, 58, 18, 54, 136, 137, 163, 164),  # 136… lie in the cortical rim of these heads
-    "CSF": (4, 43, 5, 44, 14, 15, 24, 72, 31, 63, 30, 62),
-    "thalamus": (10, 49),
-    "caudate": (11, 50),
-    "putamen": (12, 51),
-    "pallidum": (13, 52),
-    "hippocampus": (17, 53),
-    "cerebellar WM": (7, 46),
-    "cerebellar GM": (8, 47),
-    "brain stem": (16, 28, 60),
-    "lesion": (25, 57),
-    "fat": (507,),
-    "muscle": (508, 509, 511),
-    "bone": (515,),
-    "marrow": (516,),
-    "blood": (502, 514),
-    "eye": (506,),
-}
-"""FreeSurfer's label numbers, and SynthSeg's 502–530 outside the brain, by tissue."""
-LATERAL_VENTRICLES = (4, 43)
-
-LANDMARKS = {  # label (left, right) and the structure's centre in MNI space, |x| y z in mm
-    (10, 49): (11, -19, 7), (11, 50): (13, 11, 10), (12, 51): (26, 2, 1), (13, 52): (19, -5, -1),
-    (17, 53): (27, -22, -15), (18, 54): (23, -4, -18), (7, 46): (18, -58, -36), (26, 58): (10, 12, -7),
-}  # fmt: skip
-"""Structures whose centres turn a head into the axes of MNI space, so that axial slices are axial."""
-CENTRE_MNI = (0.0, -18.0, 12.0)  # mm; the slices are centred here, between thalamus and ventricles
+from .label_maps import CENTRE_MNI, MINC, VENTRICLES_MNI, both_sides, read_brainweb, read_labels
 
 MARGIN_MM = 24  # kept around the slices, so that a deformed slice still falls inside the stored block
 HALF_WIDTH_MM, HALF_LENGTH_MM = 95, 115  # of the stored block: the largest of the heads fits
@@ -61,7 +32,7 @@ class Anatomy:
     Parameters
     ----------
     name
-        Where it came from: a file's stem, or "mni152".
+        Where it came from: an entry of :func:`find_anatomies`.
     fractions
         ``(k, z, y, x)`` float32 at 1 mm, one map per entry of :data:`tissue.TISSUES`, RAS order
         (z to superior, y to anterior, x to the right). Sums to at most 1; the rest is air.
@@ -76,32 +47,61 @@ class Anatomy:
     ventricle: Tensor
 
 
-def find_anatomies(folder: str | Path | None) -> list[str]:
-    """Names of the heads on offer: ``["mni152"]`` without a folder, else its NIfTI files, sorted.
+Folders = str | Path | Sequence[str | Path] | None
+"""Where the heads are: one folder of label maps or several; none: the MNI152 template."""
+
+
+def as_folders(anatomies: Folders) -> tuple[Path, ...]:
+    """The folders one by one, with absolute paths."""
+    given = [anatomies] if isinstance(anatomies, str | Path) else anatomies or ()
+    return tuple(Path(folder).resolve() for folder in given if folder)
+
+
+def in_recipe(anatomies: Folders) -> str | tuple[str, ...] | None:
+    """The folders as a cohort's recipe holds them: one path, several, or None."""
+    folders = tuple(str(folder) for folder in as_folders(anatomies))
+    return folders if len(folders) > 1 else folders[0] if folders else None
+
+
+def find_anatomies(anatomies: Folders) -> list[str]:
+    """Names of the heads on offer: ``["mni152"]`` without a folder, else the label maps there, sorted in each folder.
+
+    A head of the first folder is named as its file is, one of a further folder ``folder/file``.
 
     Raises
     ------
     BadInput
-        The folder does not exist or holds no ``.nii`` or ``.nii.gz``.
+        A folder does not exist, holds no ``.nii``, ``.nii.gz`` or ``.mnc.gz``, or is called as another one is.
     """
-    if not folder:
-        return ["mni152"]
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder: --anatomies takes a folder of label maps in NIfTI")
-    files = sorted(f.name for f in folder.iterdir() if f.name.endswith((".nii", ".nii.gz")))
-    if not files:
-        raise BadInput(f"{folder} holds no .nii or .nii.gz file: --anatomies takes a folder of label maps in NIfTI")
-    return files
+    return list(_find(anatomies)) or ["mni152"]
 
 
-def load_anatomy(name: str, folder: str | Path | None, *, slab_mm: float, head: bool, blur_mm: float) -> Anatomy:
+def _find(anatomies: Folders) -> dict[str, Path]:
+    folders, found = as_folders(anatomies), {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInput(
+                f"--anatomies {os.path.relpath(folder)} is not a folder: give one that holds label maps in NIfTI"
+            )
+        if [other.name for other in folders].count(folder.name) > 1:
+            raise BadInput(f"two folders of --anatomies are called {folder.name}: rename one, heads are named by it")
+        files = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz", *MINC)))
+        if not files:
+            raise BadInput(
+                f"--anatomies {os.path.relpath(folder)} holds no label map (.nii, .nii.gz, .mnc.gz): "
+                "phyldm fetch synthseg gets fifteen heads"
+            )
+        found |= {path.name if folder == folders[0] else f"{folder.name}/{path.name}": path for path in files}
+    return found
+
+
+def load_anatomy(name: str, anatomies: Folders, *, slab_mm: float, head: bool, blur_mm: float) -> Anatomy:
     """Read one head, as far as the slices need it.
 
     Parameters
     ----------
-    name, folder
-        An entry of :func:`find_anatomies` and the folder it was found in.
+    name, anatomies
+        An entry of :func:`find_anatomies` and the folders it was found in.
     slab_mm
         Thickness of the block of slices about the centre; :data:`MARGIN_MM` is kept on both sides.
     head
@@ -110,63 +110,24 @@ def load_anatomy(name: str, folder: str | Path | None, *, slab_mm: float, head: 
         Width (SD) of the partial volume between tissues that a voxel of the final size sees.
     """
     half = (int(round(slab_mm / 2 + MARGIN_MM)), HALF_LENGTH_MM, HALF_WIDTH_MM)
-    masks, ventricle = _mni152(half) if name == "mni152" else _labelled(Path(folder) / name, half)
+    if name == "mni152":
+        masks, ventricle = _mni152(half)
+    else:
+        path = _find(anatomies)[name]
+        masks, ventricle = (read_brainweb if name.endswith(MINC) else read_labels)(path, half)
     fractions = np.zeros((len(TISSUES), *ventricle.shape), np.float32)
     for k, tissue in enumerate(TISSUES):
         if tissue in masks and (head or tissue in BRAIN):
             fractions[k] = masks[tissue]
-    if not head:  # islands of CSF in the neck and the optic canals are not brain
-        pieces, _ = ndimage.label(fractions.sum(0) > 0.5)
-        largest = np.bincount(pieces.ravel())[1:].argmax() + 1
-        fractions *= ndimage.binary_dilation(pieces == largest)
+    # islands of CSF in the neck and the optic canals are not brain, nor are markers beside it the head
+    pieces, _ = ndimage.label(fractions.sum(0) > 0.5)
+    largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+    fractions *= ndimage.binary_dilation(pieces == largest)
     for volume in fractions:
-        ndimage.gaussian_filter(volume, blur_mm, output=volume)
+        if volume.any():
+            ndimage.gaussian_filter(volume, blur_mm, output=volume)
     ventricle = ndimage.gaussian_filter(ventricle.astype(np.float32), 4.0)
     return Anatomy(name, torch.from_numpy(fractions), torch.from_numpy(ventricle))
-
-
-def _labelled(path: Path, half: tuple[int, int, int]):
-    """Tissue masks (z, y, x) at 1 mm of a FreeSurfer-style label map, turned into the axes of MNI space."""
-    try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
-        labels = np.asarray(image.dataobj)
-    except Exception as error:  # nibabel raises many kinds; a user needs to know which file
-        raise BadInput(f"{path} cannot be read as NIfTI ({error}): replace or remove the file") from None
-    if labels.ndim != 3:
-        raise BadInput(f"{path} has {labels.ndim} dimensions: a label map has 3")
-    labels = labels.astype(np.int16)
-    if not (np.isin(labels, FREESURFER["WM"]).any() and np.isin(labels, FREESURFER["GM"]).any()):
-        raise BadInput(f"{path} has no known tissue labels: FreeSurfer numbers are needed (2, 3, 41, 42 …)")
-    rotation, origin = _to_mni(labels, image.affine)
-    # output voxel (z, y, x) → MNI mm → head mm → input voxel (x, y, z)
-    to_voxel = np.linalg.inv(image.affine)
-    turn = to_voxel[:3, :3] @ rotation.T
-    middle = to_voxel[:3, :3] @ origin + to_voxel[:3, 3]
-    matrix = turn[:, ::-1]
-    shape = [2 * h + 1 for h in half]
-    labels = ndimage.affine_transform(labels, matrix, middle - matrix @ np.array(half), output_shape=shape, order=0)
-    masks = {tissue: np.isin(labels, numbers) for tissue, numbers in FREESURFER.items()}
-    return masks, np.isin(labels, LATERAL_VENTRICLES)
-
-
-def _to_mni(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation (head mm → MNI axes) and the head's own point (mm) at :data:`CENTRE_MNI`.
-
-    The rotation that best carries the landmark centres onto MNI's (Kabsch); a head without the
-    landmarks keeps its own axes and is centred on its white matter.
-    """
-    numbers = [number for pair in LANDMARKS for number in pair]
-    targets = [(side * x, y, z) for (x, y, z) in LANDMARKS.values() for side in (-1, 1)]
-    present = [n for n in numbers if (labels == n).any()]
-    if len(present) < 6:
-        centre = ndimage.center_of_mass(np.isin(labels, FREESURFER["WM"]))
-        return np.eye(3), nibabel.affines.apply_affine(affine, centre)
-    voxels = ndimage.center_of_mass(np.ones_like(labels, np.uint8), labels, present)
-    here = nibabel.affines.apply_affine(affine, np.array(voxels))
-    there = np.array([targets[numbers.index(n)] for n in present], float)
-    rotation, _ = Rotation.align_vectors(there - there.mean(0), here - here.mean(0))
-    rotation = rotation.as_matrix()
-    return rotation, here.mean(0) + rotation.T @ (np.array(CENTRE_MNI) - there.mean(0))
 
 
 def _mni152(half: tuple[int, int, int]):
@@ -198,11 +159,6 @@ def _mni152(half: tuple[int, int, int]):
         )
     )
 
-    def ellipsoid(centre, radii):
-        dx = (np.abs(x) - centre[0]) / radii[0]
-        dy, dz = (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
-        return dz[:, None, None] ** 2 + dy[None, :, None] ** 2 + dx[None, None, :] ** 2 < 1
-
     total = np.maximum(gm + wm, 1)
     gm, wm = gm / total * brain, wm / total * brain
     csf = np.clip(brain - gm - wm, 0, 1)
@@ -215,7 +171,7 @@ def _mni152(half: tuple[int, int, int]):
     }
     masks, free = {}, np.ones_like(gm)
     for tissue, (centre, radii, white_too) in nuclei.items():
-        place = ellipsoid(centre, radii) * free
+        place = both_sides(z, y, x, centre, radii) * free
         free = free - place
         masks[tissue] = (gm + wm * white_too) * place
         gm = gm * (1 - place)
@@ -228,7 +184,7 @@ def _mni152(half: tuple[int, int, int]):
     masks["brain stem"] = (gm + wm) * stem * ~cerebellum
     rest = ~cerebellum & ~stem
     masks["GM"], masks["WM"], masks["CSF"] = gm * rest, wm * rest, csf
-    return masks, ellipsoid((14, -10, 14), (18, 45, 18)) * (csf > 0.5)
+    return masks, both_sides(z, y, x, *VENTRICLES_MNI) * (csf > 0.5)
 
 
 @dataclass(frozen=True)

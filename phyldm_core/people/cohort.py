@@ -28,7 +28,7 @@ from ..scans import bids, nifti
 from ..scans.oasis3 import SESSION_CONTRASTS, oasis3_protocols
 from ..slices import MODALITIES, SPLITS, Slices, Truth
 from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t
-from .anatomy import Deformation, deform, find_anatomies, load_anatomy, smooth_field
+from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy, smooth_field
 
 MAPS = ("PDmap", "T1map", "T2map")
 RECIPE = "recipe.json"
@@ -43,8 +43,8 @@ class CohortRecipe:
     n_train: int = 200
     n_val: int = 20
     n_test: int = 20
-    anatomies: str | None = None  # folder of label maps; None: the MNI152 template in nilearn
-    test_anatomies: int = 5  # the last ones of the folder, never seen in training
+    anatomies: str | tuple[str, ...] | None = None  # folder(s) of label maps; None: the MNI152 template in nilearn
+    test_anatomies: int = 5  # the last ones of the first folder, never seen in training
     val_anatomies: int = 0  # of the training ones; 0: validation has new people from training heads
     voxel_mm: float = 2.0
     shape: tuple[int, int] = (112, 80)  # y, x
@@ -62,15 +62,27 @@ class CohortRecipe:
         """Who is in the cohort: people, the head each was made from, and the split each belongs to.
 
         With one head, the splits differ by deformation and tissue only. With several, the last
-        ``test_anatomies`` belong to the test set alone, the ``val_anatomies`` before them to validation.
+        ``test_anatomies`` of the first folder belong to the test set alone, the ``val_anatomies`` before them to
+        validation, and all others, those of further folders included, train.
+
+        Raises
+        ------
+        BadInput
+            A folder cannot be used, or the first of several holds too few heads to test on.
         """
-        heads = find_anatomies(self.anatomies)
+        heads, folders = find_anatomies(self.anatomies), as_folders(self.anatomies)
+        own = len(find_anatomies(folders[:1]))
+        held_out = self.test_anatomies + self.val_anatomies
         pools = dict.fromkeys(SPLITS, heads)
-        if len(heads) > self.test_anatomies + self.val_anatomies:
-            seen = heads[: len(heads) - self.test_anatomies]
-            pools["test"] = heads[len(seen) :]
-            pools["train"] = seen[: len(seen) - self.val_anatomies]
-            pools["val"] = seen[len(seen) - self.val_anatomies :] if self.val_anatomies else pools["train"]
+        if len(folders) > 1 and own < held_out:
+            raise BadInput(
+                f"{folders[0]} holds {own} heads, too few for {held_out} to test on: name a larger one first"
+            )
+        if len(heads) > held_out:
+            test, val = own - self.test_anatomies, own - held_out
+            pools["test"] = heads[test:own]
+            pools["train"] = heads[:val] + heads[own:]
+            pools["val"] = heads[val:test] or pools["train"]
         counts = (self.n_train, self.n_val, self.n_test)
         people = []
         for split, n in zip(SPLITS, counts, strict=True):

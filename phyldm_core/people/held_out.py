@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,7 @@ from ..errors import BadInput
 from ..physics import effective_protocol
 from ..slices import Person, Slices, Truth
 from ..weights import Weights
-from .anatomy import Deformation, find_anatomies
+from .anatomy import Deformation, Folders, as_folders, find_anatomies, in_recipe
 from .cohort import CohortRecipe, Subject, simulate
 
 FIRST = 100_000
@@ -32,13 +31,13 @@ class Heads:
     seen: bool  # whether the examined ones were seen in training
 
 
-def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = False) -> Heads:
+def choose_heads(weights: Weights, anatomies: Folders, seen: bool = False) -> Heads:
     """The heads to examine on.
 
     Parameters
     ----------
     anatomies
-        Folder of label maps; None: the MNI152 template.
+        Folders of label maps; None: the MNI152 template.
     seen
         Take heads that training (or its validation) saw, instead of those it did not.
 
@@ -48,7 +47,8 @@ def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = Fa
         The folder holds no such head, or the weights do not say which heads they saw.
     """
     record, found = weights.training.get("heads"), find_anatomies(anatomies)
-    where = anatomies or "the MNI152 template"
+    folders = as_folders(anatomies)
+    where = ", ".join(map(str, folders)) or "the MNI152 template"
     cohort = weights.training["vae"]["cohort"]
     if not record and "data" not in cohort:
         raise BadInput(
@@ -56,7 +56,11 @@ def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = Fa
         )
     record = record or {}
     known = set(record.get("train", [])) | set(record.get("val", []))
-    examined = tuple(name for name in found if (name in known) == seen)
+    # one training names a head by its file, another folder/file: what may have been seen counts as seen
+    also = {
+        name: {name, name.rpartition("/")[2], *(f"{folder.name}/{name}" for folder in folders[:1])} for name in found
+    }
+    examined = tuple(name for name in found if bool(also[name] & known) == seen)
     if not examined and seen:
         raise BadInput(f"{where}: holds no head that {weights.folder} was trained on: leave out --seen-heads")
     if not examined:
@@ -68,7 +72,7 @@ def choose_heads(weights: Weights, anatomies: str | Path | None, seen: bool = Fa
     return Heads(examined, training if set(training) <= set(found) else (), seen)
 
 
-def recipe_of(weights: Weights, anatomies: str | Path | None, seed: int | None = None) -> CohortRecipe:
+def recipe_of(weights: Weights, anatomies: Folders, seed: int | None = None) -> CohortRecipe:
     """The training cohort's recipe with the heads in ``anatomies``; another ``seed`` draws other people.
 
     Weights trained on real scans get simulated people of their geometry, everything else as the recipe's defaults.
@@ -81,7 +85,7 @@ def recipe_of(weights: Weights, anatomies: str | Path | None, seed: int | None =
         deformation = Deformation(**cohort["deformation"])
         pairs = {key: tuple(value) if isinstance(value, list) else value for key, value in cohort.items()}
         recipe = CohortRecipe(**pairs | {"deformation": deformation})
-    recipe = replace(recipe, anatomies=str(anatomies) if anatomies else None)
+    recipe = replace(recipe, anatomies=in_recipe(anatomies))
     return recipe if seed is None else replace(recipe, seed=seed)
 
 

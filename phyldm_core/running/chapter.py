@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas
 
 from ..figures.style import save_figure, use_house_style
+from ..people.anatomy import Folders
 from .run import Run, open_run
 
 
 def open_chapter(
-    run_dir: str | Path, figures_dir: str | Path, profile: str, anatomies: str | Path, seed: int
+    run_dir: str | Path, figures_dir: str | Path, profile: str, anatomies: Folders, seed: int
 ) -> tuple[Run, Callable]:
     """The run of a chapter's parameters, and ``publish(fig, name, caption, alt)``, which saves a figure of it.
 

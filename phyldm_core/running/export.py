@@ -175,18 +175,27 @@ code are under the MIT licence.
 def _trained_on(cohort: dict) -> str:
     if "data" in cohort:  # real people, whose T1, T2 and PD nobody knows
         return f"Real scans of the dataset {cohort['data']}, each with a gain of its own"
-    heads = f"the label maps in {cohort['anatomies']}" if cohort["anatomies"] else "the MNI152 template"
+    folders = " and ".join(_folders(cohort))
+    heads = f"the label maps in {folders}" if folders else "the MNI152 template"
     return (
         f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with OASIS-3's protocols, with\n"
         f"Rician noise and receive bias; lesions in {cohort['lesions']:.0%} of them; no real scan was used"
     )
 
 
+def _folders(cohort: dict) -> list[str]:
+    folders = cohort["anatomies"] or []
+    return [folders] if isinstance(folders, str) else folders
+
+
 def _named_heads(heads: dict[str, list[str]]) -> str:
     """Who was seen and who was not: whoever examines the weights needs to know."""
     if len({name for names in heads.values() for name in names}) < 2:
         return ""
-    named = {split: ", ".join(name.removesuffix(".nii.gz") for name in names) for split, names in heads.items()}
+    named = {
+        split: ", ".join(name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mnc") for name in names)
+        for split, names in heads.items()
+    }
     return "\nHeads: " + "; ".join(f"{split} {names}" for split, names in named.items()) + "."
 
 
@@ -206,9 +215,10 @@ def _recipe(training: dict, logs: pandas.DataFrame) -> str:
 
 def _command(profile: str, made: dict) -> str:
     cohort = made["cohort"]
-    source = f" --data {cohort['data']}" if "data" in cohort else ""
-    if cohort.get("anatomies"):
-        source = f" --anatomies {cohort['anatomies']}"
+    if "data" in cohort:
+        source = f" --data {cohort['data']}"
+    else:
+        source = "".join(f" --anatomies {folder}" for folder in _folders(cohort))
     return f"phyldm train --profile {profile}{source} --seed {made['seed']} --out RUN"
 
 

@@ -23,6 +23,7 @@ import pandas
 
 from ..errors import BadInput
 from ..machine.files import write_atomically
+from ..people.anatomy import as_folders
 from ..slices import MODALITIES
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
@@ -208,7 +209,8 @@ def settings(records: list) -> str:
     if not records:
         return "No notebook has run."
     given = records[-1].parameters
-    heads = f"anatomies from {Path(given.anatomies).name}" if given.anatomies else "anatomy: MNI152"
+    folders = ", ".join(folder.name for folder in as_folders(given.anatomies))
+    heads = f"anatomies from {folders}" if folders else "anatomy: MNI152"
     return f"Profile {given.profile}, {heads}, seed {given.seed}."
 
 

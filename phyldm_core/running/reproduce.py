@@ -23,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
 from ..errors import BadInput
+from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
 from .report import duration, write_report
 
@@ -37,7 +38,7 @@ SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and not
 def reproduce(
     profile: str = "laptop",
     *,
-    anatomies: Path | None = None,
+    anatomies: Folders = None,
     only: int | None = None,
     start: int | None = None,
     run_dir: Path | None = None,
@@ -52,7 +53,7 @@ def reproduce(
     profile
         One of :data:`profiles.PROFILES`.
     anatomies
-        Folder of label maps (NIfTI); None for the MNI152 template that nilearn ships.
+        Folder of label maps or several; None for the MNI152 template that nilearn ships.
     only, start
         Number of the one notebook to run, or of the first.
     run_dir
@@ -80,17 +81,17 @@ def reproduce(
     run_dir = Path(run_dir or ROOT / "runs" / profile).resolve()
     figures_dir = Path(figures_dir or run_dir / "figures").resolve()
     notebooks = choose(find_notebooks(notebooks_dir), only, start)
+    folders = [seen_from(notebooks_dir, folder) for folder in as_folders(anatomies)]
     parameters = {
         "profile": profile,
         "run_dir": seen_from(notebooks_dir, run_dir),
         "figures_dir": seen_from(notebooks_dir, figures_dir),
-        "anatomies": "" if anatomies is None else seen_from(notebooks_dir, anatomies),
+        "anatomies": folders[0] if len(folders) == 1 else folders or "",
         "seed": seed,
     }
     for notebook in notebooks:
         check_parameters(notebook, parameters)
-    if anatomies is not None:
-        check_anatomies(Path(anatomies))
+    find_anatomies(anatomies)  # folders without label maps are refused before half an hour has gone by
     check_writable(run_dir, "--out")
     check_writable(figures_dir, "--figures")
     check_space(run_dir)
@@ -246,12 +247,6 @@ def check_parameters(notebook: Path, parameters: dict):
         raise BadInput(f"{notebook.name} has no {', '.join(missing)} in a cell tagged `parameters`: add it there")
 
 
-def check_anatomies(folder: Path):
-    """Refuse a folder without NIfTI files before half an hour has gone by."""
-    if not folder.is_dir():
-        raise BadInput(f"--anatomies {folder} is not a folder: give one that holds label maps in NIfTI")
-    if not any(folder.glob("*.nii")) and not any(folder.glob("*.nii.gz")):
-        raise BadInput(f"--anatomies {folder} holds no NIfTI (.nii, .nii.gz): phyldm fetch synthseg gets fifteen heads")
 
 
 def check_writable(folder: Path, option: str):

@@ -30,6 +30,7 @@ from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..machine.processes import main_first
 from ..people import cohort
+from ..people.anatomy import Folders, as_folders, in_recipe
 from ..people.cohort import CohortRecipe
 from ..people.held_out import FIRST, draw_people
 from ..people.scanned import ScanRecipe, read_scan_recipe
@@ -266,7 +267,8 @@ class Run:
                 return
             recipe, told = self.recipe, self
             if getattr(recipe, "anatomies", None):  # which folder it was is nobody's business, that it was one is
-                told = replace(self, recipe=replace(recipe, anatomies=Path(recipe.anatomies).name))
+                names = tuple(folder.name for folder in as_folders(recipe.anatomies))
+                told = replace(self, recipe=replace(recipe, anatomies=names if len(names) > 1 else names[0]))
             parts = {"vae": told._vae_settings()}
             if made_with(self.folder / "pipeline") == self._diffusion_settings():
                 parts["pipeline"] = told._diffusion_settings()
@@ -304,13 +306,13 @@ class Run:
         return write_table(table, self.folder / "metrics" / f"{name}.csv")
 
 
-def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path = "", seed: int = 7) -> Run:
+def open_run(folder: str | Path, profile: str = "laptop", anatomies: Folders = None, seed: int = 7) -> Run:
     """The run of a profile in a folder, which need not exist yet.
 
     Parameters
     ----------
     anatomies
-        A folder of label maps; empty: the MNI152 template that nilearn ships. Without effect in a
+        A folder of label maps or several; empty: the MNI152 template that nilearn ships. Without effect in a
         folder whose cohort are real people (``phyldm train``), which opens as it was trained.
 
     Raises
@@ -322,7 +324,7 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: str | Path 
     recorded = cohort.read_recipe(Path(folder) / "cohort")
     if recorded and "data" in recorded:
         return scan_run(folder, settings, read_scan_recipe(recorded), seed)
-    recipe = replace(settings.cohort, anatomies=str(Path(anatomies).resolve()) if anatomies else None)
+    recipe = replace(settings.cohort, anatomies=in_recipe(anatomies))
     return Run(Path(folder), settings, recipe, seed)
 
 
@@ -336,7 +338,7 @@ def reopen(folder: str | Path) -> Run:
     """
     made = made_with(Path(folder) / "vae") or {}
     for profile in PROFILES if made else ():
-        run = open_run(folder, profile, made["cohort"].get("anatomies") or "", made["seed"])
+        run = open_run(folder, profile, made["cohort"].get("anatomies"), made["seed"])
         if run._vae_settings() == made:
             return run
     raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")

@@ -74,6 +74,22 @@ def test_heads_of_training_are_left_out_and_alone_refused(exported, tmp_path):
         choose_heads(pretend_trained_on(weights, {}), tmp_path)
 
 
+def test_a_head_is_known_whichever_folder_came_first(exported, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name in ("one/a.nii", "one/b.nii", "two/c.nii", "two/d.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    weights = pretend_trained_on(
+        load_weights(exported), {"train": ["a.nii", "two/c.nii"], "val": [], "test": ["b.nii"]}
+    )
+    assert choose_heads(weights, [one, two]).examined == ("b.nii", "two/d.nii")
+    assert choose_heads(weights, [two, one]).examined == ("d.nii", "one/b.nii")
+    assert choose_heads(weights, two).examined == ("d.nii",)
+    assert choose_heads(weights, [one, two]).training == ("a.nii", "two/c.nii")
+    recipe = recipe_of(weights, [one, two])
+    assert recipe.anatomies == (str(one), str(two)) and recipe_of(weights, one).anatomies == str(one)
+
+
 def test_a_run_on_real_scans_has_seen_no_label_map(exported):
     weights = load_weights(exported)
     weights.__dict__["training"] = {"vae": {"cohort": {"data": "oasis3"}}, "heads": {}}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import nibabel
 import numpy as np
 import pytest
 import torch
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from phyldm_core.errors import BadInput
+from phyldm_core.people import label_maps
 from phyldm_core.people.anatomy import (
-    CENTRE_MNI,
-    LANDMARKS,
-    LATERAL_VENTRICLES,
     Anatomy,
     Deformation,
     deform,
@@ -22,6 +23,7 @@ from phyldm_core.people.anatomy import (
     load_anatomy,
     smooth_field,
 )
+from phyldm_core.people.label_maps import BRAINWEB_SIZE, CENTRE_MNI, LANDMARKS, LATERAL_VENTRICLES
 from phyldm_core.tissue import BRAIN, HEAD, TISSUES
 
 WM, GM, CSF, THALAMUS = (TISSUES.index(name) for name in ("WM", "GM", "CSF", "thalamus"))
@@ -255,6 +257,121 @@ def test_the_head_around_the_brain_is_kept_on_request(tmp_path):
     assert load_anatomy(name, tmp_path, **BRAIN_ONLY | {"head": True}).fractions[bone].max() > 0.9
 
 
+# --- the older generations ------------------------------------------------------------------------
+
+
+def in_2020(labels):
+    """The same head as SynthSeg labelled it in 2020: one number for both sides, other ones outside the brain."""
+    labels = labels.copy()
+    for left, right in ((2, 41), (3, 42), LATERAL_VENTRICLES, *LANDMARKS):
+        labels[labels == right] = left
+    scalp = ndimage.binary_dilation(labels > 0, iterations=4) & (labels == 0)
+    labels[labels == 515], labels[scalp] = 165, 258
+    return labels
+
+
+def test_a_head_of_2020_is_turned_by_the_middles_of_its_halves(tmp_path):
+    for name, angles in (("straight.nii", (0, 0, 0)), ("tilted.nii", (12, -8, 10))):
+        labels, affine = synthetic_head(tilt=Rotation.from_euler("xyz", angles, degrees=True))
+        left, right = sides(
+            load_anatomy(write(tmp_path, in_2020(labels), affine, name), tmp_path, **BRAIN_ONLY).fractions[THALAMUS]
+        )
+        np.testing.assert_allclose([left, right], [(-11, -19, 7), (11, -19, 7)], atol=2, err_msg=name)
+
+
+def test_left_stays_left_where_numbers_do_not_tell(tmp_path):
+    labels, affine = synthetic_head()
+    mm = apply_affine(affine, np.stack(np.indices(labels.shape), -1)) + np.array(CENTRE_MNI) * (1, 1, 0)
+    labels[np.linalg.norm(mm - (-40, -10, 20), axis=-1) < 8] = 25  # a lesion in the left hemisphere
+    for name, volume in (("today.nii", labels), ("2020.nii", in_2020(labels))):
+        lesion = load_anatomy(write(tmp_path, volume, affine, name), tmp_path, **BRAIN_ONLY).fractions[
+            TISSUES.index("lesion")
+        ]
+        np.testing.assert_allclose(centre_mm(lesion), (-40, -10, 20), atol=1.5, err_msg=name)
+
+
+def test_soft_tissue_of_2020_is_fat_under_skin_and_the_skull_is_bone(tmp_path):
+    labels, affine = synthetic_head()
+    head = load_anatomy(write(tmp_path, in_2020(labels), affine), tmp_path, **BRAIN_ONLY | {"head": True})
+    middle = head.fractions[:, len(head.ventricle) // 2]
+    row = middle[:, middle.shape[1] // 2].argmax(0).numpy()  # along x, through the middle of the head
+    held = middle[:, middle.shape[1] // 2].sum(0).numpy() > 0.5
+    passed = [TISSUES[k] for k, _ in itertools.groupby(row[held])]
+    assert passed[:5] == ["muscle", "fat", "bone", "CSF", "GM"] and passed[-5:] == passed[4::-1]
+    assert 2 <= np.argmax(row[held] != TISSUES.index("muscle")) <= 3  # mm of skin
+
+
+@pytest.fixture(scope="module", params=["synthseg_2020a", "synthseg_2020b", "brainweb"])
+def older(request, shared_data):
+    """One head of each older set, all that the file holds."""
+    folder = shared_data / request.param
+    if not folder.is_dir():
+        pytest.skip(f"no label maps at {folder}")
+    return load_anatomy(find_anatomies(folder)[0], folder, slab_mm=16, head=True, blur_mm=0.35)
+
+
+def test_an_older_head_holds_what_a_head_holds_where_a_head_holds_it(older):
+    fractions, z = older.fractions.numpy(), len(older.ventricle) // 2
+    assert fractions.min() >= 0 and fractions.sum(0).max() <= 1 + 1e-4
+    brain = sum(fractions[TISSUES.index(tissue), z] for tissue in BRAIN) > 0.5
+    left, right = hemispheres(brain)
+    assert left.sum() == pytest.approx(right.sum(), rel=0.06)
+    np.testing.assert_allclose(
+        np.ptp(np.argwhere(brain), axis=0), (170, 138), atol=20
+    )  # mm, front to back and side to side
+    ventricle = older.ventricle[z].numpy() > 0.4
+    for half in hemispheres(ventricle):
+        assert half.sum() > 80  # mm²
+    assert fractions[CSF, z][ventricle].mean() > 0.7
+    assert ndimage.binary_fill_holes(ndimage.binary_erosion(brain, iterations=8))[ventricle].mean() > 0.95
+    # from the ventricles no way leads out but through bone
+    skull = sum(fractions[TISSUES.index(tissue), z] for tissue in ("bone", "marrow")) > 0.3
+    pieces, _ = ndimage.label(~ndimage.binary_closing(skull, iterations=2))
+    assert pieces[0, 0] not in pieces[brain & (ndimage.distance_transform_edt(brain) > 5)]
+    ring = ndimage.distance_transform_edt(~brain)[skull]
+    assert np.median(ring) < 12 and np.percentile(ring, 90) < 25  # mm from the brain
+
+
+def test_a_brainweb_model_lies_as_the_template_does_whichever_way_it_was_scanned(tmp_path, monkeypatch, mni):
+    """The template as a model of BrainWeb's, tilted, with a vessel in its left hemisphere."""
+    gm, wm, brain = (
+        load(resolution=1) for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
+    )
+    affine, shape = wm.affine, wm.shape
+    classes = np.select([wm.get_fdata() > 0.5, gm.get_fdata() > 0.5, brain.get_fdata() > 0], [3, 2, 1])
+    mm = apply_affine(affine, np.stack(np.indices(shape), -1))
+    vessel_mm = (-30, -20, 14)
+    classes[np.linalg.norm(mm - vessel_mm, axis=-1) < 6] = 8
+    found = {}
+    for name, angles in (("straight.mnc", (0, 0, 0)), ("tilted.mnc", (9, -6, 8))):
+        turn = from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), [3, -4, 5])
+        to_voxel = np.linalg.inv(affine) @ turn @ affine
+        model = ndimage.affine_transform(classes.astype(np.int16), to_voxel, order=0)
+        (tmp_path / name).touch()
+        monkeypatch.setattr(label_maps, "_read", lambda _, model=model: (model, affine))
+        found[name] = load_anatomy(name, tmp_path, **BRAIN_ONLY | {"head": True}).fractions
+        vessel = centre_mm(found[name][TISSUES.index("blood")])
+        middle = np.mean(list(LANDMARKS.values()), 0) * (0, 1, 1)
+        np.testing.assert_allclose(vessel, middle + BRAINWEB_SIZE * (vessel_mm - middle), atol=1.5, err_msg=name)
+    straight, tilted = found.values()
+    apart = (straight - tilted)[[WM, GM, CSF]].abs().mean()
+    assert apart < 0.25 * (straight - straight.roll(5, dims=-1))[[WM, GM, CSF]].abs().mean()  # than 5 mm would cost
+    z = len(mni.ventricle) // 2
+    assert straight[:, z].sum() == pytest.approx(BRAINWEB_SIZE**2 * mni.fractions[:, z].sum().item(), rel=0.05)
+
+
+def test_eight_half_millimetres_make_a_fraction(shared_data):
+    """A model's fractions are eighths, but for the blur that the final voxel adds."""
+    folder = shared_data / "brainweb"
+    if not folder.is_dir():
+        pytest.skip(f"no models at {folder}")
+    head = load_anatomy(find_anatomies(folder)[0], folder, slab_mm=4, head=True, blur_mm=0)
+    eighths = 8 * head.fractions
+    torch.testing.assert_close(eighths, eighths.round(), atol=1e-4, rtol=0)
+    mixed = (head.fractions > 0) & (head.fractions < 1)
+    assert mixed.any(0).float().mean() > 0.05
+
+
 # --- what cannot be used --------------------------------------------------------------------------
 
 
@@ -290,15 +407,32 @@ def test_labels_of_another_atlas_are_refused(tmp_path):
 
 
 def test_a_folder_needs_label_maps(tmp_path):
-    assert f"{tmp_path} holds no .nii or .nii.gz file" in refusal(find_anatomies, tmp_path)
+    assert "holds no label map (.nii, .nii.gz, .mnc.gz)" in refusal(find_anatomies, tmp_path)
     assert "nowhere is not a folder" in refusal(find_anatomies, tmp_path / "nowhere")
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "b" / tmp_path.name).mkdir(parents=True)
+    assert f"are called {tmp_path.name}: rename one" in refusal(
+        find_anatomies, [tmp_path, tmp_path / "b" / tmp_path.name]
+    )
 
 
 def test_heads_are_listed_in_order_and_other_files_overlooked(tmp_path):
-    for name in ("b.nii.gz", "a.nii", "read_me.txt"):
+    for name in ("b.nii.gz", "a.nii", "c.mnc.gz", "read_me.txt"):
         (tmp_path / name).touch()
-    assert find_anatomies(tmp_path) == ["a.nii", "b.nii.gz"]
-    assert find_anatomies("") == find_anatomies(None) == ["mni152"]
+    assert find_anatomies(tmp_path) == ["a.nii", "b.nii.gz", "c.mnc.gz"]
+    assert find_anatomies("") == find_anatomies(None) == find_anatomies([]) == ["mni152"]
+
+
+def test_heads_of_further_folders_are_named_with_them(tmp_path):
+    for name in ("one/a.nii", "two/a.nii"):
+        (tmp_path / name).parent.mkdir()
+        write(tmp_path, *synthetic_head(tilt=None if "one" in name else Rotation.from_euler("z", 30, True)), name)
+    folders = [tmp_path / "one", str(tmp_path / "two")]
+    assert find_anatomies(folders) == ["a.nii", "two/a.nii"]
+    assert find_anatomies(folders[::-1]) == ["a.nii", "one/a.nii"]
+    for name, folder in zip(find_anatomies(folders), folders, strict=True):
+        one, same = load_anatomy(name, folders, **BRAIN_ONLY), load_anatomy("a.nii", folder, **BRAIN_ONLY)
+        torch.testing.assert_close(one.fractions, same.fractions, rtol=0, atol=0)
 
 
 def test_people_are_nearly_symmetric_and_wholly_so_without_asymmetry():

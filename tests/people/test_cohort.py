@@ -127,13 +127,22 @@ def test_nobody_is_in_two_splits(make):
     assert people.split.value_counts().to_dict() == {"train": 3, "val": 1, "test": 1}
 
 
-def test_no_head_of_the_test_set_is_seen_in_training(heads, make):
+def test_no_head_of_the_test_set_is_seen_in_training(heads, make, tmp_path):
     recipe = replace(TINY, anatomies=str(heads), n_train=4, n_val=2, n_test=3, test_anatomies=1)
     used = {split: {s.head for s in recipe.subjects() if s.split == split} for split in SPLITS}
     assert used == {"train": {"a.nii.gz", "b.nii.gz"}, "val": {"a.nii.gz", "b.nii.gz"}, "test": {"c.nii.gz"}}
     apart = replace(recipe, val_anatomies=1)
     used = {split: {s.head for s in apart.subjects() if s.split == split} for split in SPLITS}
     assert used == {"train": {"a.nii.gz"}, "val": {"b.nii.gz"}, "test": {"c.nii.gz"}}
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("a.nii.gz", "z.nii.gz"):
+        shutil.copy(heads / "a.nii.gz", more / name)
+    several = replace(apart, anatomies=(str(heads), str(more)), n_train=6)  # further folders only train
+    used_then = {split: {s.head for s in several.subjects() if s.split == split} for split in SPLITS}
+    assert used_then == used | {"train": {"a.nii.gz", "more/a.nii.gz", "more/z.nii.gz"}}
+    with pytest.raises(BadInput, match="holds 2 heads, too few for 3 to test on"):
+        replace(several, anatomies=(str(more), str(heads)), test_anatomies=2).subjects()
     people = participants(make(replace(apart, n_train=1, n_val=1, n_test=1)))
     assert dict(zip(people.split, people.anatomy, strict=True)) == {s: used[s].pop() for s in SPLITS}
 

@@ -94,6 +94,20 @@ def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path)
     assert "Real scans of the dataset oasis3" in card and "deformed from" not in card
 
 
+def test_several_folders_of_heads_are_named_without_their_places(smoke_run, tmp_path):
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline", "coarse")))
+    for path in (run / "vae" / "made_with.json", run / "cohort" / "recipe.json"):
+        made = json.loads(path.read_text())
+        made.get("cohort", made)["anatomies"] = ["/far/away/heads", "/far/away/more"]
+        path.write_text(json.dumps(made))
+    export_weights(run, tmp_path / "weights")
+    training = (tmp_path / "weights" / "training.json").read_text()
+    assert json.loads(training)["vae"]["cohort"]["anatomies"] == ["heads", "more"] and "/far" not in training
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "deformed from the label maps in heads and more" in card
+    assert "--anatomies heads --anatomies more" in card
+
+
 def test_exporting_again_changes_nothing(copy, smoke_run):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     export_weights(smoke_run, copy)

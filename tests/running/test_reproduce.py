@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import pooch
 import pytest
 from typer.testing import CliRunner
 
@@ -280,7 +281,7 @@ def test_a_full_disk(readable, monkeypatch):
     assert "only 1.0 GiB are free where run is, and 2 are needed" in refusal("reproduce", "--out", "run")
 
 
-@pytest.mark.parametrize(("name", "complaint"), [("absent", "is not a folder"), ("empty", "holds no NIfTI")])
+@pytest.mark.parametrize(("name", "complaint"), [("absent", "is not a folder"), ("empty", "holds no label map")])
 def test_anatomies_that_are_not_there(readable, name, complaint):
     (readable / "empty").mkdir()
     said = refusal("reproduce", "--out", "run", "--anatomies", name)
@@ -428,10 +429,9 @@ def test_a_report_names_what_it_cannot_read(run, name, content):
 def mirror(tmp_path, monkeypatch):
     """Two small files served on this machine in place of the published fifteen."""
     (tmp_path / "public").mkdir()
-    sums = {}
-    for name, content in {"a.nii.gz": b"left", "b.nii.gz": b"right"}.items():
+    files = {"a.nii.gz": b"left", "b.nii.gz": b"right"}
+    for name, content in files.items():
         (tmp_path / "public" / name).write_bytes(content)
-        sums[name] = hashlib.sha256(content).hexdigest()
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -442,8 +442,12 @@ def mirror(tmp_path, monkeypatch):
     )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr(cli, "SYNTHSEG", f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setattr(cli, "SYNTHSEG_SHA256", sums)
+    sums = (
+        f"{name} {hashlib.sha256(content).hexdigest()} http://127.0.0.1:{server.server_port}/{name}\n"
+        for name, content in files.items()
+    )
+    (tmp_path / "registry.txt").write_text("# of two\n" + "".join(sums))
+    monkeypatch.setattr(cli, "_registry", lambda _: tmp_path / "registry.txt")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     stop = contextlib.ExitStack()
     stop.callback(thread.join)
@@ -483,6 +487,21 @@ def test_fetch_without_a_network_says_so(mirror, tmp_path):
     assert not list((tmp_path / "heads").iterdir())
 
 
-def test_the_published_checksums_are_those_of_the_offline_twin(shared_data):
-    twin = shared_data / "synthseg_labels"
-    assert {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.glob("*.nii.gz")} == cli.SYNTHSEG_SHA256
+@pytest.mark.parametrize("heads", cli.HEADS)
+def test_the_published_checksums_are_those_of_the_offline_twin(shared_data, heads):
+    twin = shared_data / cli.HEADS[heads]
+    if not twin.is_dir():
+        pytest.skip(f"no label maps at {twin}")
+    published = pooch.create(twin, "")
+    published.load_registry(cli._registry(heads))
+    assert published.registry == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.glob("*.gz")}
+    assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
+
+
+def test_each_set_s_licence_stands_on_the_page():
+    page = reproduce.ROOT / "data" / "README.md"
+    rows = {row.split("|")[1].strip(): row for row in page.read_text().splitlines() if "phyldm fetch" in row}
+    licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation"}
+    for heads, licence in licences.items():
+        assert licence in rows[f"`phyldm fetch {heads}`"]
+    assert set(rows) == {f"`phyldm fetch {heads}`" for heads in cli.HEADS}

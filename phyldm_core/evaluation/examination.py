@@ -32,7 +32,9 @@ from ..voxelwise import baselines
 from ..voxelwise.refine import refine
 from ..weights import TENSORS, Weights
 from . import metrics, tables
-from .brain_sets import Population, compare, novelty, pictures, thumbnails
+from .brain_sets import Population, compare, features, novelty, pictures, thumbnails
+from .brain_shapes import measure, share_within
+from .told_apart import auc_of_features, auc_of_network, screens
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
 SEPARATOR = " | "
@@ -44,6 +46,9 @@ SAMPLED_SD = "network, SD of samples"
 SEEN = "heads seen in training"
 N_FITTED = 1000
 """Voxels of each tissue that a fit is asked for where no image is made of them."""
+
+N_LOOKED_AT = 38
+"""People in each set whose slices are looked at one by one: 304 slices of eight each, or ``n`` people's if more."""
 
 GAIN_ONE = 10**2.8
 """Middle of the simulated gains (200 to 2000): what scans are divided by where a gain of 1 is assumed."""
@@ -283,25 +288,77 @@ def split_inputs(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
-    """Drawn slices against true ones, as many as ``n`` people have; :func:`brain_sets.compare` and ``novelty``."""
+    """Drawn slices against true ones: as sets, as many as ``n`` people have, and slice by slice (:func:`look_at`)."""
     recipe, voxel_mm = recipe_of(exam.weights, exam.anatomies, exam.seed), exam.weights.voxel_mm
-    n_slices = recipe.n_slices
+    n_slices, n_looked = recipe.n_slices, max(exam.n, N_LOOKED_AT)
+    vae, maps, inferred, who = exam.weights.vae(), [], [], []
+    for person in draw_people(recipe, heads.examined, 2 * n_looked):
+        maps.append(person.truth.maps)
+        who += [int(person.name.removeprefix("sub-")) - 1] * n_slices
+        if who[-1] < n_looked:
+            slices = person.common if exam.has_common_scale else person.scanned
+            inferred.append(infer(vae, slices, exam.has_common_scale)[1].stack())
+    maps, who = torch.cat(maps), np.array(who)
+    pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(n_looked)
+    drawn = pipe(n_slices * n_looked, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position).stack()
+    looked = look_at(drawn, maps, torch.cat(inferred), who, voxel_mm, exam.seed)
+    if not recipe.head:
+        looked = looked[looked.metric != "skull_closed"]
 
-    def people(of, n, first) -> Population:
-        truths = [p.truth.maps for p in draw_people(recipe, of, n, first)]
-        who = np.repeat(np.arange(n), n_slices)
-        return Population(TissueMaps.from_stack(torch.cat(truths)), who, voxel_mm)
+    def population(maps: Tensor, who: np.ndarray) -> Population:
+        return Population(TissueMaps.from_stack(maps), who, voxel_mm)
 
-    true = people(heads.examined, 2 * exam.n, FIRST)
-    pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(exam.n)
-    maps = pipe(n_slices * exam.n, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position)
-    generated, others = Population(maps, np.arange(n_slices * exam.n), voxel_mm), {}
+    few, some, others = who < 2 * exam.n, n_slices * exam.n, {}
+    true, generated = population(maps[few], who[few]), population(drawn[:some], np.arange(some))
     if heads.training:
-        others["true, training heads"] = fresh = people(heads.training, exam.n, 2 * FIRST)
-    parts = [compare(generated, true, others, seed=exam.seed)]
+        fresh = torch.cat([p.truth.maps for p in draw_people(recipe, heads.training, exam.n, 2 * FIRST)])
+        others["true, training heads"] = population(fresh, np.arange(some) // n_slices)
+    parts = [compare(generated, true, others, seed=exam.seed), looked]
     if heads.training:
+        fresh = others["true, training heads"]
         parts.append(novelty(generated, _training_thumbnails(exam, heads), fresh, true, exam.seed))
     return pandas.concat(parts, ignore_index=True)
+
+
+def look_at(
+    drawn: Tensor, true: Tensor, inferred: Tensor, who: np.ndarray, voxel_mm: float, seed: int = 0
+) -> pandas.DataFrame:
+    """Drawn slices judged one by one: are they shaped as people's are, and can classifiers tell them from people's?
+
+    Parameters
+    ----------
+    drawn, true, inferred
+        Maps ``(n, 3, y, x)``: generated; of people; what the VAE makes of the scans of the first half of these people,
+        which is all that a generator trained on scans can know of them.
+    who
+        Whose each true slice is, ``(n,)``, counted from 0; ``inferred`` has the same order.
+
+    Returns
+    -------
+        Rows of :func:`brain_shapes.share_within`, and metric "auc" by quantity "logistic regression" (on the features
+        of the Fréchet distance) and "network": the set in ``inputs`` against true people, other people's slices;
+        "generated, against inferred" has the one and the other.
+    """
+    n_people = who.max() + 1
+    first = who < (n_people + 1) // 2
+    sets = {"generated": (drawn, n_people + np.arange(len(drawn))), "true": (true[first], who[first]),
+            "rest": (true[~first], who[~first]), "inferred": (inferred, who[first])}  # fmt: skip
+    sets = {name: (TissueMaps.from_stack(maps), people) for name, (maps, people) in sets.items()}
+    shapes = {name: measure(maps, voxel_mm) for name, (maps, _) in sets.items()}
+    everyone = pandas.concat([shapes["true"], shapes["rest"]], ignore_index=True)
+    people = np.concatenate([sets["true"][1], sets["rest"][1]])
+    within = share_within(
+        {"generated": shapes["generated"], "true, inferred": shapes["inferred"]}, everyone, people, seed=seed
+    )
+    rows, pairs = [], {"generated": ("generated", "true"), "true, other half": ("rest", "true"),
+                       "true, inferred": ("inferred", "rest"),
+                       "generated, against inferred": ("generated", "inferred")}  # fmt: skip
+    seen = {name: (features(pictures(maps)), screens(maps)) for name, (maps, _) in sets.items()}
+    for name, (one, other) in pairs.items():
+        whose, key = (sets[one][1], sets[other][1]), {"metric": "auc", "inputs": name, "n": len(sets[one][1])}
+        for i, (judge, auc) in enumerate({"logistic regression": auc_of_features, "network": auc_of_network}.items()):
+            rows.append({**key, "quantity": judge, "value": auc(seen[one][i], seen[other][i], whose, seed)})
+    return pandas.concat([within, metrics.long_form(rows)], ignore_index=True)
 
 
 def _training_thumbnails(exam: Examination, heads: Heads) -> np.ndarray:

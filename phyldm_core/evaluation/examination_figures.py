@@ -150,3 +150,45 @@ def over_floor(table: pandas.DataFrame, floor: str = "true, other half") -> Figu
     ax.set_axisbelow(True)
     fig.legend(loc="outside upper center", ncols=3)
     return fig
+
+
+def looked_at(table: pandas.DataFrame, floor: str = "true, other half") -> Figure:
+    """Slices judged one by one: the share shaped as true people's are, and how well classifiers tell sets apart.
+
+    Parameters
+    ----------
+    table
+        Of :func:`examination.look_at`.
+    """
+    looks = {
+        "generated": ("o", "#d55e00"), "generated, against inferred": ("o", "white"),
+        "true, inferred": ("D", "#56b4e9"), floor: ("|", "0.2"),
+    }  # fmt: skip
+    panels = (
+        ("shaped as true people's slices (%)", 100, (("skull_closed", ""), ("within_true", "ventricle_asymmetry"),
+         ("within_true", "cortical_thickness"), ("within_true", "folding"))),
+        ("AUC of telling them apart", 1, (("auc", "logistic regression"), ("auc", "network"))),
+    )  # fmt: skip
+    values = table.set_index(["metric", "quantity", "inputs"])
+    fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 1.7), layout="constrained")
+    for ax, (title, unit, keys) in zip(axes, panels, strict=True):
+        keys = [key for key in keys if (*key, floor) in values.index]
+        for i, key in enumerate(keys):
+            for name, (mark, colour) in looks.items():
+                if (*key, name) in values.index:
+                    row = values.loc[(*key, name)]
+                    edge = "#d55e00" if colour == "white" else colour
+                    ax.plot(unit * np.array([row.low, row.high]), [i, i], color=edge, lw=1, alpha=0.6)
+                    ax.plot(unit * row.value, i, mark, color=colour, mec=edge, ms=5 if mark != "|" else 9)
+        names = [(quantity or metric).replace("_", " ") for metric, quantity in keys]
+        ax.set_yticks(range(len(keys)), labels=names)
+        ax.set(ylim=(len(keys) - 0.5, -0.5), xlabel=title)
+        ax.grid(axis="y", color="0.9", lw=0.5)
+        ax.set_axisbelow(True)
+    axes[0].set_xlim(-3, 103)
+    axes[1].set_xlim(0.38, 1.03)
+    axes[1].axvline(0.5, color="0.6", lw=0.7, zorder=0)
+    marks = [plt.Line2D([], [], marker=m, ls="", ms=5, color=c, mec="#d55e00" if c == "white" else c)
+             for m, c in looks.values()]  # fmt: skip
+    fig.legend(marks, looks, loc="outside upper center", ncols=len(looks))
+    return fig

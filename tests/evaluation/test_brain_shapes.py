@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from phyldm_core.anatomy import Deformation, find_anatomies
-from phyldm_core.brain_shapes import MEASURES, measure, share_within, tissue_labels, ventricles
-from phyldm_core.cohort import CohortRecipe, Subject, simulate
+from phyldm_core.evaluation.brain_shapes import MEASURES, core, measure, share_within, tissue_labels, ventricles
+from phyldm_core.people.anatomy import Deformation, find_anatomies
+from phyldm_core.people.cohort import CohortRecipe, Subject, simulate
 from phyldm_core.physics import TissueMaps
 from phyldm_core.tissue import TISSUES, in_vivo_3t
 
@@ -65,7 +65,7 @@ def test_ventricles_are_the_fluid_in_the_middle():
     maps = head(left=10, right=5)
     labels = tissue_labels(TissueMaps.from_stack(torch.from_numpy(maps[None])))[0]
     drawn = (ellipse(20, 10, x=-14) > 0) | (ellipse(20, 5, x=14) > 0)
-    assert np.array_equal(ventricles(labels), drawn)
+    assert np.array_equal(ventricles(labels, core(labels > 0)), drawn)
 
 
 def test_asymmetry_is_the_difference_of_areas_over_their_sum_on_either_side():

@@ -18,9 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from .physics import REFERENCE, TissueMaps, render
-from .protocols import effective_protocol
-from .vae import TYPICAL_SIGNAL
+from ..physics import REFERENCE, TissueMaps, effective_protocol, render
+from ..vae import TYPICAL_SIGNAL
 
 N_FOLDS = 3
 N_EPOCHS = 10

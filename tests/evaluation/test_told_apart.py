@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
+from phyldm_core.evaluation.told_apart import auc_of_features, auc_of_network, screens
 from phyldm_core.physics import TissueMaps
-from phyldm_core.told_apart import auc_of_features, auc_of_network, screens
 
 
 def pictures(n: int, seed: int, sd: float = 1.0) -> torch.Tensor:

@@ -16,10 +16,10 @@ from scipy.spatial import ConvexHull
 from skimage.measure import find_contours
 from skimage.morphology import convex_hull_image
 
+from ..people.segmentation import brain_of
+from ..physics import Protocol, TissueMaps, render
+from ..tissue import three_medians
 from . import metrics
-from .evaluation import brain_of
-from .physics import Protocol, TissueMaps, render
-from .tissue import three_medians
 
 MEASURES = ("skull_closed", "ventricle_asymmetry", "cortical_thickness", "folding")
 CORE = 0.5
@@ -54,14 +54,14 @@ def core(brain: NDArray) -> NDArray:
     return depth > CORE * depth.max()
 
 
-def ventricles(labels: NDArray) -> NDArray:
-    """``(y, x)`` bool: connected fluid of one slice that lies mostly in the brain's :func:`core`.
+def ventricles(labels: NDArray, inner: NDArray) -> NDArray:
+    """``(y, x)`` bool: connected fluid of one slice that lies mostly in the brain's :func:`core`, ``inner``.
 
     Sulci and the Sylvian fissure are connected with the surface or lie outside the core; what is left of them is less
     than a tenth of the largest piece. The third ventricle and the cistern behind it come along, on the mid-line.
     """
     pieces, n = ndimage.label(labels == 1)
-    inside = ndimage.mean(core(labels > 0), pieces, np.arange(n + 1)) > 0.5
+    inside = ndimage.mean(inner, pieces, np.arange(n + 1)) > 0.5
     area = np.bincount(pieces.ravel()) * inside
     area[0] = 0
     return ((area > 0.1 * area.max()) & inside)[pieces] & (pieces > 0)
@@ -76,12 +76,12 @@ def mid_line(brain: NDArray) -> tuple[float, float]:
     return float(start), float(slope)
 
 
-def ventricle_asymmetry(labels: NDArray) -> float:
+def asymmetry(ventricle: NDArray, brain: NDArray) -> float:
     """|left − right| / (left + right) of the area of one slice's ventricles about the mid-line; NaN without any."""
-    y, x = np.nonzero(ventricles(labels))
+    y, x = np.nonzero(ventricle)
     if not len(x):
         return np.nan
-    start, slope = mid_line(labels > 0)
+    start, slope = mid_line(brain)
     return float(abs(np.sign(x - start - slope * y).mean()))
 
 
@@ -123,28 +123,28 @@ def _longest_run(missed: NDArray) -> int:
     return int(np.bincount(pieces)[1:].max()) if n else 0
 
 
-def cortex(t1: NDArray, labels: NDArray, voxel_mm: float) -> tuple[float, float]:
+def cortex(t1: NDArray, labels: NDArray, inner: NDArray, voxel_mm: float) -> tuple[float, float]:
     """Thickness of the cortex (mm) and folding of the white matter (no unit) of one slice; NaN without white matter.
 
-    Both rest on the length of the border between white and grey matter outside the :func:`core`, where grey matter is
-    cortex: the line of equal T1 between the two, finer than pixels. Thickness is the area of that grey matter over the
-    length of the border: where two cortices lie back to back in a closed sulcus and no fluid parts them, both are
-    counted twice, and a distance across them would be of two cortices. Folding is the length of the border over that
+    Both rest on the length of the border between white and grey matter outside the :func:`core`, ``inner``, where grey
+    matter is cortex: the line of equal T1 between the two, finer than pixels. Thickness is the area of that grey matter
+    over the length of the border: where two cortices lie back to back in a closed sulcus and no fluid parts them, both
+    are counted twice, while a distance across would be of two cortices. Folding is the length of the border over that
     of the convex hull of the white matter.
     """
-    brain, outer = labels > 0, ~core(labels > 0)
     white = np.argwhere(labels == 3)
     if len(white) < 3:
         return np.nan, np.nan
-    image = np.log(np.where(brain, t1, three_medians()["GM"][1]).clip(1e-3))
+    image = np.log(np.where(labels > 0, t1, three_medians()["GM"][1]).clip(1e-3))
     length = 0.0
     for line in find_contours(image, np.log(t1_limits()[0])):
         middle = np.rint((line[1:] + line[:-1]) / 2).astype(int)
-        length += np.linalg.norm(np.diff(line, axis=0), axis=1)[outer[tuple(middle.T)]].sum()
+        length += np.linalg.norm(np.diff(line, axis=0), axis=1)[~inner[tuple(middle.T)]].sum()
     if not length:
         return np.nan, np.nan
-    grey = ((labels == 2) & outer).sum()
-    return float(grey / length * voxel_mm), float(length / ConvexHull(white).area)  # of two dimensions: its perimeter
+    grey = ((labels == 2) & ~inner).sum()
+    hull = ConvexHull(white, qhull_options="QJ")  # jogs points that lie on one line, instead of refusing them
+    return float(grey / length * voxel_mm), float(length / hull.area)  # of a plane hull, Qhull's area is the perimeter
 
 
 def measure(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
@@ -152,10 +152,13 @@ def measure(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
     labels, rows = tissue_labels(maps), []
     seen = (render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > SEEN).numpy()
     for soft, t1, of in zip(seen, maps.t1.numpy(), labels, strict=True):
-        if not of.any():
+        brain = of > 0
+        if not brain.any():
             rows.append((False, np.nan, np.nan, np.nan))
             continue
-        rows.append((skull_closed(soft, of > 0, voxel_mm), ventricle_asymmetry(of), *cortex(t1, of, voxel_mm)))
+        inner = core(brain)
+        closed, uneven = skull_closed(soft, brain, voxel_mm), asymmetry(ventricles(of, inner), brain)
+        rows.append((closed, uneven, *cortex(t1, of, inner, voxel_mm)))
     return pandas.DataFrame(rows, columns=list(MEASURES)).astype(float)
 
 
@@ -182,19 +185,20 @@ def share_within(
         "median". The true ones' ``inputs`` are "true, other half".
     """
     rng, people, floor = np.random.default_rng(seed), np.unique(person), "true, other half"
-    everyone, found = {**sets, floor: true}, {}
+    everyone, shares = {**sets, floor: true}, {}
     for _ in range(n_halvings):
         half = np.isin(person, rng.permutation(people)[: len(people) // 2])
         for column in MEASURES[1:]:
-            low, high = np.nanpercentile(true.loc[half, column], (5, 95))
-            for name, of in (sets | {floor: true[~half]}).items():
-                found.setdefault((column, name), []).append(of[column].between(low, high).mean())
+            if len(measured := true.loc[half, column].dropna()):
+                low, high = np.percentile(measured, (5, 95))
+                for name, of in (sets | {floor: true[~half]}).items():
+                    shares.setdefault((column, name), []).append(of[column].between(low, high).mean())
     rows = [{"metric": "skull_closed", "inputs": name, "value": float(of.skull_closed.mean()), "n": len(of)}
             for name, of in everyone.items()]  # fmt: skip
-    for (column, name), v in found.items():
+    for (column, name), v in shares.items():
+        key, measured = {"quantity": column, "inputs": name}, everyone[name][column].dropna()
         interval = metrics.Interval(float(np.mean(v)), *np.percentile(v, (2.5, 97.5)).tolist(), len(people) // 2)
-        key = {"quantity": column, "inputs": name}
         rows.append({"metric": "within_true", **key, "value": interval})
-        middle = everyone[name][column].median()
-        rows.append({"metric": "median", **key, "value": float(middle), "n": len(everyone[name])})
+        if len(measured):
+            rows.append({"metric": "median", **key, "value": float(measured.median()), "n": len(measured)})
     return metrics.long_form(rows)

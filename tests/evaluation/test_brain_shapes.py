@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from phyldm_core.evaluation.brain_shapes import MEASURES, core, measure, share_within, tissue_labels, ventricles
-from phyldm_core.people.anatomy import Deformation, find_anatomies
+from phyldm_core.people.anatomy import find_anatomies
 from phyldm_core.people.cohort import CohortRecipe, Subject, simulate
 from phyldm_core.physics import TissueMaps
 from phyldm_core.tissue import TISSUES, in_vivo_3t
@@ -96,14 +96,14 @@ def test_a_head_wider_than_the_picture_is_judged_by_what_is_in_it():
 
 @pytest.mark.parametrize("cortex", [2.0, 3.0, 4.5])
 def test_the_cortex_is_as_thick_as_it_was_drawn_smooth_or_folded(cortex):
-    """The layer is drawn at equal steps of an ellipse's half axes; where the head is longer it is thicker by that."""
+    """Drawn by half axes, it is thicker where the head is long. Steps of pixels lengthen a line by 6 %."""
     for waves in (0.0, 3.0):
         slice_ = head(cortex=cortex, waves=waves)
         grey, longest = (slice_[1] == np.float32(in_vivo_3t().median[TISSUES.index("GM"), 1])).sum(), 68 / 50
         found = shapes(slice_).cortical_thickness.item()
         if not waves:
             assert cortex < found < longest * cortex
-            assert found == pytest.approx(grey / _perimeter(68, 50), rel=0.05)
+            assert found == pytest.approx(grey / _perimeter(68, 50), rel=0.08)
             smooth = found
     assert found < 1.05 * smooth  # a folded layer of the same grey is not taken for a thicker one
 
@@ -116,7 +116,7 @@ def test_thickness_is_in_mm_and_folding_has_no_unit():
 
 def test_folding_is_one_for_an_oval_and_grows_with_the_gyri():
     found = shapes(*(head(waves=w) for w in (0.0, 1.5, 3.0, 5.0))).folding
-    assert found[0] == pytest.approx(1, abs=0.03)
+    assert found[0] == pytest.approx(1, abs=0.08)  # a line of pixels has steps
     assert found.is_monotonic_increasing
     line = [_wavy_perimeter(68, 50, w) for w in (0.0, 5.0)]
     assert found[3] / found[0] == pytest.approx(line[1] / line[0] * 50 / 55, rel=0.08)  # hull: at the gyri's crowns
@@ -128,7 +128,7 @@ def test_a_picture_of_nothing_has_no_shape():
 
 
 def test_share_within_is_nine_in_ten_for_people_and_none_for_what_is_unlike_them():
-    rng, person = np.random.default_rng(0), np.repeat(np.arange(40), 8)
+    rng, person = np.random.default_rng(0), np.repeat(np.arange(200), 8)
 
     def people(shift: float = 0.0):
         frame = {name: rng.normal(shift, 1, len(person)) for name in MEASURES[1:]}
@@ -140,25 +140,21 @@ def test_share_within_is_nine_in_ten_for_people_and_none_for_what_is_unlike_them
     values = table.set_index(["metric", "quantity", "inputs"]).value
     for name in MEASURES[1:]:
         assert values["within_true", name, "true, other half"] == pytest.approx(0.9, abs=0.03)
-        assert values["within_true", name, "generated"] == pytest.approx(0.9, abs=0.04)
+        assert values["within_true", name, "generated"] == pytest.approx(0.9, abs=0.03)
         assert values["within_true", name, "unlike"] == 0
     assert values["skull_closed", "", "unlike"] == 0.25 and values["skull_closed", "", "generated"] == 1
 
 
-def test_real_heads_are_closed_folded_and_nearly_symmetric_until_they_are_blurred(shared_data):
+def test_a_real_head_is_closed_folded_and_nearly_symmetric_until_it_is_blurred_or_mirrored(shared_data):
     folder = shared_data / "synthseg_labels"
-    recipe = CohortRecipe(
-        anatomies=str(folder), voxel_mm=1.0, slice_mm=4.0, shape=SHAPE, n_slices=2, head=True, deformation=Deformation()
-    )
-    maps = torch.cat([simulate(Subject("", "test", name, 1), recipe).maps for name in find_anatomies(folder)[-2:]])
-    true = shapes(*maps.numpy())
-    assert true.skull_closed.all() and (true.ventricle_asymmetry < 0.4).all()
-    assert true.cortical_thickness.between(2.3, 5).all() and true.folding.between(2.8, 4.2).all()
-    soft = shapes(*ndimage.gaussian_filter(maps.numpy(), (0, 0, 2, 2)))
-    assert not soft.skull_closed.any() and (soft.folding < true.folding - 0.3).all()
-    half = maps.clone()
-    half[..., 80:] = half[..., :80].flip(-1)
-    assert (shapes(*half.numpy()).ventricle_asymmetry < 0.05).all()
+    recipe = CohortRecipe(anatomies=str(folder), voxel_mm=1.0, slice_mm=4.0, shape=SHAPE, n_slices=2, head=True)
+    maps = simulate(Subject("", "test", find_anatomies(folder)[-1], 1), recipe).maps.numpy()
+    true, soft = shapes(*maps), shapes(*ndimage.gaussian_filter(maps, (0, 0, 2, 2)))
+    assert true.skull_closed.all() and not soft.skull_closed.any()
+    assert true.folding.between(3, 4.2).all() and (soft.folding < true.folding - 0.3).all()
+    assert true.cortical_thickness.between(2.3, 5).all() and true.ventricle_asymmetry.between(0.01, 0.4).all()
+    maps[..., 80:] = maps[..., 79::-1]
+    assert (shapes(*maps).ventricle_asymmetry < 0.01).all()
 
 
 def _perimeter(a: float, b: float) -> float:

@@ -34,7 +34,7 @@ from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, features, novelty, pictures, thumbnails
 from .brain_shapes import measure, share_within
-from .told_apart import auc_of_features, auc_of_network, screens
+from .told_apart import N_FOLDS, auc_of_features, auc_of_network, screens
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
 SEPARATOR = " | "
@@ -291,17 +291,18 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
     """Drawn slices against true ones: as sets, as many as ``n`` people have, and slice by slice (:func:`look_at`)."""
     recipe, voxel_mm = recipe_of(exam.weights, exam.anatomies, exam.seed), exam.weights.voxel_mm
     n_slices, n_looked = recipe.n_slices, max(exam.n, N_LOOKED_AT)
-    vae, maps, inferred, who = exam.weights.vae(), [], [], []
+    vae, maps, inferred, who, whose_head = exam.weights.vae(), [], [], [], []
     for person in draw_people(recipe, heads.examined, 2 * n_looked):
         maps.append(person.truth.maps)
         who += [int(person.name.removeprefix("sub-")) - 1] * n_slices
+        whose_head += [heads.examined.index(person.head)] * n_slices
         if who[-1] < n_looked:
             slices = person.common if exam.has_common_scale else person.scanned
             inferred.append(infer(vae, slices, exam.has_common_scale)[1].stack())
-    maps, who = torch.cat(maps), np.array(who)
+    maps, who, whose_head = torch.cat(maps), np.array(who), np.array(whose_head)
     pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(n_looked)
     drawn = pipe(n_slices * n_looked, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position).stack()
-    looked = look_at(drawn, maps, torch.cat(inferred), who, voxel_mm, exam.seed)
+    looked = look_at(drawn, maps, torch.cat(inferred), who, whose_head, voxel_mm, exam.seed)
     if not recipe.head:
         looked = looked[looked.metric != "skull_closed"]
 
@@ -321,7 +322,7 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
 
 
 def look_at(
-    drawn: Tensor, true: Tensor, inferred: Tensor, who: np.ndarray, voxel_mm: float, seed: int = 0
+    drawn: Tensor, true: Tensor, inferred: Tensor, who: np.ndarray, whose_head: np.ndarray, voxel_mm: float, seed: int
 ) -> pandas.DataFrame:
     """Drawn slices judged one by one: are they shaped as people's are, and can classifiers tell them from people's?
 
@@ -330,34 +331,31 @@ def look_at(
     drawn, true, inferred
         Maps ``(n, 3, y, x)``: generated; of people; what the VAE makes of the scans of the first half of these people,
         which is all that a generator trained on scans can know of them.
-    who
-        Whose each true slice is, ``(n,)``, counted from 0; ``inferred`` has the same order.
+    who, whose_head
+        Person and head of each true slice, ``(n,)``, counted from 0; ``inferred`` has the same order.
 
     Returns
     -------
         Rows of :func:`brain_shapes.share_within`, and metric "auc" by quantity "logistic regression" (on the features
-        of the Fréchet distance) and "network": the set in ``inputs`` against true people, other people's slices;
-        "generated, against inferred" has the one and the other.
+        of the Fréchet distance) and "network": the set in ``inputs`` against true people's slices, "generated, against
+        inferred" the one against the other. Cross-validated by head, or by person where there are few heads.
     """
-    n_people = who.max() + 1
-    first = who < (n_people + 1) // 2
-    sets = {"generated": (drawn, n_people + np.arange(len(drawn))), "true": (true[first], who[first]),
-            "rest": (true[~first], who[~first]), "inferred": (inferred, who[first])}  # fmt: skip
-    sets = {name: (TissueMaps.from_stack(maps), people) for name, (maps, people) in sets.items()}
-    shapes = {name: measure(maps, voxel_mm) for name, (maps, _) in sets.items()}
-    everyone = pandas.concat([shapes["true"], shapes["rest"]], ignore_index=True)
-    people = np.concatenate([sets["true"][1], sets["rest"][1]])
-    within = share_within(
-        {"generated": shapes["generated"], "true, inferred": shapes["inferred"]}, everyone, people, seed=seed
-    )
-    rows, pairs = [], {"generated": ("generated", "true"), "true, other half": ("rest", "true"),
-                       "true, inferred": ("inferred", "rest"),
-                       "generated, against inferred": ("generated", "inferred")}  # fmt: skip
-    seen = {name: (features(pictures(maps)), screens(maps)) for name, (maps, _) in sets.items()}
+    groups = whose_head if len(np.unique(whose_head)) >= N_FOLDS else who
+    first = who < (who.max() + 1) // 2
+    shapes = [measure(TissueMaps.from_stack(maps), voxel_mm) for maps in (drawn, inferred, true)]
+    within = share_within({"generated": shapes[0], "true, inferred": shapes[1]}, shapes[2], who, seed=seed)
+    sets = {"drawn": (drawn, len(who) + np.arange(len(drawn))), "true": (true[first], groups[first]),
+            "rest": (true[~first], groups[~first]), "inferred": (inferred, groups[first])}  # fmt: skip
+    pairs = {"generated": ("drawn", "true"), "true, other half": ("rest", "true"),
+             "true, inferred": ("inferred", "rest"), "generated, against inferred": ("drawn", "inferred")}  # fmt: skip
+    seen, rows = {}, []
+    for name, (maps, _) in sets.items():
+        maps = TissueMaps.from_stack(maps)
+        seen[name] = features(pictures(maps)), screens(maps)
     for name, (one, other) in pairs.items():
-        whose, key = (sets[one][1], sets[other][1]), {"metric": "auc", "inputs": name, "n": len(sets[one][1])}
+        of, key = (sets[one][1], sets[other][1]), {"metric": "auc", "inputs": name, "n": len(sets[one][1])}
         for i, (judge, auc) in enumerate({"logistic regression": auc_of_features, "network": auc_of_network}.items()):
-            rows.append({**key, "quantity": judge, "value": auc(seen[one][i], seen[other][i], whose, seed)})
+            rows.append({**key, "quantity": judge, "value": auc(seen[one][i], seen[other][i], of, seed)})
     return pandas.concat([within, metrics.long_form(rows)], ignore_index=True)
 
 

@@ -161,7 +161,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
             examination_figures.looked_at(samples),
             "Drawn slices looked at one by one. Left: skulls that are one closed ring, and ventricle asymmetry, "
             "cortical thickness and folding inside the 5th to 95th percentile of half of the true people (95 % of 20 "
-            "halvings). Right: AUC with which classifiers that learned from other people tell a set from true slices "
+            "halvings). Right: AUC with which classifiers that learned from other heads tell a set from true slices "
             "(0.5: not at all). Open: from what the network infers from true people's scans. Bars: true people against "
             "other true people, which no generator need surpass.",
             "Two panels of dots: shares of slices by shape, and AUC of two classifiers, beside those of true people.",

@@ -125,7 +125,7 @@ def test_every_library_imported_is_declared(folder):
 
 
 def test_top_level_holds_what_the_readme_promises_and_nothing_else():
-    folders = {"notebooks", "phyldm_core", "data", "figures", "tests", "benchmarks"}
+    folders = {"notebooks", "phyldm_core", "data", "figures", "tests"}
     lists = {"environment.yml", "pyproject.toml", "requirements.txt"}
     top = {path.relative_to(ROOT).parts[0] for path in kept_files()}
     assert top == folders | lists | {"README.md", "LICENSE", "CITATION.cff", "Makefile", ".ci", ".gitignore"}

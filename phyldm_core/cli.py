@@ -77,11 +77,14 @@ def reproduce(
         Path | None, typer.Option(help="Where figures go; figures/ for a plain laptop run, else beside the run.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
 ):
     """Run every notebook: cohort, training, samples, figures, one report. A second run reuses what is trained."""
     from .running.reproduce import reproduce
 
-    reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
+    reproduce(
+        profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed, pdf=pdf
+    )
 
 
 SchedulerOption = Annotated[

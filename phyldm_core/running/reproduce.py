@@ -23,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
 from ..errors import BadInput
+from ..figures.style import PDF
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
 from .report import duration, write_report
@@ -44,6 +45,7 @@ def reproduce(
     run_dir: Path | None = None,
     figures_dir: Path | None = None,
     seed: int = 7,
+    pdf: bool = False,
     notebooks_dir: Path = ROOT / "notebooks",
 ) -> Path:
     """Run the notebooks and write the report.
@@ -63,6 +65,8 @@ def reproduce(
         place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
     seed
         Given to every notebook.
+    pdf
+        Every figure also as a PDF.
     notebooks_dir
         Where the notebooks are.
 
@@ -98,7 +102,7 @@ def reproduce(
 
     began = time.monotonic()
     for notebook in notebooks:
-        run_notebook(notebook, parameters, run_dir / "notebooks")
+        run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
     report = write_report(run_dir, figures_dir)
 
     print(f"\nDone in {duration(time.monotonic() - began)}.")
@@ -109,7 +113,7 @@ def reproduce(
     return report
 
 
-def run_notebook(notebook: Path, parameters: dict, folder: Path) -> nbformat.NotebookNode:
+def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = False) -> nbformat.NotebookNode:
     """Execute one notebook in a fresh kernel of this interpreter; its own folder is the working folder.
 
     ``<folder>/<stem>.ipynb`` appears when it has succeeded. Until then, and if it fails, what has run
@@ -140,7 +144,7 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path) -> nbformat.Not
                 stdout_file=watch,
                 stderr_file=watch,
                 on_cell_start=watch.on_cell_start,
-                kernel_manager_class=this_interpreter(log),
+                kernel_manager_class=this_interpreter(log, pdf),
                 coalesce_streams=True,  # of a progress bar, keep the last state only
             )
         except PapermillExecutionError as error:
@@ -197,7 +201,7 @@ class Watch:
         self.log.flush()
 
 
-def this_interpreter(log) -> type[AsyncKernelManager]:
+def this_interpreter(log, pdf: bool) -> type[AsyncKernelManager]:
     """Starts the kernel in the interpreter that runs us, whichever kernels the user has registered.
 
     What the kernel says outside of any cell, a crash for instance, goes to ``log``, not to the terminal.
@@ -207,7 +211,7 @@ def this_interpreter(log) -> type[AsyncKernelManager]:
         @property
         def kernel_spec(self) -> KernelSpec:
             quiet = "--IPKernelApp.log_level=ERROR"  # else it warns of talking over the loopback address
-            return KernelSpec(**get_kernel_dict([quiet]))
+            return KernelSpec(**get_kernel_dict([quiet]), env={PDF: "1"} if pdf else {})
 
         async def start_kernel(self, **settings):
             return await super().start_kernel(stderr=log, **settings)

@@ -168,6 +168,13 @@ def test_the_report_is_one_page_with_every_figure_and_number(finished):
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page)  # nothing is loaded from elsewhere
 
 
+def test_the_kernel_is_told_to_write_pdfs_when_it_is_asked_to(clone):
+    write_notebook(clone / "notebooks", "00_first", "import os\nprint(os.environ.get('PHYLDM_PDF'))")
+    for asked, told in (((), "None"), (("--pdf",), "1")):
+        assert phyldm("reproduce", "--out", "run", *asked)[0] == 0
+        assert printed(clone / "run" / "notebooks" / "00_first.ipynb").split() == [told]
+
+
 def test_a_failure_names_the_cell_and_the_next_run_goes_on_from_there(clone):
     waits = "from pathlib import Path\nassert Path('../mended').exists(), 'two\\nlines'"
     write_notebook(clone / "notebooks", "00_first", "print('first')")

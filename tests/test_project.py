@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import phyldm_core
+from phyldm_core.running.report import figures_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -129,6 +130,13 @@ def test_top_level_holds_what_the_readme_promises_and_nothing_else():
     lists = {"environment.yml", "pyproject.toml", "requirements.txt"}
     top = {path.relative_to(ROOT).parts[0] for path in kept_files()}
     assert top == folders | lists | {"README.md", "LICENSE", "CITATION.cff", "Makefile", ".ci", ".gitignore"}
+
+
+@pytest.mark.parametrize("folder", ["figures", "figures/release"])
+def test_the_page_of_figures_is_what_their_captions_give(folder):
+    page, pictures = ROOT / folder / "README.md", {path.stem for path in (ROOT / folder).glob("fig*.png")}
+    assert page.read_text(encoding="utf-8") == figures_page(ROOT / folder, ROOT / "notebooks"), "phyldm reproduce"
+    assert pictures == {path.stem for path in (ROOT / folder).glob("fig*.json")}
 
 
 def test_nothing_kept_names_a_machine_or_a_registry():

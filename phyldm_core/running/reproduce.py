@@ -26,7 +26,7 @@ from ..errors import BadInput
 from ..figures.style import PDF
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
-from .report import duration, write_report
+from .report import check_figures_page, duration, write_figures_page, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
@@ -98,12 +98,14 @@ def reproduce(
     find_anatomies(anatomies)  # folders without label maps are refused before half an hour has gone by
     check_writable(run_dir, "--out")
     check_writable(figures_dir, "--figures")
+    check_figures_page(figures_dir)
     check_space(run_dir)
 
     began = time.monotonic()
     for notebook in notebooks:
         run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
     report = write_report(run_dir, figures_dir)
+    write_figures_page(figures_dir, notebooks_dir)
 
     print(f"\nDone in {duration(time.monotonic() - began)}.")
     print(f"  report     {os.path.relpath(report)}")

@@ -139,6 +139,24 @@ def test_the_page_of_figures_is_what_their_captions_give(folder):
     assert pictures == {path.stem for path in (ROOT / folder).glob("fig*.json")}
 
 
+def test_the_order_of_the_folders_is_told_in_the_package_and_in_the_readme():
+    """With one sentence each, the folder's own."""
+    table = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"^- ``(\w+)``: (.+)\.$", phyldm_core.__doc__, re.MULTILINE)
+    assert [(name, sentence.replace("``", "`")) for name, sentence in told] == table
+    folders = {path.parent.name: path for path in (ROOT / "phyldm_core").glob("*/__init__.py")}
+    assert set(folders) == {name for name, _ in table} - {"cli"}
+    for name, sentence in table:
+        if name in folders:
+            own = ast.get_docstring(ast.parse(folders[name].read_text(encoding="utf-8")))
+            assert own.lower().startswith(sentence.lower()), name
+
+
+def test_importing_the_package_imports_nothing():
+    tree = ast.parse((ROOT / "phyldm_core" / "__init__.py").read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def test_nothing_kept_names_a_machine_or_a_registry():
     astray = re.compile(
         r"(?:/home/|/Users/|/root/|/work/)\w"  # somebody's folders

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .errors import BadInput
+from .machine.carried import carried
 
 ADVICE = {
     errno.ENOSPC: "make room and run again, finished work is reused",
@@ -401,6 +402,4 @@ def fetch(
 
 
 def _registry(heads: str) -> Path:
-    from .tissue import TABLE
-
-    return TABLE.parent / "label_maps" / f"{heads}.txt"
+    return carried(f"data/label_maps/{heads}.txt")

@@ -39,11 +39,11 @@ import matplotlib.pyplot as plt
 import pandas
 from matplotlib.ticker import LogLocator
 
+from phyldm_core.machine.carried import carried
 from phyldm_core.running.chapter import open_chapter
 from phyldm_core.running.profiles import find_profile
-from phyldm_core.running.reproduce import ROOT
 
-sys.path.append(str(ROOT))  # the measurements are not part of the package
+sys.path.append(str(carried(".")))  # holds tests/speed, which is not part of the package
 from tests.speed import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402
 
 settings, small = find_profile(profile), profile == "smoke"

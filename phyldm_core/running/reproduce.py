@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from ..errors import BadInput
 from ..figures.style import PDF
+from ..machine.carried import carried
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
 from .report import check_figures_page, duration, write_figures_page, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
-ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = carried("notebooks")
 ON_REQUEST = 13
 """From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
@@ -46,7 +47,7 @@ def reproduce(
     figures_dir: Path | None = None,
     seed: int = 7,
     pdf: bool = False,
-    notebooks_dir: Path = ROOT / "notebooks",
+    notebooks_dir: Path = NOTEBOOKS,
 ) -> Path:
     """Run the notebooks and write the report.
 
@@ -59,9 +60,9 @@ def reproduce(
     only, start
         Number of the one notebook to run, or of the first.
     run_dir
-        Where the run is kept; None for ``runs/<profile>`` in the repository.
+        Where the run is kept; None for ``runs/<profile>`` where the user stands.
     figures_dir
-        Where figures go; None for the repository's ``figures/`` when the laptop run is in its usual
+        Where figures go; None for ``figures/`` where the user stands when the laptop run is in its usual
         place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
     seed
         Given to every notebook.
@@ -81,8 +82,8 @@ def reproduce(
     """
     find_profile(profile)
     if figures_dir is None and run_dir is None and profile == "laptop":
-        figures_dir = ROOT / "figures"
-    run_dir = Path(run_dir or ROOT / "runs" / profile).resolve()
+        figures_dir = Path("figures")
+    run_dir = Path(run_dir or Path("runs") / profile).resolve()
     figures_dir = Path(figures_dir or run_dir / "figures").resolve()
     notebooks = choose(find_notebooks(notebooks_dir), only, start)
     folders = [seen_from(notebooks_dir, folder) for folder in as_folders(anatomies)]
@@ -225,10 +226,7 @@ def find_notebooks(folder: Path) -> list[Path]:
     """The numbered notebooks, in order."""
     found = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise BadInput(
-            f"no notebooks in {os.path.relpath(folder)}: run phyldm from a clone of the repository, "
-            "installed there with pip install -e ."
-        )
+        raise BadInput(f"no notebooks in {os.path.relpath(folder)}: install phyldm_core again, they come with it")
     return found
 
 

@@ -225,7 +225,8 @@ def test_an_interrupt_stops_the_kernel_keeps_the_notebook_and_exits_130(tmp_path
     notebook = write_notebook(tmp_path / "notebooks", "00_endless", endless)
     program = "\n".join([
         "from pathlib import Path",
-        "from phyldm_core import cli, reproduce",
+        "from phyldm_core import cli",
+        "from phyldm_core.running import reproduce",
         "reproduce.reproduce.__kwdefaults__['notebooks_dir'] = Path('notebooks')",
         "cli.app(['reproduce', '--out', 'run'])",
     ])  # fmt: skip

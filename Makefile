@@ -34,5 +34,5 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@echo "Installing the pinned libraries into $(VENV): minutes the first time, none after that."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -r requirements.txt
-	@$(PIP) install --no-deps -e .
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

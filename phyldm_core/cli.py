@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .errors import BadInput
+from .machine.carried import carried
 
 ADVICE = {
     errno.ENOSPC: "make room and run again, finished work is reused",
@@ -77,11 +78,14 @@ def reproduce(
         Path | None, typer.Option(help="Where figures go; figures/ for a plain laptop run, else beside the run.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
 ):
     """Run every notebook: cohort, training, samples, figures, one report. A second run reuses what is trained."""
     from .running.reproduce import reproduce
 
-    reproduce(profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed)
+    reproduce(
+        profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed, pdf=pdf
+    )
 
 
 SchedulerOption = Annotated[
@@ -398,6 +402,4 @@ def fetch(
 
 
 def _registry(heads: str) -> Path:
-    from .tissue import TABLE
-
-    return TABLE.parent / "label_maps" / f"{heads}.txt"
+    return carried(f"data/label_maps/{heads}.txt")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas
 
+from .machine.carried import carried
 from .physics import Protocol, TissueMaps, render
 
-TABLE = Path(__file__).parent.parent / "data" / "relaxation_times.csv"
+TABLE = carried("data/relaxation_times.csv")
 
 BRAIN = ("WM", "GM", "CSF", "thalamus", "caudate", "putamen", "pallidum", "hippocampus",
          "cerebellar WM", "cerebellar GM", "brain stem", "lesion")  # fmt: skip

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import __version__
 from .errors import BadInput
+from .machine.carried import carried
 from .machine.files import read_json, sha256
 from .physics import SEQUENCES
 
@@ -29,8 +30,8 @@ FORMAT = 1
 DEFAULT = Path("runs/laptop")
 """Where the commands look for weights first when they are not told: what ``phyldm reproduce`` makes."""
 
-RELEASE = Path(__file__).resolve().parents[1] / "data" / "weights" / "release"
-"""The weights that come with the repository; wherever a folder of weights is asked for, "release" means this one."""
+RELEASE = carried("data/weights/release")
+"""The weights that come with the package; wherever a folder of weights is asked for, "release" means this one."""
 
 CONVENTIONS = {
     "maps": ["PD relative to water = 1", "T1 in s", "T2 in s"],

@@ -11,9 +11,10 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from conftest import ROOT
 
 from phyldm_core.running.report import write_report
-from phyldm_core.running.reproduce import ON_REQUEST, ROOT, run_notebook
+from phyldm_core.running.reproduce import ON_REQUEST, run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 AGREED = {

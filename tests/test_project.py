@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import phyldm_core
+from phyldm_core.running.report import figures_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -125,10 +126,35 @@ def test_every_library_imported_is_declared(folder):
 
 
 def test_top_level_holds_what_the_readme_promises_and_nothing_else():
-    folders = {"notebooks", "phyldm_core", "data", "figures", "tests", "benchmarks"}
+    folders = {"notebooks", "phyldm_core", "data", "figures", "tests"}
     lists = {"environment.yml", "pyproject.toml", "requirements.txt"}
     top = {path.relative_to(ROOT).parts[0] for path in kept_files()}
     assert top == folders | lists | {"README.md", "LICENSE", "CITATION.cff", "Makefile", ".ci", ".gitignore"}
+
+
+@pytest.mark.parametrize("folder", ["figures", "figures/release"])
+def test_the_page_of_figures_is_what_their_captions_give(folder):
+    page, pictures = ROOT / folder / "README.md", {path.stem for path in (ROOT / folder).glob("fig*.png")}
+    assert page.read_text(encoding="utf-8") == figures_page(ROOT / folder, ROOT / "notebooks"), "phyldm reproduce"
+    assert pictures == {path.stem for path in (ROOT / folder).glob("fig*.json")}
+
+
+def test_the_order_of_the_folders_is_told_in_the_package_and_in_the_readme():
+    """With one sentence each, the folder's own."""
+    table = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"^- ``(\w+)``: (.+)\.$", phyldm_core.__doc__, re.MULTILINE)
+    assert [(name, sentence.replace("``", "`")) for name, sentence in told] == table
+    folders = {path.parent.name: path for path in (ROOT / "phyldm_core").glob("*/__init__.py")}
+    assert set(folders) == {name for name, _ in table} - {"cli"}
+    for name, sentence in table:
+        if name in folders:
+            own = ast.get_docstring(ast.parse(folders[name].read_text(encoding="utf-8")))
+            assert own.lower().startswith(sentence.lower()), name
+
+
+def test_importing_the_package_imports_nothing():
+    tree = ast.parse((ROOT / "phyldm_core" / "__init__.py").read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def test_nothing_kept_names_a_machine_or_a_registry():
@@ -139,7 +165,7 @@ def test_nothing_kept_names_a_machine_or_a_registry():
     )
     found = []
     for path in kept_files():
-        if path.suffix not in {".png", ".pdf", ".gz", ".safetensors"}:
+        if path.suffix not in {".png", ".gz", ".safetensors"}:
             text = path.read_text(encoding="utf-8")
             found += [f"{path.relative_to(ROOT)}: {hit.group()}" for hit in astray.finditer(text)]
     assert not found

@@ -36,7 +36,7 @@ seed = 7
 import pandas
 from IPython.display import clear_output
 
-from phyldm_core import figures
+from phyldm_core import figures, tissue
 from phyldm_core.people import cohort
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render
 from phyldm_core.running.chapter import open_chapter
@@ -75,7 +75,7 @@ order = sorted(contrasts, key=lambda name: (contrasts[name].sequence.value, cont
 images = {name: render(maps, contrasts[name]) for name in order}
 
 # %%
-head = maps.pd > figures.BACKGROUND_PD
+head = maps.pd > tissue.AIR_PD
 look = ({}, {"inside": head}, {"inside": head})
 panels = [figures.Panel(m, q, title=q, **k) for m, q, k in zip(maps, figures.MAPS, look, strict=True)]
 panels += [figures.Panel(images[name], note=str(k)) for k, name in enumerate(order, start=1)]

@@ -163,7 +163,7 @@ def maps_at(z_mm):
 
 # %%
 maps = maps_at(12)
-head = maps.pd > figures.BACKGROUND_PD
+head = maps.pd > tissue.AIR_PD
 scans = {name: physics.render(maps, protocol) for name, protocol in REFERENCE.items()}
 row = [figures.Panel(m, q, title=q, inside=head) for m, q in zip(maps, figures.MAPS, strict=True)]
 row += [figures.Panel(image, title=name) for name, image in scans.items()]

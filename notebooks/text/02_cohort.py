@@ -260,7 +260,7 @@ chosen = sorted({tuple(val.observed[i].tolist()): i for i in middle}.values())[:
 chosen += [i for i in middle if i not in chosen][: 3 - len(chosen)]
 rows = []
 for k, i in enumerate(chosen):
-    maps, head = val_truth.maps[i], val_truth.maps[i, 0] > figures.BACKGROUND_PD
+    maps, head = val_truth.maps[i], val_truth.maps[i, 0] > tissue.AIR_PD
     row = [
         figures.Panel(values, q, title=q if k == 0 else "", inside=None if q == "PD" else head)
         for values, q in zip(maps, figures.MAPS, strict=True)
@@ -336,7 +336,7 @@ fig, axes = plt.subplots(1, 4, figsize=(7, 2.2), width_ratios=(1, 1, 1, 1.6), la
 window = figures.percentile_window(t1w["clean"])
 figures.show_image(axes[0], t1w["clean"], window, voxel_mm=recipe.voxel_mm, scale_bar_mm=50)
 shading = 100 * (t1w["and shaded"] / t1w["clean"] - 1)
-head = stages["clean"].maps[z, 0] > figures.BACKGROUND_PD
+head = stages["clean"].maps[z, 0] > tissue.AIR_PD
 figures.show_map(axes[1], shading, "error", inside=head, voxel_mm=recipe.voxel_mm, marks="")
 figures.show_image(axes[2], t1w["and noisy"], window, voxel_mm=recipe.voxel_mm, marks="")
 for ax, letter, label in zip(axes, "abc", ("clean T1w", "shading, ±30 %", "as scanned"), strict=False):

@@ -428,7 +428,7 @@ publish(fig, "fig18_subsets", caption, alt)
 
 # %%
 chosen, person = ("T1w", "T1w+T2w", ALL_SCANS), 0
-head = few_truth.maps[person, 0] > figures.BACKGROUND_PD
+head = few_truth.maps[person, 0] > tissue.AIR_PD
 fig, axes = plt.subplots(1, 6, figsize=(7, 2.1), layout="constrained")
 pairs = [(label, q) for q in ("T1", "T2") for label in chosen]
 for k, (ax, (label, quantity)) in enumerate(zip(axes, pairs, strict=True)):

@@ -43,7 +43,7 @@ from IPython.display import Image as StillImage
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from phyldm_core import figures
+from phyldm_core import figures, tissue
 from phyldm_core.figures import colour_vision
 from phyldm_core.figures.colour_vision import VISIONS, closest, edges_lost, lightness, seen, shrunk
 from phyldm_core.figures.style import to_rgb as picture_of
@@ -66,7 +66,7 @@ recipe = run.recipe
 # %%
 someone = cohort.simulate(cohort.CohortRecipe().subjects()[0], cohort.CohortRecipe())
 pd, t1, t2 = someone.maps[len(someone.maps) // 2].unbind(0)
-head = (pd > figures.BACKGROUND_PD).numpy()
+head = (pd > tissue.AIR_PD).numpy()
 error = 30 * np.sin(np.linspace(-np.pi / 2, np.pi / 2, t1.shape[1])) * np.ones_like(t1)  # −30 to 30 %, left to right
 rows = {"T1": t1, "T2": t2, "error": error}
 swatches = np.array([[to_rgb(colour) for colour in figures.TISSUE_COLOURS.values()]])

@@ -39,12 +39,12 @@ import matplotlib.pyplot as plt
 import pandas
 from matplotlib.ticker import LogLocator
 
+from phyldm_core.machine.carried import carried
 from phyldm_core.running.chapter import open_chapter
 from phyldm_core.running.profiles import find_profile
-from phyldm_core.running.reproduce import ROOT
 
-sys.path.append(str(ROOT))  # benchmarks/ is not part of the package
-from benchmarks import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402
+sys.path.append(str(carried(".")))  # holds tests/speed, which is not part of the package
+from tests.speed import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402
 
 settings, small = find_profile(profile), profile == "smoke"
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
@@ -54,7 +54,7 @@ rows = []
 # %% [markdown]
 # A time says little, a ratio more: two ways take turns, round by round, so that a slow moment of the machine is a slow
 # moment for both. What is printed is the median over the rounds, and the quartiles. The whole table, with memory,
-# growth and several processes, is `python -m benchmarks`.
+# growth and several processes, is `python -m tests.speed`.
 
 # %%
 pandas.Series(timing.machine()).to_frame("this machine")
@@ -222,7 +222,7 @@ run.write_metrics("ratios", pandas.DataFrame([row.as_dict() for row in rows]).dr
 # ## Limits
 # Times hold for this machine and this profile; on a GPU the encoder and the exponentials cost less, and starting an
 # operation more. The paper's U-Net is not timed here, because one of its brains takes minutes on two cores:
-# `python -m benchmarks --only drawing` does that, and as its weights are not published, it compares time alone.
+# `python -m tests.speed --only drawing` does that, and as its weights are not published, it compares time alone.
 #
 # ## References
 # - J. Song, C. Meng, S. Ermon, *Denoising diffusion implicit models*, 2021, arXiv 2010.02502.

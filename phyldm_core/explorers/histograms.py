@@ -111,7 +111,7 @@ class HistogramExplorer(Explorer):
             f"Measured, {quantity_of(self.choice.quantity).label}: {measured or 'no study chosen'}."
         )
         alt = f"Densities of {self.choice} from {', '.join(table.index)}, above {len(rows)} measured values."
-        return save_figure(fig, self.figures_dir, name, caption=caption, alt=alt)
+        return save_figure(fig, self.figures_dir, name, caption=caption, alt=alt, pdf=True)
 
     # Controls -----------------------------------------------------------------------------------------------
 

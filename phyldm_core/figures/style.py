@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..machine.files import write_atomically
 
 FIGURE_WIDTH = 7.0  # in; two columns of a journal page
 NO_VALUE = "black"
+PDF = "PHYLDM_PDF"
+"""Name in the environment, which the process of a chapter inherits: where it is set, every figure is also a PDF."""
 TISSUE_COLOURS = {"CSF": "#0173b2", "GM": "#029e73", "WM": "#de8f05"}
 """Blue, green, orange of seaborn's palette: apart for colour-blind readers, from dark to light in greyscale."""
 
@@ -288,8 +291,10 @@ def to_png(picture: Figure | ArrayLike, *, dpi: float = 100, zoom: int = 1) -> b
     return buffer.getvalue()
 
 
-def save_figure(fig: Figure, figures_dir: str | Path, name: str, *, caption: str, alt: str) -> tuple[Path, Path, Path]:
-    """Write ``name``.png (200 dpi), .pdf (vector text) and .json (caption, alt), each whole or not at all.
+def save_figure(
+    fig: Figure, figures_dir: str | Path, name: str, *, caption: str, alt: str, pdf: bool = False
+) -> tuple[Path, ...]:
+    """Write ``name``.png (200 dpi) and .json (caption, alt), on request .pdf, each whole or not at all: these paths.
 
     The same figure gives the same bytes, so that a second run changes no file.
 
@@ -301,6 +306,8 @@ def save_figure(fig: Figure, figures_dir: str | Path, name: str, *, caption: str
         What, n, protocol, what to see.
     alt
         The picture in a sentence, for those who cannot see it; a notebook that shows the figure holds it, too.
+    pdf
+        Also with vector text. Always where :data:`PDF` is in the environment, as in ``phyldm reproduce --pdf``.
 
     Raises
     ------
@@ -313,12 +320,14 @@ def save_figure(fig: Figure, figures_dir: str | Path, name: str, *, caption: str
         raise ValueError(f"figure name {name!r} should be like fig01_topic: lower case, digits and underscores")
     if not caption.strip() or not alt.strip():
         raise ValueError(f"{name} needs a caption and an alt text: say what, n, protocol, and what to see")
-    vector, raster = io.BytesIO(), to_png(fig, dpi=200)
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        fig.savefig(vector, format="pdf", dpi=200, metadata={"CreationDate": None})  # no clock: bytes repeat
     text = json.dumps({"caption": caption.strip(), "alt": alt.strip()}, ensure_ascii=False, indent=1) + "\n"
     folder = Path(figures_dir)
-    files = {".png": raster, ".pdf": vector.getvalue(), ".json": text.encode()}
+    files = {".png": to_png(fig, dpi=200), ".json": text.encode()}
+    if pdf or os.environ.get(PDF):
+        vector = io.BytesIO()
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            fig.savefig(vector, format="pdf", dpi=200, metadata={"CreationDate": None})  # no clock: bytes repeat
+        files[".pdf"] = vector.getvalue()
     for suffix, data in files.items():
         write_atomically(folder / (name + suffix), data)
     _tell_notebook(fig, alt.strip())

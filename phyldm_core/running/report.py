@@ -1,4 +1,4 @@
-"""One page, complete in itself: every figure, table and notebook of a run, to read or to send.
+"""One page, complete in itself: every figure, table and notebook of a run, to read or to send; and one of the figures.
 
 It opens as the paper's section of figures does, Figures 1 to 5 and Table 1 under the paper's numbers, then ours.
 A figure or table ``NAME.png`` or ``NAME.csv`` may have a sidecar ``NAME.json`` beside it, with ``caption``
@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from html import escape
@@ -30,6 +31,7 @@ VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "s
 PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
 RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
+PAGE_TITLE = "# Figures, with what they show\n"
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
 
 STYLE = """
@@ -70,7 +72,7 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     """
     run_dir, figures_dir = Path(run_dir), Path(figures_dir)
     executed = [p for p in sorted((run_dir / "notebooks").glob("*.ipynb")) if not p.name.endswith(".partial.ipynb")]
-    notebooks = {path: read(path, lambda p: nbformat.read(p, as_version=4)) for path in executed}
+    notebooks = {path: read(path, read_notebook) for path in executed}
     records = [notebook.metadata.papermill for notebook in notebooks.values()]
     began = min((datetime.fromisoformat(r.start_time).timestamp() for r in records), default=0.0)
 
@@ -120,6 +122,60 @@ def write_page(path: Path, title: str, subtitle: str, body: str) -> Path:
 """
     write_atomically(path, page.encode())
     return path
+
+
+def write_figures_page(figures_dir: Path, notebooks_dir: Path) -> Path:
+    """Write ``<figures_dir>/README.md``, :func:`figures_page`, whole or not at all."""
+    path = figures_dir / "README.md"
+    write_atomically(path, figures_page(figures_dir, notebooks_dir).encode())
+    return path
+
+
+def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
+    """A folder of figures as Markdown: every picture with its alternative text, its caption and the notebook behind it.
+
+    Notebooks are linked where the figures lie in the same repository as they do.
+
+    Raises
+    ------
+    BadInput
+        A sidecar or notebook cannot be read.
+    """
+    figures_dir, notebooks_dir = Path(figures_dir).resolve(), Path(notebooks_dir).resolve()
+    books = sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb"))
+    sources = {path: "\n".join(cell.source for cell in read(path, read_notebook).cells) for path in books}
+    further = sorted({path.parent.name for path in figures_dir.glob("*/fig[0-9][0-9]_*.png")})
+    entries = []
+    for path in sorted(figures_dir.glob("fig[0-9][0-9]_*.png")):
+        text, name = sidecar(path), topic(path)
+        by = [book for book, source in sources.items() if f'"{path.stem}"' in source]
+        if figures_dir.is_relative_to(notebooks_dir.parent):
+            links = [f"[{p.stem[:2]}]({Path(os.path.relpath(p, figures_dir)).as_posix()})" for p in by]
+        else:
+            links = [p.stem[:2] for p in by]
+        alt, caption = (in_markdown(text.get(key, name)) for key in ("alt", "caption"))
+        ends = "" if caption.endswith((".", "?", "!")) else "."
+        made_by = f" Notebook {', '.join(links)}." if links else ""
+        entries.append(f"## Figure {number(path)}: {name}\n\n![{alt}]({path.name})\n\n{caption}{ends}{made_by}\n")
+    more = f" More: {', '.join(f'[{name}]({name}/README.md)' for name in further)}." if further else ""
+    begins = f"Made by `phyldm reproduce` from the JSON beside each picture. Figures 1 to 5 are the paper's.{more}\n"
+    return "\n".join([PAGE_TITLE, begins, *entries])
+
+
+def check_figures_page(figures_dir: Path):
+    """Refuse a folder whose README.md is somebody's own: :func:`write_figures_page` would replace it."""
+    path = figures_dir / "README.md"
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(PAGE_TITLE):
+        raise BadInput(f"{os.path.relpath(path)} was not made by phyldm and would be replaced: choose other --figures")
+
+
+def in_markdown(text: str) -> str:
+    """Plain text, in one line, that no character of it formats."""
+    return re.sub(r"([\\`*_\[\]<>|$~&])", r"\\\1", " ".join(text.split()))
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
 
 
 def number(path: Path) -> int:

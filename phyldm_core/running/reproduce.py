@@ -23,13 +23,15 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
 from ..errors import BadInput
+from ..figures.style import PDF
+from ..machine.carried import carried
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
-from .report import duration, write_report
+from .report import check_figures_page, duration, write_figures_page, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
-ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = carried("notebooks")
 ON_REQUEST = 13
 """From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
@@ -44,7 +46,8 @@ def reproduce(
     run_dir: Path | None = None,
     figures_dir: Path | None = None,
     seed: int = 7,
-    notebooks_dir: Path = ROOT / "notebooks",
+    pdf: bool = False,
+    notebooks_dir: Path = NOTEBOOKS,
 ) -> Path:
     """Run the notebooks and write the report.
 
@@ -57,12 +60,14 @@ def reproduce(
     only, start
         Number of the one notebook to run, or of the first.
     run_dir
-        Where the run is kept; None for ``runs/<profile>`` in the repository.
+        Where the run is kept; None for ``runs/<profile>`` where the user stands.
     figures_dir
-        Where figures go; None for the repository's ``figures/`` when the laptop run is in its usual
+        Where figures go; None for ``figures/`` where the user stands when the laptop run is in its usual
         place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
     seed
         Given to every notebook.
+    pdf
+        Every figure also as a PDF.
     notebooks_dir
         Where the notebooks are.
 
@@ -77,8 +82,8 @@ def reproduce(
     """
     find_profile(profile)
     if figures_dir is None and run_dir is None and profile == "laptop":
-        figures_dir = ROOT / "figures"
-    run_dir = Path(run_dir or ROOT / "runs" / profile).resolve()
+        figures_dir = Path("figures")
+    run_dir = Path(run_dir or Path("runs") / profile).resolve()
     figures_dir = Path(figures_dir or run_dir / "figures").resolve()
     notebooks = choose(find_notebooks(notebooks_dir), only, start)
     folders = [seen_from(notebooks_dir, folder) for folder in as_folders(anatomies)]
@@ -94,12 +99,14 @@ def reproduce(
     find_anatomies(anatomies)  # folders without label maps are refused before half an hour has gone by
     check_writable(run_dir, "--out")
     check_writable(figures_dir, "--figures")
+    check_figures_page(figures_dir)
     check_space(run_dir)
 
     began = time.monotonic()
     for notebook in notebooks:
-        run_notebook(notebook, parameters, run_dir / "notebooks")
+        run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
     report = write_report(run_dir, figures_dir)
+    write_figures_page(figures_dir, notebooks_dir)
 
     print(f"\nDone in {duration(time.monotonic() - began)}.")
     print(f"  report     {os.path.relpath(report)}")
@@ -109,7 +116,7 @@ def reproduce(
     return report
 
 
-def run_notebook(notebook: Path, parameters: dict, folder: Path) -> nbformat.NotebookNode:
+def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = False) -> nbformat.NotebookNode:
     """Execute one notebook in a fresh kernel of this interpreter; its own folder is the working folder.
 
     ``<folder>/<stem>.ipynb`` appears when it has succeeded. Until then, and if it fails, what has run
@@ -140,7 +147,7 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path) -> nbformat.Not
                 stdout_file=watch,
                 stderr_file=watch,
                 on_cell_start=watch.on_cell_start,
-                kernel_manager_class=this_interpreter(log),
+                kernel_manager_class=this_interpreter(log, pdf),
                 coalesce_streams=True,  # of a progress bar, keep the last state only
             )
         except PapermillExecutionError as error:
@@ -197,7 +204,7 @@ class Watch:
         self.log.flush()
 
 
-def this_interpreter(log) -> type[AsyncKernelManager]:
+def this_interpreter(log, pdf: bool) -> type[AsyncKernelManager]:
     """Starts the kernel in the interpreter that runs us, whichever kernels the user has registered.
 
     What the kernel says outside of any cell, a crash for instance, goes to ``log``, not to the terminal.
@@ -207,7 +214,7 @@ def this_interpreter(log) -> type[AsyncKernelManager]:
         @property
         def kernel_spec(self) -> KernelSpec:
             quiet = "--IPKernelApp.log_level=ERROR"  # else it warns of talking over the loopback address
-            return KernelSpec(**get_kernel_dict([quiet]))
+            return KernelSpec(**get_kernel_dict([quiet]), env={PDF: "1"} if pdf else {})
 
         async def start_kernel(self, **settings):
             return await super().start_kernel(stderr=log, **settings)
@@ -219,10 +226,7 @@ def find_notebooks(folder: Path) -> list[Path]:
     """The numbered notebooks, in order."""
     found = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise BadInput(
-            f"no notebooks in {os.path.relpath(folder)}: run phyldm from a clone of the repository, "
-            "installed there with pip install -e ."
-        )
+        raise BadInput(f"no notebooks in {os.path.relpath(folder)}: install phyldm_core again, they come with it")
     return found
 
 

@@ -1,6 +1,6 @@
 """The protocols of a real archive: what OASIS-3 was scanned with, how often, and which echo time to believe.
 
-The table is ``data/oasis3_protocols.csv`` beside the package (origin in ``data/README.md``).
+The table is ``data/oasis3_protocols.csv`` (origin in ``data/README.md``).
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput
+from ..machine.carried import carried
 from ..physics import SEQUENCE_OF, Protocol, effective_protocol
 
-OASIS3_TABLE = Path(__file__).resolve().parents[2] / "data" / "oasis3_protocols.csv"
+OASIS3_TABLE = carried("data/oasis3_protocols.csv")
 
 
 
@@ -67,7 +67,7 @@ def oasis3_protocols() -> dict[str, list[ProtocolRow]]:
     Raises
     ------
     BadInput
-        The table is not beside the package.
+        The table that comes with the package cannot be read.
     """
     counts = {contrast: Counter() for contrast in ("T1w", "T2w", "FLAIR")}
     for row in _rows():
@@ -113,4 +113,4 @@ def _rows() -> list[tuple[str, float, float, float | None, int]]:
                 for contrast, te, tr, ti, count in csv.reader(table)
             ]
     except OSError as error:
-        raise BadInput(f"{OASIS3_TABLE}: cannot be read ({error.strerror}): use a checkout of the repository") from None
+        raise BadInput(f"{OASIS3_TABLE}: cannot be read ({error.strerror}): install phyldm_core again") from None

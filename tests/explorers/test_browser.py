@@ -23,6 +23,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from phyldm_core.explorers import serve
@@ -35,7 +36,6 @@ from phyldm_core.explorers.subjects import find_subjects, simulate_person
 from phyldm_core.figures.style import MAPS
 from phyldm_core.machine.files import to_json
 from phyldm_core.physics import Protocol, render
-from phyldm_core.running.reproduce import ROOT
 from phyldm_core.tissue import three_medians
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

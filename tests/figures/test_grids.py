@@ -182,16 +182,25 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, maps, scans, monkeypatch):
     def saved(folder, clock):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", clock)  # the time that matplotlib takes it to be
         fig = figures.inference(scans, maps, truth=maps)
-        return figures.save_figure(fig, folder, "fig01_maps", caption="Maps, n = 1.", alt="Six brain slices.")
+        return figures.save_figure(fig, folder, "fig01_maps", caption="Maps, n = 1.", alt="Six brain slices.", pdf=True)
 
     first, second = saved(tmp_path / "a", "1"), saved(tmp_path / "b", "1000000000")
-    assert [path.name for path in first] == ["fig01_maps.png", "fig01_maps.pdf", "fig01_maps.json"]
+    assert [path.name for path in first] == ["fig01_maps.png", "fig01_maps.json", "fig01_maps.pdf"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
-    assert json.loads(first[2].read_text()) == {"caption": "Maps, n = 1.", "alt": "Six brain slices."}
+    assert json.loads(first[1].read_text()) == {"caption": "Maps, n = 1.", "alt": "Six brain slices."}
     assert Image.open(first[0]).width == 1400  # 7 in at 200 dpi
-    assert b"/Type42" in first[1].read_bytes() or b"/CIDFontType2" in first[1].read_bytes()  # text stays text
+    assert b"/Type42" in first[2].read_bytes() or b"/CIDFontType2" in first[2].read_bytes()  # text stays text
     assert len(list((tmp_path / "a").iterdir())) == 3  # no half-written file left behind
+
+
+def test_a_pdf_is_made_where_it_is_asked_for_alone(tmp_path, monkeypatch):
+    fig, words = plt.figure(figsize=(1, 1)), {"caption": "Nothing, n = 0.", "alt": "An empty page."}
+    figures.save_figure(fig, tmp_path / "plain", "fig01_a", **words)
+    monkeypatch.setenv("PHYLDM_PDF", "1")
+    figures.save_figure(fig, tmp_path / "asked", "fig01_a", **words)
+    assert [p.suffix for p in sorted((tmp_path / "plain").iterdir())] == [".json", ".png"]
+    assert [p.suffix for p in sorted((tmp_path / "asked").iterdir())] == [".json", ".pdf", ".png"]
 
 
 def test_figures_need_a_name_words_and_a_place(tmp_path):

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from phyldm_core import cli, physics
 from phyldm_core.errors import BadInput
 from phyldm_core.running import profiles, reproduce
-from phyldm_core.running.report import duration, write_report
+from phyldm_core.running.report import duration, figures_page, write_report
 
 PARAMETERS = """profile = "laptop"
 run_dir = "../runs/laptop"
@@ -58,7 +58,7 @@ def write_notebook(folder: Path, stem: str, *cells: str, parameters: str | None 
     if parameters is not None:
         notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     notebook.cells += [nbformat.v4.new_code_cell(source) for source in cells]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / f"{stem}.ipynb")
     return folder / f"{stem}.ipynb"
 
@@ -168,6 +168,27 @@ def test_the_report_is_one_page_with_every_figure_and_number(finished):
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page)  # nothing is loaded from elsewhere
 
 
+def test_the_kernel_is_told_to_write_pdfs_when_it_is_asked_to(clone):
+    write_notebook(clone / "notebooks", "00_first", "import os\nprint(os.environ.get('PHYLDM_PDF'))")
+    for asked, told in (((), "None"), (("--pdf",), "1")):
+        assert phyldm("reproduce", "--out", "run", *asked)[0] == 0
+        assert printed(clone / "run" / "notebooks" / "00_first.ipynb").split() == [told]
+
+
+def test_the_figures_come_with_a_page_of_what_they_show(finished):
+    root, _, _ = finished
+    page = (root / "runs/smoke/figures/README.md").read_text(encoding="utf-8")
+    assert '![three "maps"](fig01_inferred_maps.png)' in page
+    assert "T₁ \\< 2 s. Notebook [00](../../../notebooks/00_tissue.ipynb)." in page
+
+
+def test_a_page_that_somebody_wrote_is_not_replaced(clone):
+    write_notebook(clone / "notebooks", "00_first", "open('reached', 'w')")
+    (clone / "README.md").write_text("# My own")
+    assert "README.md was not made by phyldm" in refusal("reproduce", "--out", "run", "--figures", ".")
+    assert (clone / "README.md").read_text() == "# My own" and not (clone / "notebooks" / "reached").exists()
+
+
 def test_a_failure_names_the_cell_and_the_next_run_goes_on_from_there(clone):
     waits = "from pathlib import Path\nassert Path('../mended').exists(), 'two\\nlines'"
     write_notebook(clone / "notebooks", "00_first", "print('first')")
@@ -204,7 +225,8 @@ def test_an_interrupt_stops_the_kernel_keeps_the_notebook_and_exits_130(tmp_path
     notebook = write_notebook(tmp_path / "notebooks", "00_endless", endless)
     program = "\n".join([
         "from pathlib import Path",
-        "from phyldm_core import cli, reproduce",
+        "from phyldm_core import cli",
+        "from phyldm_core.running import reproduce",
         "reproduce.reproduce.__kwdefaults__['notebooks_dir'] = Path('notebooks')",
         "cli.app(['reproduce', '--out', 'run'])",
     ])  # fmt: skip
@@ -394,6 +416,16 @@ def test_the_paper_s_figures_and_table_come_first_under_its_numbers(run):
     for name in ("fig01_inference", "fig10_new", "table1"):  # every link has its place
         assert f'href="#{name}"' in page and f'id="{name}"' in page
     assert 'Notebook <a href="notebooks/02_cohort.ipynb">02</a>.' in page
+
+
+def test_figures_elsewhere_name_their_notebooks_without_links_and_no_character_of_a_caption_formats(run):
+    elsewhere = run / "figures"
+    (elsewhere / "fig02_cohort.png").write_bytes(base64.b64decode(ONE_PIXEL))
+    (elsewhere / "fig02_cohort.json").write_text('{"caption": "A *b*\\n  [c](d), n = 3?", "alt": "e_f"}')
+    notebooks = write_notebook(run / "clone" / "notebooks", "02_cohort", 'save(fig, "fig02_cohort")').parent
+    page = figures_page(elsewhere, notebooks)
+    assert "![e\\_f](fig02_cohort.png)\n\nA \\*b\\* \\[c\\](d), n = 3? Notebook 02.\n" in page
+    assert str(run) not in page
 
 
 def test_a_table_of_another_kind_in_the_place_of_table_1(run):

@@ -1,7 +1,7 @@
-"""What makes it fast, measured here: ``python -m benchmarks``.
+"""What makes it fast, measured here: ``python -m tests.speed``.
 
 Prints a table of ratios, each of ways that took turns on the same inputs in one run, and writes
-``benchmarks/results/<machine>.json``. About a quarter of an hour on two idle cores.
+``data/speed/<machine>.json``. About a quarter of an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(
     run: Annotated[Path | None, typer.Option(help="A trained run: adds quality against time, and its stages.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which the ways take turns.", min=1)] = 7,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice without it.", min=1)] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("data/speed"),
     note: Annotated[str, typer.Option(help="What a reader should know, such as who shared the machine.")] = "",
 ):
     if unknown := set(only or ()) - set(IDEAS):
@@ -43,7 +43,7 @@ def main(
     result |= {"machine": told, "note": note}
     for idea in only or IDEAS:
         found = []
-        for row in importlib.import_module(f"benchmarks.{idea}").rows(rounds):
+        for row in importlib.import_module(f"tests.speed.{idea}").rows(rounds):
             found.append(row.as_dict())
             typer.echo(line(row))
         result["rows"][idea] = found
@@ -82,4 +82,4 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except BadInput as error:
-        raise SystemExit(f"benchmarks: {error}") from None
+        raise SystemExit(f"tests.speed: {error}") from None

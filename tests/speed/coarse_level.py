@@ -1,6 +1,6 @@
 """Quality against time of the coarse level: how right and how sharp is what it restores, for which network and KL?
 
-    python benchmarks/coarse_level.py runs/laptop --out benchmarks/results
+    python tests/speed/coarse_level.py runs/laptop --out data/speed
 
 Trains the coarse level anew for each variant on the fine latents of a finished run (its VAE is used, nothing in the run
 is changed), one after the other in one process, and judges held-out people every few steps. Writes
@@ -40,7 +40,7 @@ VARIANTS = {  # arguments of CoarseVAE and weight of the KL
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run with a trained VAE.")],
-    out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("data/speed"),
     anatomies: Annotated[str, typer.Option(help="The run's anatomies, where it has its own.")] = "",
     steps: Annotated[int, typer.Option(help="Steps of each training.")] = LAPTOP.coarse_schedule.steps,
     every: Annotated[int, typer.Option(help="Steps between two looks.")] = 200,

@@ -1,6 +1,6 @@
 """What one training step costs, and whether bf16 or a second thread is worth having on this machine.
 
-    python benchmarks/steps.py
+    python tests/speed/steps.py
 
 Steps of the laptop profile's three trainings on random data, forward and backward, in float32 on one thread and in
 other ways; every way takes its turn within each round, so that a machine that slows down slows all of them. Prints

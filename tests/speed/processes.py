@@ -38,8 +38,8 @@ def seconds_a_step(n: int, cores: int) -> float:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // n))}
     with tempfile.TemporaryDirectory() as folder:
-        command = [*launcher, "-m", "benchmarks.processes", folder]
-        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+        command = [*launcher, "-m", "tests.speed.processes", folder]
+        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=Path(__file__).parents[2])
         log = pandas.read_csv(Path(folder) / "log.csv").drop_duplicates("step")
     return (log.seconds.iloc[-1] - log.seconds.iloc[SKIPPED]) / (STEPS - 1 - SKIPPED)
 

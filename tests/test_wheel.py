@@ -1,0 +1,107 @@
+"""The wheel: built and installed without a network, it does from any folder what a checkout does."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from phyldm_core.physics import Protocol, TissueMaps
+from phyldm_core.scans import bids, nifti
+from phyldm_core.scans.maps import render_volume
+
+PROTOCOLS = {"T1w": Protocol("MPRAGE", te=0.003, tr=2.4, ti=1.0), "T2w": Protocol("spin echo", te=0.1, tr=3.2)}
+
+
+def ran(*command, cwd: Path, **environment) -> str:
+    """What a command printed; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder that holds the installed wheel and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ran("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    (wheel,) = folder.glob("*.whl")
+    options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--target", folder / "site")
+    ran("-m", "pip", "install", *options, wheel, cwd=folder)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def phyldm(site, tmp_path_factory):
+    """``phyldm(…)`` as installed, in a folder of its user's; ``phyldm.folder`` is that folder."""
+    folder = tmp_path_factory.mktemp("somebody's folder")
+
+    def phyldm(*arguments) -> str:
+        return ran("-m", "phyldm_core", *arguments, cwd=folder, PYTHONPATH=str(site))
+
+    phyldm.folder = folder
+    where = ran("-c", "import phyldm_core; print(phyldm_core.__file__)", cwd=folder, PYTHONPATH=str(site))
+    assert Path(where.strip()).is_relative_to(site)
+    return phyldm
+
+
+@pytest.fixture(scope="module")
+def maps(phyldm) -> Path:
+    """What ``phyldm fit`` made, with the weights that came along, of a slab of a stripped brain of two shells, 6 mm."""
+    shape, affine = (28, 34, 5), np.diag([6.0, 6.0, 6.0, 1.0])
+    affine[:3, 3] = -81, -105, -12
+    at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3] + affine[:3, 3]
+    radius = np.linalg.norm((at - [0, 0, 2]) / [62, 78, 55], axis=-1)
+    tissue = [np.select([radius < 0.8, radius < 1], pair, 0.0) for pair in ((0.7, 0.82), (0.85, 1.4), (0.07, 0.085))]
+    for suffix, protocol in PROTOCOLS.items():
+        image = 700 * render_volume(TissueMaps(*(np.float32(volume) for volume in tissue)), protocol)
+        meta = bids.sidecar(protocol, SkullStripped=True)
+        nifti.write_image(phyldm.folder / "scans" / "sub-01" / "anat" / f"sub-01_{suffix}.nii.gz", image, affine, meta)
+    phyldm("fit", "scans", "--weights", "release", "--samples", "2", "--out", "maps")
+    return phyldm.folder / "maps" / "sub-01" / "anat"
+
+
+def test_what_lies_beside_the_package_went_along(site):
+    carried = site / "phyldm_core" / "_carried"
+    chapters = [path.relative_to(ROOT) for path in (ROOT / "notebooks").glob("*.ipynb")]
+    weights = [path.relative_to(ROOT) for path in (ROOT / "data" / "weights" / "release").rglob("*") if path.is_file()]
+    tables = [path.relative_to(ROOT) for path in (ROOT / "data").glob("*.*")]
+    tables += [path.relative_to(ROOT) for path in (ROOT / "data" / "label_maps").iterdir()]
+    assert len(chapters) >= 10 and len(weights) >= 10 and len(tables) >= 3
+    kept = [str(path) for path in chapters + weights + tables]
+    assert filecmp.cmpfiles(ROOT, carried, kept, shallow=False)[0] == kept
+    assert {path.name for path in carried.iterdir()} == {"data", "notebooks", "tests"}
+    assert not (carried / "notebooks" / "text").exists()
+
+
+def test_scans_are_fitted_with_the_weights_that_came_along(maps):
+    t1 = nibabel.load(maps / "sub-01_T1map.nii.gz").get_fdata()
+    assert t1.shape == (28, 34, 5)
+    assert 0.5 < np.median(t1[t1 > 0]) < 2  # s: brain tissue
+
+
+def test_a_contrast_is_rendered_from_the_maps(phyldm, maps):
+    protocol = ("--sequence", "spin echo", "--te", "0.08", "--tr", "5")
+    phyldm("render", "--maps", maps, *protocol, "--out", "sub-01_T2w.nii.gz")
+    assert nibabel.load(phyldm.folder / "sub-01_T2w.nii.gz").get_fdata().max() > 0
+
+
+def test_people_are_simulated_where_the_user_stands(phyldm):
+    assert "people in runs/smoke/cohort" in phyldm("simulate", "--profile", "smoke")
+    assert (phyldm.folder / "runs" / "smoke" / "cohort" / "participants.tsv").exists()
+
+
+def test_a_chapter_runs_where_the_user_stands(phyldm):
+    phyldm("reproduce", "--profile", "smoke", "--only", "1")
+    run = phyldm.folder / "runs" / "smoke"
+    assert (run / "report.html").exists() and (run / "notebooks" / "01_signal_physics.ipynb").exists()
+    assert (run / "figures" / "fig06_signal_curves.png").exists()

@@ -24,8 +24,8 @@ from ..tissue import three_medians
 from .console import CLINIC, NAMES, OWN, PRESETS, RANGES, USUAL, move, set_by
 from .controls import Explorer, Mouse, Task, in_turn, letters
 from .painting import HEIGHT, PLOT, SignalCurves, paint_slice
+from .people import TissueStack, draw_from, of_maps, read_subject
 from .readings import table, to_html
-from .subjects import Subject, draw_person, of_maps, read_subject
 
 CONTROLS = 25  # times the height of letters, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
@@ -61,8 +61,8 @@ class ContrastExplorer(Explorer):
     ----------
     subjects
         PD (water = 1), T1 and T2 (s) of one slice ``(y, x)`` or a stack ``(z, y, x)``, y towards anterior, x towards
-        the patient's right; or a :class:`subjects.Subject`; or several of them by name. A function in their place
-        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`subjects.find_subjects`).
+        the patient's right; or a :class:`people.TissueStack`; or several of them by name. A function in their place
+        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`people.find_subjects`).
         What cannot be shown is refused in the status line.
     voxel_mm
         In-plane voxel size of plain maps, one number or (y, x).
@@ -76,7 +76,7 @@ class ContrastExplorer(Explorer):
 
     def __init__(
         self,
-        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable | BadInput],
+        subjects: TissueMaps | TissueStack | Mapping[str, TissueMaps | TissueStack | Callable | BadInput],
         voxel_mm: float | tuple[float, float] = 2.0,
         *,
         tissues: Mapping[str, tuple[float, float, float]] | None = None,
@@ -88,7 +88,7 @@ class ContrastExplorer(Explorer):
         self.curves = SignalCurves(tissues or three_medians())
         self.sides = (Side("A", CLINIC["T1w MPRAGE"]), Side("B", CLINIC["T2w spin echo"]))
         self.side = self.sides[0]
-        self.person: Subject | None = None
+        self.person: TissueStack | None = None
         self._build()
         super().__init__([self._arrange()])
         if not self.subjects:
@@ -282,12 +282,12 @@ class ContrastExplorer(Explorer):
             if callable(source):
                 self._keep(name, source(lambda share: None))
             else:
-                self._open_person(source if isinstance(source, Subject) else of_maps(source, self.voxel_mm))
+                self._open_person(source if isinstance(source, TissueStack) else of_maps(source, self.voxel_mm))
         except BadInput as error:
             self._refuse(str(error))
 
     @in_turn
-    def _keep(self, name: str, person: Subject):
+    def _keep(self, name: str, person: TissueStack):
         """A person is made once, and offered from then on."""
         self.subjects[name], self._name = person, name
         with self._silence():
@@ -295,7 +295,7 @@ class ContrastExplorer(Explorer):
             self.subject.value = name
         self._open_person(person)
 
-    def _open_person(self, person: Subject):
+    def _open_person(self, person: TissueStack):
         self.person, self._problem = person, ""
         n_z, n_y, n_x = person.maps.pd.shape
         with self._silence():
@@ -327,7 +327,7 @@ class ContrastExplorer(Explorer):
 
     def _on_draw(self, button=None):
         seed = self.seed.value
-        work = lambda progress: draw_person(self.weights_dir, seed, progress)  # noqa: E731
+        work = lambda progress: draw_from(self.weights_dir, seed, progress)  # noqa: E731
         self._add(f"drawn, seed {seed}", work, f"Drawing a brain from seed {seed}")
 
     # Protocols ----------------------------------------------------------------------------------------------

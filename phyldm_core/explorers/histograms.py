@@ -40,7 +40,7 @@ class HistogramExplorer(Explorer):
     sources
         Name → maps, each ``(n, y, x)``, as for :class:`Histograms`; a function of a progress report in their place
         makes them once its box is ticked, and a :class:`BadInput` says why there are none
-        (:func:`populations.find_populations`).
+        (:func:`people.find_populations`).
     figures_dir
         Where the publication button writes.
     """

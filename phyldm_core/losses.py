@@ -168,6 +168,20 @@ def solve_gain(predicted: Tensor, observed: Tensor) -> Tensor:
     return (predicted * observed).sum((-2, -1)) / (predicted**2).sum((-2, -1)).clamp_min(1e-6)
 
 
+def gain_per_scan(predicted: Tensor, observed: Tensor, inside: Tensor) -> Tensor:
+    """``(m,)``: :func:`solve_gain` over all slices of a person, which were acquired together and share a gain.
+
+    Parameters
+    ----------
+    predicted, observed
+        ``(n, m, y, x)``, the slices of one person.
+    inside
+        ``(n, 1, y, x)`` or ``(n, m, y, x)`` bool: where they are compared.
+    """
+    end_to_end = ((images * inside).transpose(0, 1).flatten(1)[None, :, None] for images in (predicted, observed))
+    return solve_gain(*end_to_end)[0]
+
+
 class VAEData:
     """Draws the VAE's batches from :class:`slices.Slices` on a common scale, with random subsets of scans."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import tissue
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
-from ..losses import VAEObjective, solve_gain
+from ..losses import VAEObjective, gain_per_scan
 from ..machine.files import write_atomically
 from ..people.cohort import CohortRecipe
 from ..physics import UNSEEN, Protocol, TissueMaps, render
@@ -368,8 +368,7 @@ def nearest_image(images: Tensor, truth: Truth, protocol: Protocol) -> tuple[Ten
     brain, true = truth.brain, render(TissueMaps.from_stack(truth.maps), protocol)
     tries = []
     for image in images.unbind(1):
-        flat = [(i * brain).flatten(0, 1)[None, None] for i in (image, true)]
-        scaled = image * solve_gain(*flat)
+        scaled = image * gain_per_scan(image[:, None], true[:, None], brain[:, None])
         tries.append((scaled, metrics.psnr(scaled, true, brain)))
     return max(tries, key=lambda pair: pair[1])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import tissue
-from ..losses import solve_gain
+from ..losses import gain_per_scan
 from ..people import segmentation
 from ..people.segmentation import segment_slices, segmented_values
 from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, signed_signal
@@ -170,12 +170,10 @@ def in_scale_of(predicted: Tensor, slices: Slices, common_scale: bool = True, br
     """Predicted scans ``(n, m, y, x)`` brought to the scale of ``slices.images`` as :func:`rescan` does, in place."""
     if common_scale:
         return predicted
-    counted = torch.ones_like(predicted[:, 0]) if brain is None else brain.to(predicted.dtype)
+    counted = torch.ones_like(predicted[:, 0], dtype=torch.bool) if brain is None else brain
     for rows in _people(slices.subject):
-        inside = (images[rows] * counted[rows][:, None] for images in (predicted, slices.images))
-        # all slices of a scan end to end: they were acquired together and share a gain
-        gain = solve_gain(*(images.transpose(0, 1).flatten(1, 2)[None] for images in inside))
-        predicted[rows] *= gain[..., None, None]
+        gain = gain_per_scan(predicted[rows], slices.images[rows], counted[rows][:, None])
+        predicted[rows] *= gain[:, None, None]
     return predicted
 
 
@@ -254,8 +252,7 @@ def unseen_errors(
         for setting, images in pairs.items():
             estimate, true = (image[rows] for image in images)
             if not common_scale:
-                flat = [(image * brain[rows]).flatten(0, 1)[None, None] for image in (estimate, true)]
-                estimate = estimate * solve_gain(*flat)
+                estimate = estimate * gain_per_scan(estimate[:, None], true[:, None], brain[rows][:, None])
             for metric in judges:
                 value = metric(estimate, true, brain[rows])
                 yield (metric.__name__, setting, "brain"), value

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
-from ..losses import FLUID_SPREAD, WATER_SPREAD, solve_gain
+from ..losses import FLUID_SPREAD, WATER_SPREAD, gain_per_scan
 from ..physics import TissueMaps, signed_signal
 from ..slices import Slices
 from ..tissue import CLASSES, REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
@@ -52,11 +52,8 @@ def reference_gains(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> T
 
     Nothing in a voxel tells a scan's gain from its PD, so that a fit without a network needs a reference tissue.
     """
-    predicted = signed_signal(literature(slices, brain, shown), slices.settings).abs() * brain[:, None]
-    flat = [
-        (images * brain[:, None]).transpose(0, 1).flatten(1)[None, :, None] for images in (predicted, slices.images)
-    ]
-    return solve_gain(*flat)[0].clamp_min(1e-9)
+    predicted = signed_signal(literature(slices, brain, shown), slices.settings).abs()
+    return gain_per_scan(predicted, slices.images, brain[:, None]).clamp_min(1e-9)
 
 
 def _typical() -> TissueMaps:

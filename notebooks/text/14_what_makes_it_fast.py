@@ -41,6 +41,7 @@ from matplotlib.ticker import LogLocator
 
 from phyldm_core.running.chapter import open_chapter
 from phyldm_core.running.profiles import find_profile
+from phyldm_core.running.report import with_interval
 from phyldm_core.running.reproduce import ROOT
 
 sys.path.append(str(ROOT))  # benchmarks/ is not part of the package
@@ -66,7 +67,7 @@ def show(new):
     new = list(new)
     rows.extend(new)
     return pandas.DataFrame(
-        {"": r.what, "ours": r.ours, "against": r.against, "ratio": f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})"}
+        {"": r.what, "ours": r.ours, "against": r.against, "ratio": with_interval(r.ratio, r.low, r.high)}
         for r in new
     ).style.hide()
 

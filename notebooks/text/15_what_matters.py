@@ -46,6 +46,7 @@ from phyldm_core.evaluation.examination import SCALES
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
 from phyldm_core.running.chapter import open_chapter
+from phyldm_core.running.report import in_percent, with_interval
 from phyldm_core.scans.oasis3 import oasis3_protocols
 from phyldm_core.slices import ALL_SCANS, SUBSETS
 
@@ -108,13 +109,9 @@ alt = "A forest of dots with intervals, one row a variant, six panels; lines mar
 publish(fig, "fig95_what_matters", caption, alt)
 
 # %%
-def percent(row):
-    return f"{100 * row.value:.0f} % ({100 * row.low:.0f}–{100 * row.high:.0f})"
-
-
 ratios = table[(table.metric == "error_ratio") & (table.scans == ALL_SCANS) & (table.tissue != "CSF")]
 ratios = ratios[ratios.variant.isin(with_maps)]
-ratios = ratios.assign(shown=[percent(row) for row in ratios.itertuples()], of=ratios.quantity + " " + ratios.tissue)
+ratios = ratios.assign(shown=[in_percent(r, 0) for r in ratios.itertuples()], of=ratios.quantity + " " + ratios.tissue)
 print("error, % of the reference's, paired (95 % interval over people)")
 ratios.pivot_table(index=["variant", "scale"], columns="of", values="shown", aggfunc="first", sort=False)
 
@@ -132,7 +129,7 @@ ratios.pivot_table(index=["variant", "scale"], columns="of", values="shown", agg
 def errors(variant, scale=SCALES[0]):
     rows = table[(table.metric == "median_absolute_error") & (table.variant == variant) & (table.scale == scale)]
     rows = rows[rows.tissue != "CSF"].assign(of=rows.quantity + " " + rows.tissue)
-    shown = rows.assign(shown=[percent(row) for row in rows.itertuples()])
+    shown = rows.assign(shown=[in_percent(row, 0) for row in rows.itertuples()])
     return shown.pivot_table(index="scans", columns="of", values="shown", aggfunc="first", sort=False)
 
 
@@ -238,7 +235,7 @@ parts = []
 for tested, said in named.items():
     for trained in (UNCHANGED.name, "one protocol"):
         of = chosen[(chosen.variant == trained + tested) & (chosen.tissue != "CSF")]
-        cells = {f"{r.quantity} {r.tissue}": percent(r) for r in of.itertuples()}
+        cells = {f"{r.quantity} {r.tissue}": in_percent(r, 0) for r in of.itertuples()}
         parts.append({"trained on": "the mix" if trained == UNCHANGED.name else trained, "tested": said, **cells})
 pandas.DataFrame(parts).style.hide()
 
@@ -256,7 +253,7 @@ pandas.DataFrame(parts).style.hide()
 # %%
 rows = table[(table.metric == "psnr") & table.variant.isin([UNCHANGED.name, "images, no physics"])]
 rows = rows[rows.scans.isin(ablations.SHOWN) & (rows.scale == SCALES[0])]
-rows = rows.assign(shown=[f"{r.value:.1f} dB ({r.low:.1f}–{r.high:.1f})" for r in rows.itertuples()])
+rows = rows.assign(shown=[with_interval(r.value, r.low, r.high, 1, " dB") for r in rows.itertuples()])
 rows.pivot_table(index=["quantity", "scans"], columns="variant", values="shown", aggfunc="first", sort=False)
 
 # %%

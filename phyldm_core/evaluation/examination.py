@@ -228,9 +228,7 @@ def examine_person(exam: Examination, vae, person: Person) -> tuple[pandas.DataF
             if whole:
                 at_random = tables.unseen_errors(found.maps, truth, slices, others, judges=judges, **scale)
                 parts.append(_mean_rows(at_random, f"mean of {len(others)} random protocols"))
-                voxels.append(
-                    tables.voxel_pairs(found.maps, found.sd, truth, exam.n_voxels, exam.seed, found.label)
-                )
+                voxels.append(tables.voxel_pairs(found.maps, found.sd, truth, exam.n_voxels, exam.seed, found.label))
     return pandas.concat(parts, ignore_index=True)[[*KEYS, "value"]], pandas.concat(voxels, ignore_index=True)
 
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from ..figures import curves
 from ..figures.style import save_figure, use_house_style
-from ..running.report import figure, frame_table, write_page
+from ..running.report import figure, frame_table, in_percent, with_interval, write_page
 from ..slices import ALL_SCANS, SUBSETS
 from . import examination_figures
 from .examination import (
@@ -51,7 +51,7 @@ def headline(table: pandas.DataFrame, methods=tuple(NEEDS)) -> pandas.DataFrame:
     rows = split_inputs(table)
     rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(methods)]
     rows = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
-    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index=["method", "scale"], columns="column", values="cell", aggfunc="first", sort=False)
     order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
     there = [key for method in methods for scale in SCALES if (key := (method, scale)) in wide.index]
@@ -62,7 +62,7 @@ def by_inputs(table: pandas.DataFrame, metric: str, method: str = NETWORK, scale
     """One metric in per cent for each subset of scans, by quantity and tissue."""
     rows = split_inputs(table)
     rows = rows[(rows.metric == metric) & (rows.method == method) & (rows.scale == scale)]
-    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index="scans", columns="column", values="cell", aggfunc="first", sort=False)
     return wide.reindex([s for s in SUBSETS if s in wide.index]).reset_index().rename_axis(columns=None)
 
@@ -75,7 +75,7 @@ def images(table: pandas.DataFrame, method: str = NETWORK) -> pandas.DataFrame:
                 & (rows.metric.isin(("psnr", "ms_ssim")) | (rows.metric == "same_order"))]  # fmt: skip
     what = rows.quantity.where(rows.metric != "same_order", rows.tissue)
     what = what.where(~means.loc[rows.index], what.str.replace("mean of those", "F4's unseen contrasts, mean of those"))
-    rows = rows.assign(what=what, cell=[plain(r) for r in rows.itertuples()])
+    rows = rows.assign(what=what, cell=[with_interval(r.value, r.low, r.high) for r in rows.itertuples()])
     wide = rows.pivot_table(index="what", columns=["scale", "metric"], values="cell", aggfunc="first", sort=False)
     wide.columns = [f"{metric}, {scale}" for scale, metric in wide.columns]
     return wide.reset_index().rename(columns={"what": ""})
@@ -86,23 +86,11 @@ def drawn(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = table[table.inputs.str.startswith(("generated", "true,"))]
     if rows.empty:
         return rows
-    rows = rows.assign(cell=[plain(r, 3) for r in rows.itertuples()])
+    rows = rows.assign(cell=[with_interval(r.value, r.low, r.high, 3) for r in rows.itertuples()])
     wide = rows.pivot_table(
         index=["metric", "quantity", "tissue"], columns="inputs", values="cell", aggfunc="first", sort=False
     )
     return wide.reset_index().rename_axis(columns=None)
-
-
-def percent(row) -> str:
-    """A row's fraction as "3.7 % (3.1–4.4)"."""
-    interval = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if pandas.notna(row.low) else ""
-    return f"{100 * row.value:.1f} %{interval}".replace("-", "−")
-
-
-def plain(row, digits: int = 2) -> str:
-    """A row's number with its interval."""
-    interval = f" ({row.low:.{digits}f}–{row.high:.{digits}f})" if pandas.notna(row.low) else ""
-    return f"{row.value:.{digits}f}{interval}"
 
 
 def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path) -> list[Path]:

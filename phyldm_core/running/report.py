@@ -160,8 +160,7 @@ def reconstruction_table(path: Path) -> str:
 
     def cell(row) -> str:
         numbers = (scale.get(row.metric, 1) * x for x in (row.value, row.low, row.high))
-        value, low, high = (f"{x:.{digits[row.metric]}f}" for x in numbers)
-        return f"{value} ({low}–{high})"
+        return with_interval(*numbers, digits[row.metric])
 
     frame = frame[frame.metric.isin(METRICS)]
     frame = frame.assign(cell=[cell(row) for row in frame.itertuples()], metric=frame.metric.map(METRICS))
@@ -174,6 +173,17 @@ divided by its own 99.5th percentile, inside the brain; mean and 95 % interval o
     return (
         f'<div class="table" id="table1">{html.replace("<thead>", f"<caption>{caption}</caption><thead>", 1)}</div>\n'
     )
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
+    """A number as text, "3.70 (3.10–4.40)", the unit after the number; without an interval where ``low`` is NaN."""
+    interval = f" ({low:.{digits}f}–{high:.{digits}f})" if pandas.notna(low) else ""
+    return f"{value:.{digits}f}{unit}{interval}".replace("-", "−")
+
+
+def in_percent(row, digits: int = 1) -> str:
+    """A table's row (``value``, ``low``, ``high``, fractions) as "3.7 % (3.1–4.4)"."""
+    return with_interval(100 * row.value, 100 * row.low, 100 * row.high, digits, " %")
 
 
 def table(path: Path) -> str:

@@ -89,7 +89,7 @@ class VAEObjective(nn.Module):
         brightest = (batch.images * batch.observed[..., None, None]).amax(1)
         inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
-        spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
+        spin_echo = (batch.observed & (batch.settings[..., 0] == SEQUENCES.index(Sequence.SPIN_ECHO))).any(1).float()
         # Literature's lines go with its medians: where those were moved, the lines are moved along.
         moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
         as_published = maps / moved.view(3, 1, 1)
@@ -120,9 +120,6 @@ class VAEObjective(nn.Module):
         fooled = mean((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2)
         on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
         return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_fake**2))
-
-
-SPIN_ECHO = SEQUENCES.index(Sequence.SPIN_ECHO)
 
 
 WATER_SPREAD = 0.05

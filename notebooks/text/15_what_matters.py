@@ -40,9 +40,9 @@ from IPython.display import clear_output
 from tqdm import tqdm
 
 from phyldm_core import figures, tissue
-from phyldm_core.evaluation import ablation_figures, ablations, tables
-from phyldm_core.evaluation.ablations import UNCHANGED, VARIANTS
+from phyldm_core.evaluation import ablation_figures, ablations, tables, variants
 from phyldm_core.evaluation.examination import SCALES
+from phyldm_core.evaluation.variants import UNCHANGED, VARIANTS
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
 from phyldm_core.running.chapter import open_chapter
@@ -52,7 +52,7 @@ from phyldm_core.slices import ALL_SCANS, SUBSETS
 
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.require_cohort()  # says which notebook makes it, if it is not there
-runs = ablations.variant_runs(run)
+runs = variants.variant_runs(run)
 
 # %% [markdown]
 # ## One change at a time
@@ -86,7 +86,7 @@ print(f"{len(runs)} trainings of {steps} steps, {minutes:.1f} minutes together")
 
 # %%
 people = ablations.measure(run, runs)
-table = ablations.summary(people)
+table = ablations.against_reference(people)
 n_people = people.person.nunique()
 print(f"{len(table)} numbers on {n_people} people held out, each scanned with all three contrasts")
 
@@ -202,7 +202,7 @@ publish(fig, "fig96_nominal_te", caption, alt)
 
 # %%
 shares = ablations.prior_share(people)
-fig = ablation_figures.moved_prior(table, shares)
+fig = ablation_figures.pull_of_prior(table, shares)
 caption = f"""Moving the prior. Left and middle: T1 and T2 over their truth from all scans, networks trained with the
 priors'
 T1 and T2 at 0.8, 1 and 1.25 times the literature's (dotted: an estimate that is the prior's alone). Right: the share
@@ -314,12 +314,12 @@ run.write_metrics("ablations", pandas.concat([table, shares, ablations.intervals
 # <details><summary>Solution 1</summary>
 #
 # ```python
-# more = ablations.Variant("more hidden", "modality dropout", "", "", loss={"keep_scan": 0.4})
-# both = ablations.variant_runs(run, [UNCHANGED, more])
+# more = variants.Variant("more hidden", "modality dropout", "", "", loss={"keep_scan": 0.4})
+# both = variants.variant_runs(run, [UNCHANGED, more])
 # for variant in both.values():
 #     for _ in variant.make():
 #         pass
-# hidden_more = ablations.summary(ablations.measure(run, both))
+# hidden_more = ablations.against_reference(ablations.measure(run, both))
 # hidden_more[(hidden_more.metric == "error_ratio") & (hidden_more.variant == "more hidden")]
 # ```
 # A ratio below 100 % in one row and above in another is a trade: one set of weights serves seven tasks. Hold both against

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
 from ..slices import ALL_SCANS
-from .ablations import MOVED, SHOWN, UNCHANGED
+from .ablations import SHOWN
 from .examination import SCALES
 from .tables import MEAN_OF_SIGNAL
+from .variants import MOVED, UNCHANGED
 
 PANELS = (("T1", "WM"), ("T1", "GM"), ("T2", "WM"), ("T2", "GM"), ("PD", "GM"))
 GREY = "0.72"
@@ -29,7 +30,7 @@ def forest(table: pandas.DataFrame, variants: Sequence[str], scans: str = ALL_SC
     Parameters
     ----------
     table
-        Of :func:`ablations.summary`.
+        Of :func:`ablations.against_reference`.
     variants
         From top to bottom.
     """
@@ -114,13 +115,13 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
     return fig
 
 
-def moved_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = SCALES[0]) -> Figure:
+def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = SCALES[0]) -> Figure:
     """Left: T1 and T2 over their truth against the prior's factor, from all scans; right: the prior's share by scans.
 
     Parameters
     ----------
     table, shares
-        Of :func:`ablations.summary` and :func:`ablations.prior_share`.
+        Of :func:`ablations.against_reference` and :func:`ablations.prior_share`.
     """
     fig, axes = plt.subplots(1, 3, figsize=(FIGURE_WIDTH, 2.5), layout="constrained", width_ratios=[1, 1, 1.5])
     moves = {"prior shorter": 1 / MOVED, UNCHANGED.name: 1.0, "prior longer": MOVED}

@@ -94,8 +94,8 @@ def examine(exam: Examination) -> Iterator[str]:
     """Do it, yielding what was finished: each person's name, "samples", and at last "numbers".
 
     Afterwards ``out`` holds ``metrics.csv`` (long form; ``inputs`` reads "method | scans | scale", with a fourth part
-    where heads were seen in training) and ``people/``; :func:`examination_report.write_report` makes figures and a page
-    of them. :func:`n_parts` says how many parts to expect.
+    where heads were seen in training) and ``people/``; :func:`examination_report.write_examination` makes figures and a
+    page of them. :func:`n_parts` says how many parts to expect.
 
     Raises
     ------

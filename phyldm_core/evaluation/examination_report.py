@@ -31,7 +31,7 @@ from .examination import (
     split_inputs,
 )
 
-NEEDS = {
+NEEDS_OF = {
     NETWORK: ("training", "priors"),
     REFINED: ("training", "segmentation", "priors"),
     f"{NETWORK}, a sampled latent": ("training", "priors"),
@@ -46,7 +46,7 @@ NEEDS = {
 """Method → which of :data:`examination_figures.NEEDS`; the outline of the brain counts as a segmentation."""
 
 
-def headline(table: pandas.DataFrame, methods=tuple(NEEDS)) -> pandas.DataFrame:
+def headline(table: pandas.DataFrame, methods=tuple(NEEDS_OF)) -> pandas.DataFrame:
     """Median absolute error in per cent, "value (low–high)", from all three scans: methods by tissue and quantity."""
     rows = split_inputs(table)
     rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(methods)]
@@ -81,7 +81,7 @@ def images(table: pandas.DataFrame, method: str = NETWORK) -> pandas.DataFrame:
     return wide.reset_index().rename(columns={"what": ""})
 
 
-def drawn(table: pandas.DataFrame) -> pandas.DataFrame:
+def drawn_sets(table: pandas.DataFrame) -> pandas.DataFrame:
     """Every comparison of sets of brains: a row a number, a column a set; empty where no brains were drawn."""
     rows = table[table.inputs.str.startswith(("generated", "true,"))]
     if rows.empty:
@@ -99,7 +99,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     heads = SEEN if exam.seen else "heads never seen"
     who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
-    needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
+    needs = {name: of for name, of in NEEDS_OF.items() if name in set(whole.method)}
     honest = [name for name in (NETWORK, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
     network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
     scale = SCALES[0] if network else SCALES[1]
@@ -152,7 +152,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     return paths
 
 
-def write_report(exam: Examination) -> Path:
+def write_examination(exam: Examination) -> Path:
     """``report.html`` in the folder of a finished evaluation, complete in itself, and its figures beside it."""
     table = pandas.read_csv(exam.out / "metrics.csv", keep_default_na=False, na_values=[""])
     table = table.fillna(dict.fromkeys(KEYS, ""))
@@ -176,7 +176,7 @@ def write_report(exam: Examination) -> Path:
             for method in (NETWORK, REFINED)
         ),
     ]
-    if len(samples := drawn(table)):
+    if len(samples := drawn_sets(table)):
         tables.append(frame_table(samples, "Drawn slices and true ones, each set against half of the true people"))
     else:
         tables.append("<p>These weights hold no diffusion model: no drawn brains were evaluated.</p>\n")

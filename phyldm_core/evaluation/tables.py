@@ -19,7 +19,7 @@ from ..losses import gain_per_scan
 from ..people import segmentation
 from ..people.segmentation import segment_slices, segmented_values
 from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, signed_signal
-from ..slices import ALL_SCANS, MODALITIES, QUANTITIES, Slices, Truth
+from ..slices import ALL_SCANS, MAPS, MODALITIES, Slices, Truth
 from ..tissue import REPORTED
 from . import metrics
 
@@ -69,7 +69,7 @@ def map_calibration(
 
     def of_person(rows):
         for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, rows):
-            s = spread[rows, QUANTITIES.index(quantity)] / unit
+            s = spread[rows, MAPS.index(quantity)] / unit
             for level in (0.5, 0.9):
                 key = (f"coverage_{100 * level:.0f}", quantity, name)
                 yield key, metrics.interval_coverage(e, s, t, level, where)
@@ -89,7 +89,7 @@ def voxel_pairs(
     """
     rng, estimate, spread, parts = np.random.default_rng(seed), _checked(maps, truth), sd.stack(), []
     for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, slice(None)):
-        values = [v[where].numpy() for v in (e, t, spread[:, QUANTITIES.index(quantity)] / unit)]
+        values = [v[where].numpy() for v in (e, t, spread[:, MAPS.index(quantity)] / unit)]
         some = rng.permutation(len(values[0]))[:n]
         columns = dict(zip(("estimate", "truth", "sd"), (v[some] for v in values), strict=True))
         parts.append(pandas.DataFrame({"quantity": quantity, "tissue": name, "inputs": inputs, **columns}))
@@ -106,7 +106,7 @@ def _checked(maps: TissueMaps, truth: Truth) -> Tensor:
 def _pure_tissue(estimate: Tensor, truth: Truth, rows):
     """Of one person: quantity, tissue, estimate and truth ``(z, y, x)``, where they count, unit of the estimate."""
     tissues = {name: truth.tissue(name)[rows] for name in REPORTED}
-    for p, quantity in enumerate(QUANTITIES):
+    for p, quantity in enumerate(MAPS):
         e, t, unit = estimate[rows, p], truth.maps[rows, p], 1.0
         if quantity == "PD":
             if not tissues["CSF"].any():

@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 
 from ..errors import BadInput
 from ..evaluation import metrics
-from ..figures.style import MAPS, percentile_window, to_png
+from ..figures.style import percentile_window, to_png
 from ..inference import infer, posterior_sd
 from ..physics import REFERENCE, TissueMaps, effective_protocol, render
 from ..running.run import Run, reopen
-from ..slices import MODALITIES, Slices, Truth
+from ..slices import MAPS, MODALITIES, Slices, Truth
 from ..tissue import AIR_PD
 from ..vae import Posterior
 from .controls import Explorer, Task, in_turn, letters, to_html

@@ -1,11 +1,11 @@
 """One house look, and the figures drawn in it: ``from phyldm_core import figures`` has what a chapter needs."""
 
+from ..slices import MAPS
 from .architecture import architecture
 from .curves import CORE_BAND, agreement, signal_curves, studies, tissue_histograms, training_curves
 from .grids import Panel, inference, map_grid, mosaic, samples, unseen
 from .style import (
     FIGURE_WIDTH,
-    MAPS,
     NO_VALUE,
     QUANTITIES,
     TISSUE_COLOURS,

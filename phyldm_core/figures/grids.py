@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .. import physics
+from ..slices import MAPS
 from ..tissue import AIR_PD, leaves_signal
 from .style import (
     FIGURE_WIDTH,
-    MAPS,
     as_array,
     colour_bar,
     percentile_window,

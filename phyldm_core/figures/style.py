@@ -121,8 +121,6 @@ QUANTITIES = {
 }
 """PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent; T2 of CSF saturates."""
 
-MAPS = ("PD", "T1", "T2")
-
 
 def symbol(name: str) -> str:
     """``T1`` as $T_1$; any other name as it is."""

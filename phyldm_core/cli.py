@@ -162,7 +162,7 @@ def train(
     from tqdm import tqdm
 
     from .machine.processes import is_main, main_first
-    from .people.scanned import make_cohort
+    from .people.scanned import scan_cohort
     from .running.profiles import find_profile
     from .running.run import open_run, scan_run
 
@@ -177,7 +177,7 @@ def train(
         else:
             mask = mask or (None if settings.cohort.head else "template")
             outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask, scheduler)
-            recipe = make_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
+            recipe = scan_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
             run = scan_run(out, settings, recipe, seed)
     for name, steps, n in (
         ("VAE", run.train_vae, settings.vae_schedule.steps),

@@ -15,7 +15,7 @@ from ..figures.style import as_array
 from ..machine.files import read_json
 from ..physics import TissueMaps
 from ..scans.maps import read_maps
-from ..weights import RELEASE
+from ..weights import RELEASE_FOLDER
 
 LIKELY_MS = 20.0  # s; no tissue relaxes so slowly, so such maps are in ms
 
@@ -137,7 +137,7 @@ def draw_from(weights_dir: str | Path, seed: int, progress: Progress = lambda sh
 
 
 def find_subjects(
-    run_dir: str | Path, weights_dir: str | Path = RELEASE, seed: int = 7
+    run_dir: str | Path, weights_dir: str | Path = RELEASE_FOLDER, seed: int = 7
 ) -> dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
@@ -164,7 +164,7 @@ def find_subjects(
     return found
 
 
-def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE) -> Path:
+def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE_FOLDER) -> Path:
     """Where the diffusion model is: the run, unless it holds none and ``weights_dir`` does."""
     return Path(weights_dir if _can_draw(weights_dir) and not _can_draw(run_dir) else run_dir)
 

@@ -16,7 +16,7 @@ from .report import in_percent
 PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
 """What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
 
-COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
+CARD_COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
 TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "histograms", "samples")
 """Which of a run's tables go with its weights; they are of simulated, held-out people."""
 
@@ -76,13 +76,13 @@ def _without_origin(path: Path) -> bytes:
 
 def run_metrics(run: str | Path) -> pandas.DataFrame:
     """The numbers a run measured, in one table; empty where it measured nothing."""
-    found = [pandas.DataFrame(columns=COLUMNS)]
+    found = [pandas.DataFrame(columns=CARD_COLUMNS)]
     tables = {name: Path(run) / "metrics" / f"{name}.csv" for name in TABLES}
     for name, path in (tables | {EVALUATION: Path(run) / EVALUATION / "metrics.csv"}).items():
         if path.exists():
             table = pandas.read_csv(path).assign(table=name)
-            if set(COLUMNS) <= set(table):
-                found.append(table[COLUMNS])
+            if set(CARD_COLUMNS) <= set(table):
+                found.append(table[CARD_COLUMNS])
     return pandas.concat(found[1:] or found, ignore_index=True)
 
 

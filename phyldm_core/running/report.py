@@ -27,7 +27,7 @@ from ..people.anatomy import as_folders
 from ..slices import MODALITIES
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
-PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
+PAPER_FIGURES = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
 RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
@@ -77,8 +77,8 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     makers = {path: "\n".join(cell.source for cell in notebook.cells) for path, notebook in notebooks.items()}
     paths = sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))
     shown = {path: figure(path, began, makers) for path in paths}
-    theirs = [path for path in paths if path.stem[:5] in PAPER]
-    missing = [f"Figure {int(n[3:])}" for n in PAPER if n not in {path.stem[:5] for path in theirs}]
+    theirs = [path for path in paths if path.stem[:5] in PAPER_FIGURES]
+    missing = [f"Figure {int(n[3:])}" for n in PAPER_FIGURES if n not in {path.stem[:5] for path in theirs}]
     csvs = sorted((run_dir / "metrics").glob("*.csv"))
     table1 = [reconstruction_table(path) for path in csvs if path.name == RECONSTRUCTION]
     missing += [] if table1 else ["Table 1"]
@@ -136,7 +136,7 @@ def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingP
 
     ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
     """
-    text = sidecar(path)
+    text = captions(path)
     caption, alt = (escape(text[key]) if key in text else topic(path) for key in ("caption", "alt"))
     note = "" if path.stat().st_mtime >= began else " <em>(from an earlier run)</em>"
     by = [notebook for notebook, source in makers.items() if f'"{path.stem}"' in source]
@@ -189,7 +189,7 @@ def in_percent(row, digits: int = 1) -> str:
 def table(path: Path) -> str:
     """A CSV as a table, four digits a number."""
     frame = read(path, pandas.read_csv)
-    caption = sidecar(path).get("caption", path.stem.replace("_", " "))
+    caption = captions(path).get("caption", path.stem.replace("_", " "))
     if len(frame) > LONGEST_TABLE:
         caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
     return frame_table(frame.head(LONGEST_TABLE), caption)
@@ -232,7 +232,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def sidecar(path: Path) -> dict:
+def captions(path: Path) -> dict:
     """Caption and alternative text of a figure or table; empty where there is no sidecar."""
     beside = path.with_suffix(".json")
     return read(beside, lambda p: json.loads(p.read_text(encoding="utf-8"))) if beside.exists() else {}

@@ -93,9 +93,7 @@ SchedulerOption = Annotated[
 @app.command("simulate")
 def simulate_command(
     out: Annotated[Path | None, typer.Option(help="The run that will train on them; runs/PROFILE by default.")] = None,
-    profile: Annotated[str, typer.Option(help="smoke, laptop (2 mm) or paper (1 mm): how many people, how fine.")] = (
-        "laptop"
-    ),
+    profile: ProfileOption = "laptop",
     anatomies: AnatomiesOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
     scheduler: SchedulerOption = None,

@@ -21,7 +21,7 @@ PANELS = (("T1", "WM"), ("T1", "GM"), ("T2", "WM"), ("T2", "GM"), ("PD", "GM"))
 GREY = "0.72"
 
 
-def forest(table: pandas.DataFrame, variants: Sequence[str], scans: str = ALL_SCANS) -> Figure:
+def forest(table: pandas.DataFrame, variants: Sequence[str]) -> Figure:
     """Median absolute error of every variant with its interval, filled on a common scale, open with any gain.
 
     A dot has colour where the paired interval of its ratio to the reference's error leaves 1 out; lines are the
@@ -34,7 +34,7 @@ def forest(table: pandas.DataFrame, variants: Sequence[str], scans: str = ALL_SC
     variants
         From top to bottom.
     """
-    rows = table[table.scans == scans]
+    rows = table[table.scans == ALL_SCANS]
     fig, axes = plt.subplots(
         1, len(PANELS) + 1, figsize=(FIGURE_WIDTH, 0.95 + 0.2 * len(variants)), sharey=True, layout="constrained"
     )
@@ -115,7 +115,7 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
     return fig
 
 
-def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = SCALES[0]) -> Figure:
+def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame) -> Figure:
     """Left: T1 and T2 over their truth against the prior's factor, from all scans; right: the prior's share by scans.
 
     Parameters
@@ -125,7 +125,7 @@ def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str 
     """
     fig, axes = plt.subplots(1, 3, figsize=(FIGURE_WIDTH, 2.5), layout="constrained", width_ratios=[1, 1, 1.5])
     moves = {"prior shorter": 1 / MOVED, UNCHANGED.name: 1.0, "prior longer": MOVED}
-    rows = table[(table.metric == "bias") & (table.scale == scale) & (table.scans == ALL_SCANS)]
+    rows = table[(table.metric == "bias") & (table.scale == SCALES[0]) & (table.scans == ALL_SCANS)]
     for ax, quantity in zip(axes, ("T1", "T2"), strict=False):
         for tissue, colour in TISSUE_COLOURS.items():
             of = rows[(rows.quantity == quantity) & (rows.tissue == tissue)].set_index("variant").reindex(list(moves))
@@ -142,7 +142,7 @@ def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str 
     axes[0].legend()
     names = [f"{symbol(q)} {t}" for q in ("T1", "T2") for t in TISSUE_COLOURS]
     for k, scans in enumerate(SHOWN):
-        here = shares[(shares.scans == scans) & (shares.scale == scale)]
+        here = shares[(shares.scans == scans) & (shares.scale == SCALES[0])]
         for i, (quantity, tissue) in enumerate((q, t) for q in ("T1", "T2") for t in TISSUE_COLOURS):
             for row in here[(here.quantity == quantity) & (here.tissue == tissue)].itertuples():
                 y, colour = i + 0.22 * (k - 1), TISSUE_COLOURS[tissue]

@@ -46,22 +46,22 @@ NEEDS_OF = {
 """Method → which of :data:`examination_figures.NEEDS`; the outline of the brain counts as a segmentation."""
 
 
-def headline(table: pandas.DataFrame, methods=tuple(NEEDS_OF)) -> pandas.DataFrame:
+def headline(table: pandas.DataFrame) -> pandas.DataFrame:
     """Median absolute error in per cent, "value (low–high)", from all three scans: methods by tissue and quantity."""
     rows = split_inputs(table)
-    rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(methods)]
+    rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(NEEDS_OF)]
     rows = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
     rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index=["method", "scale"], columns="column", values="cell", aggfunc="first", sort=False)
     order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
-    there = [key for method in methods for scale in SCALES if (key := (method, scale)) in wide.index]
+    there = [key for method in NEEDS_OF for scale in SCALES if (key := (method, scale)) in wide.index]
     return wide.loc[there, order].reset_index().rename_axis(columns=None)
 
 
-def by_inputs(table: pandas.DataFrame, metric: str, method: str = NETWORK, scale: str = SCALES[0]) -> pandas.DataFrame:
-    """One metric in per cent for each subset of scans, by quantity and tissue."""
+def by_inputs(table: pandas.DataFrame, metric: str, scale: str = SCALES[0]) -> pandas.DataFrame:
+    """One metric of the network in per cent for each subset of scans, by quantity and tissue."""
     rows = split_inputs(table)
-    rows = rows[(rows.metric == metric) & (rows.method == method) & (rows.scale == scale)]
+    rows = rows[(rows.metric == metric) & (rows.method == NETWORK) & (rows.scale == scale)]
     rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index="scans", columns="column", values="cell", aggfunc="first", sort=False)
     return wide.reindex([s for s in SUBSETS if s in wide.index]).reset_index().rename_axis(columns=None)

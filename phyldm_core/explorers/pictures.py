@@ -102,9 +102,9 @@ def upright_bar(name: str, height: int) -> Image.Image:
     return page
 
 
-def strip(values: Sequence, name: str, window, labels: Sequence[str], chosen: int, height: int = 128) -> np.ndarray:
+def strip(values: Sequence, name: str, window, labels: Sequence[str], chosen: int) -> np.ndarray:
     """Slices ``(n, y, x)`` in a row, five to a line, named underneath; the chosen one in a yellow frame."""
-    lines, frames = [], []
+    height, frames = 128, []
     for k, (one, label) in enumerate(zip(values, labels, strict=True)):
         width = round(height * one.shape[1] / one.shape[0])
         rgb = to_rgb(one, name if name in QUANTITIES else None, window=window)

@@ -38,7 +38,7 @@ class Variant:
     of: str  # what is asked about
     why: str
     prediction: str
-    loss: dict = field(default_factory=dict)  # fields of training.VAELoss
+    loss: dict = field(default_factory=dict)  # fields of losses.VAELoss
     network: dict = field(default_factory=dict)  # arguments of vae.PoEVAE
     nominal_te: bool = False  # believe the echo time in the header
     one_protocol: bool = False  # train on people who were all scanned alike

@@ -42,7 +42,7 @@ class Panel:
     values
         ``(y, x)``, or None for a scan that does not exist.
     quantity
-        Key of :data:`QUANTITIES`; None is a weighted image in ``window`` (default: its percentiles).
+        Key of :data:`style.QUANTITIES`; None is a weighted image in ``window`` (default: its percentiles).
     title, span
         Text above, centred over this panel and the next ``span − 1``; "T1" and "T2" as symbols.
     side
@@ -309,7 +309,7 @@ def unseen(
 ) -> Figure:
     """F4: contrasts nobody acquired, three settings a row; beside each the truth, where known, in one window.
 
-    A setting under which no tissue keeps its signal (:func:`phyldm_core.evaluation.metrics.leaves_signal`) says so and
+    A setting under which no tissue keeps its signal (:func:`tissue.leaves_signal`) says so and
     stays black, where its own percentiles would blow up what is left.
 
     Parameters

@@ -38,7 +38,7 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     path
         ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo) and, for spoiled gradient echoes,
         flip_angle_deg, or ``.json``: a list of objects with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE
-        above 0.3 s is taken as nominal (:func:`oasis3.effective_te`).
+        above 0.3 s is taken as nominal (:func:`physics.effective_te`).
 
     Raises
     ------

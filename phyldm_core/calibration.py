@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .inference import infer, posterior_sd
 from .physics import SEQUENCES, TissueMaps
-from .slices import QUANTITIES, SUBSETS, Person, Slices
+from .slices import MAPS, SUBSETS, Person, Slices
 
 NAME = "posterior_sd.json"
 """The file in the folder of a VAE."""
@@ -72,7 +72,7 @@ def _by_t1(t1: Tensor, needed: Tensor) -> dict[str, list[float]]:
     """Per quantity and node: the SD that covers :data:`LEVEL` of the voxels whose T1 is nearest to the node."""
     nearest = np.abs(np.log(t1.clamp_min(1e-3).numpy())[:, None] - np.log(T1_NODES)).argmin(1)
     out = {}
-    for quantity, values in zip(QUANTITIES, needed.numpy(), strict=True):
+    for quantity, values in zip(MAPS, needed.numpy(), strict=True):
         whole = np.quantile(values, LEVEL)  # for a node without voxels
         variances = [
             np.quantile(v, LEVEL) if (v := values[nearest == k]).size > 50 else whole for k in range(len(T1_NODES))
@@ -104,7 +104,7 @@ def honest_sd(
         if missing is None:
             continue
         log_t1 = np.log(maps.t1[i].clamp_min(1e-3).numpy())
-        for p, quantity in enumerate(QUANTITIES):
+        for p, quantity in enumerate(MAPS):
             share = torch.from_numpy(np.interp(log_t1, log_nodes, missing[quantity])).float()
             out[i, p] = (out[i, p] ** 2 + (share * maps[p][i]) ** 2).sqrt()
     return TissueMaps.from_stack(out)

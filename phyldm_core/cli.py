@@ -67,8 +67,8 @@ ProfileOption = Annotated[
 ]
 
 
-@app.command()
-def reproduce(
+@app.command("reproduce")
+def reproduce_command(
     profile: ProfileOption = "laptop",
     anatomies: AnatomiesOption = None,
     only: Annotated[int | None, typer.Option(help="Number of the one notebook to run.")] = None,
@@ -94,12 +94,10 @@ SchedulerOption = Annotated[
 ]
 
 
-@app.command()
-def simulate(
+@app.command("simulate")
+def simulate_command(
     out: Annotated[Path | None, typer.Option(help="The run that will train on them; runs/PROFILE by default.")] = None,
-    profile: Annotated[str, typer.Option(help="smoke, laptop (2 mm) or paper (1 mm): how many people, how fine.")] = (
-        "laptop"
-    ),
+    profile: ProfileOption = "laptop",
     anatomies: AnatomiesOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
     scheduler: SchedulerOption = None,
@@ -119,8 +117,8 @@ def simulate(
     typer.echo(f"{n} people in {run.cohort_folder}")
 
 
-@app.command()
-def prepare(
+@app.command("prepare")
+def prepare_command(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset: sub-*/[ses-*/]anat/*_T1w.nii.gz with sidecars.")],
     out: Annotated[Path, typer.Option(help="Where prepared scans go, such as BIDS_DIR/derivatives/phyldm.")],
     voxel_mm: Annotated[float, typer.Option(help="Size of the isotropic voxels, mm.")] = 1.0,
@@ -166,7 +164,7 @@ def train(
     from tqdm import tqdm
 
     from .machine.processes import is_main, main_first
-    from .people.scanned import make_cohort
+    from .people.scanned import scan_cohort
     from .running.profiles import find_profile
     from .running.run import open_run, scan_run
 
@@ -181,7 +179,7 @@ def train(
         else:
             mask = mask or (None if settings.cohort.head else "template")
             outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask, scheduler)
-            recipe = make_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
+            recipe = scan_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
             run = scan_run(out, settings, recipe, seed)
     for name, steps, n in (
         ("VAE", run.train_vae, settings.vae_schedule.steps),
@@ -265,8 +263,8 @@ def fit(
         raise BadInput(f"{skipped} of {len(sessions)} sessions skipped, for the reasons above; the others are in {out}")
 
 
-@app.command()
-def render(
+@app.command("render")
+def render_command(
     maps: Annotated[Path, typer.Option(help="Folder with one person's PDmap, T1map and T2map.")],
     sequence: Annotated[str, typer.Option(help="MPRAGE, spin echo, FLAIR or spoiled gradient echo.")],
     te: Annotated[float, typer.Option(help="Echo time, s.")],
@@ -352,7 +350,7 @@ def evaluate(
     from tqdm import tqdm
 
     from .evaluation.examination import Examination, examine, n_parts
-    from .evaluation.examination_report import write_report
+    from .evaluation.examination_report import write_examination
     from .weights import load_weights
 
     exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads)
@@ -360,7 +358,7 @@ def evaluate(
         pass
     if not exam.weights.has_pipeline:
         typer.echo("phyldm: these weights hold no diffusion model, so no drawn brains were evaluated", err=True)
-    typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_report(exam)}")
+    typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_examination(exam)}")
 
 
 HEADS = {

@@ -89,7 +89,7 @@ class VAEObjective(nn.Module):
         brightest = (batch.images * batch.observed[..., None, None]).amax(1)
         inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
-        spin_echo = (batch.observed & (batch.settings[..., 0] == SPIN_ECHO)).any(1).float()
+        spin_echo = (batch.observed & (batch.settings[..., 0] == SEQUENCES.index(Sequence.SPIN_ECHO))).any(1).float()
         # Literature's lines go with its medians: where those were moved, the lines are moved along.
         moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
         as_published = maps / moved.view(3, 1, 1)
@@ -120,9 +120,6 @@ class VAEObjective(nn.Module):
         fooled = mean((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2)
         on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
         return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_fake**2))
-
-
-SPIN_ECHO = SEQUENCES.index(Sequence.SPIN_ECHO)
 
 
 WATER_SPREAD = 0.05
@@ -166,6 +163,20 @@ def solve_gain(predicted: Tensor, observed: Tensor) -> Tensor:
     Least squares in closed form, Σ p·o / Σ p²; it replaces the paper's gain of 1 for every scanner.
     """
     return (predicted * observed).sum((-2, -1)) / (predicted**2).sum((-2, -1)).clamp_min(1e-6)
+
+
+def gain_per_scan(predicted: Tensor, observed: Tensor, inside: Tensor) -> Tensor:
+    """``(m,)``: :func:`solve_gain` over all slices of a person, which were acquired together and share a gain.
+
+    Parameters
+    ----------
+    predicted, observed
+        ``(n, m, y, x)``, the slices of one person.
+    inside
+        ``(n, 1, y, x)`` or ``(n, m, y, x)`` bool: where they are compared.
+    """
+    end_to_end = ((images * inside).transpose(0, 1).flatten(1)[None, :, None] for images in (predicted, observed))
+    return solve_gain(*end_to_end)[0]
 
 
 class VAEData:

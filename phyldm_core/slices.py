@@ -11,7 +11,7 @@ from torch import Tensor
 from .tissue import REPORTED
 
 MODALITIES = ("T1w", "T2w", "FLAIR")
-QUANTITIES = ("PD", "T1", "T2")
+MAPS = ("PD", "T1", "T2")  # water = 1, s, s
 SPLITS = ("train", "val", "test")
 SUBSETS = {
     "+".join(names): tuple(m in names for m in MODALITIES)

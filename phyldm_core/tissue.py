@@ -90,8 +90,12 @@ class TissueTable:
         return values
 
 
+@cache
 def measurements() -> pandas.DataFrame:
-    """The whole literature table, times converted to seconds (columns as in ``data/README.md``)."""
+    """The whole literature table, times converted to seconds (columns as in ``data/README.md``).
+
+    Read once and shared: take rows of it, change none.
+    """
     table = pandas.read_csv(TABLE, dtype={"field_T": str})
     in_ms = table.unit == "ms"
     table.loc[in_ms, ["mean", "sd", "low", "high"]] /= 1000

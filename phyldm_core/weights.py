@@ -30,7 +30,7 @@ FORMAT = 1
 DEFAULT = Path("runs/laptop")
 """Where the commands look for weights first when they are not told: what ``phyldm reproduce`` makes."""
 
-RELEASE = carried("data/weights/release")
+RELEASE_FOLDER = carried("data/weights/release")
 """The weights that come with the package; wherever a folder of weights is asked for, "release" means this one."""
 
 CONVENTIONS = {
@@ -41,7 +41,7 @@ CONVENTIONS = {
 }
 """What the numbers that go in and come out mean; weights with others would give wrong maps without a word."""
 
-CLASSES = {
+LOADABLE = {
     "PoEVAE": "phyldm_core.vae",
     "CoarseVAE": "phyldm_core.coarse",
     "TissueTransformer": "phyldm_core.diffusion",
@@ -149,8 +149,8 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     Parameters
     ----------
     folder
-        "release": :data:`RELEASE`. None: :data:`DEFAULT`, relative to the working directory; where there is no such
-        folder, the release.
+        "release": :data:`RELEASE_FOLDER`. None: :data:`DEFAULT`, relative to the working directory; where there is no
+        such folder, the release.
 
     Raises
     ------
@@ -158,11 +158,11 @@ def load_weights(folder: str | Path | None = None) -> Weights:
         In one sentence: nothing there; a format or conventions this version does not know; a file missing,
         changed, or of a kind that could run code; a tensor missing, left over or of another shape.
     """
-    if folder is None and not (DEFAULT.is_dir() or RELEASE.is_dir()):
+    if folder is None and not (DEFAULT.is_dir() or RELEASE_FOLDER.is_dir()):
         raise BadInput(f"{DEFAULT}: no weights here: make them with phyldm reproduce, or name a folder with --weights")
     if folder is None:
-        folder = DEFAULT if DEFAULT.is_dir() else RELEASE
-    folder = RELEASE if str(folder) == "release" else Path(folder)
+        folder = DEFAULT if DEFAULT.is_dir() else RELEASE_FOLDER
+    folder = RELEASE_FOLDER if str(folder) == "release" else Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of weights: give one that phyldm export or phyldm reproduce made")
     if not (folder / "config.json").exists():
@@ -223,7 +223,7 @@ def _check_pipeline(folder: Path):
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)):
             continue  # a setting of the pipeline, or a component that is absent
         library, kind = value
-        if CLASSES.get(kind) != library:
+        if LOADABLE.get(kind) != library:
             raise BadInput(f"{folder / 'model_index.json'}: {name} is a {library}.{kind}, which no pipeline here uses")
         if not kind.endswith("Scheduler"):
             _check_network(folder / name, kind)
@@ -237,7 +237,7 @@ def _check_network(folder: Path, kind: str):
         raise BadInput(f"{folder / unfit[0]}: weights are safetensors only, nothing is unpickled: take it out")
     if not (folder / TENSORS).is_file() or not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: lacks config.json or {TENSORS}: train or copy the weights again")
-    network = getattr(import_module(CLASSES[kind]), kind)
+    network = getattr(import_module(LOADABLE[kind]), kind)
     config = {k: v for k, v in _read_json(folder / "config.json").items() if not k.startswith("_")}
     try:
         with torch.device("meta"):  # shapes without memory

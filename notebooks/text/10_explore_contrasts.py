@@ -39,7 +39,7 @@ import pandas
 from phyldm_core import figures, tissue
 from phyldm_core.explorers.console import PRESETS
 from phyldm_core.explorers.contrasts import ContrastExplorer
-from phyldm_core.explorers.subjects import find_subjects, weights_of
+from phyldm_core.explorers.people import find_subjects, weights_of
 from phyldm_core.physics import Protocol, Sequence, ernst_angle, render, spoiled_gradient_echo
 
 figures.use_house_style()

@@ -109,7 +109,7 @@ board, found = explorer.experts, {}
 for names in (("T1w",), ("T2w",), ("FLAIR",), ("T1w", "T2w"), ("T1w", "T2w", "FLAIR")):
     for tick in board.ticks:
         tick.value = tick.description in names and not tick.disabled
-    board.worker.wait()
+    board.task.wait()
     found[" × ".join(names)] = board.summary().T.stack()
 pandas.DataFrame(found).T.round(1)  # % of the median voxel
 

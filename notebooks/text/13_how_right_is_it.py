@@ -239,7 +239,7 @@ if weights.has_pipeline:
     show("fig87_samples_over_floor")
 
 # %%
-drawn = examination_report.drawn(table) if weights.has_pipeline else pandas.DataFrame()
+drawn = examination_report.drawn_sets(table) if weights.has_pipeline else pandas.DataFrame()
 drawn
 
 # %% [markdown]

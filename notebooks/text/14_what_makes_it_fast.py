@@ -42,6 +42,7 @@ from matplotlib.ticker import LogLocator
 from phyldm_core.machine.carried import carried
 from phyldm_core.running.chapter import open_chapter
 from phyldm_core.running.profiles import find_profile
+from phyldm_core.running.report import with_interval
 
 sys.path.append(str(carried(".")))  # holds tests/speed, which is not part of the package
 from tests.speed import diffusion_step, drawing, rendering, timing, vae_step  # noqa: E402
@@ -66,7 +67,7 @@ def show(new):
     new = list(new)
     rows.extend(new)
     return pandas.DataFrame(
-        {"": r.what, "ours": r.ours, "against": r.against, "ratio": f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})"}
+        {"": r.what, "ours": r.ours, "against": r.against, "ratio": with_interval(r.ratio, r.low, r.high)}
         for r in new
     ).style.hide()
 

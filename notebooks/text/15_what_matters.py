@@ -40,18 +40,19 @@ from IPython.display import clear_output
 from tqdm import tqdm
 
 from phyldm_core import figures, tissue
-from phyldm_core.evaluation import ablation_figures, ablations, tables
-from phyldm_core.evaluation.ablations import UNCHANGED, VARIANTS
+from phyldm_core.evaluation import ablation_figures, ablations, tables, variants
 from phyldm_core.evaluation.examination import SCALES
+from phyldm_core.evaluation.variants import UNCHANGED, VARIANTS
 from phyldm_core.inference import infer
 from phyldm_core.physics import UNSEEN, TissueMaps, render
 from phyldm_core.running.chapter import open_chapter
+from phyldm_core.running.report import in_percent, with_interval
 from phyldm_core.scans.oasis3 import oasis3_protocols
 from phyldm_core.slices import ALL_SCANS, SUBSETS
 
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 run.require_cohort()  # says which notebook makes it, if it is not there
-runs = ablations.variant_runs(run)
+runs = variants.variant_runs(run)
 
 # %% [markdown]
 # ## One change at a time
@@ -85,7 +86,7 @@ print(f"{len(runs)} trainings of {steps} steps, {minutes:.1f} minutes together")
 
 # %%
 people = ablations.measure(run, runs)
-table = ablations.summary(people)
+table = ablations.against_reference(people)
 n_people = people.person.nunique()
 print(f"{len(table)} numbers on {n_people} people held out, each scanned with all three contrasts")
 
@@ -108,13 +109,9 @@ alt = "A forest of dots with intervals, one row a variant, six panels; lines mar
 publish(fig, "fig95_what_matters", caption, alt)
 
 # %%
-def percent(row):
-    return f"{100 * row.value:.0f} % ({100 * row.low:.0f}–{100 * row.high:.0f})"
-
-
 ratios = table[(table.metric == "error_ratio") & (table.scans == ALL_SCANS) & (table.tissue != "CSF")]
 ratios = ratios[ratios.variant.isin(with_maps)]
-ratios = ratios.assign(shown=[percent(row) for row in ratios.itertuples()], of=ratios.quantity + " " + ratios.tissue)
+ratios = ratios.assign(shown=[in_percent(r, 0) for r in ratios.itertuples()], of=ratios.quantity + " " + ratios.tissue)
 print("error, % of the reference's, paired (95 % interval over people)")
 ratios.pivot_table(index=["variant", "scale"], columns="of", values="shown", aggfunc="first", sort=False)
 
@@ -132,7 +129,7 @@ ratios.pivot_table(index=["variant", "scale"], columns="of", values="shown", agg
 def errors(variant, scale=SCALES[0]):
     rows = table[(table.metric == "median_absolute_error") & (table.variant == variant) & (table.scale == scale)]
     rows = rows[rows.tissue != "CSF"].assign(of=rows.quantity + " " + rows.tissue)
-    shown = rows.assign(shown=[percent(row) for row in rows.itertuples()])
+    shown = rows.assign(shown=[in_percent(row, 0) for row in rows.itertuples()])
     return shown.pivot_table(index="scans", columns="of", values="shown", aggfunc="first", sort=False)
 
 
@@ -205,7 +202,7 @@ publish(fig, "fig96_nominal_te", caption, alt)
 
 # %%
 shares = ablations.prior_share(people)
-fig = ablation_figures.moved_prior(table, shares)
+fig = ablation_figures.pull_of_prior(table, shares)
 caption = f"""Moving the prior. Left and middle: T1 and T2 over their truth from all scans, networks trained with the
 priors'
 T1 and T2 at 0.8, 1 and 1.25 times the literature's (dotted: an estimate that is the prior's alone). Right: the share
@@ -238,7 +235,7 @@ parts = []
 for tested, said in named.items():
     for trained in (UNCHANGED.name, "one protocol"):
         of = chosen[(chosen.variant == trained + tested) & (chosen.tissue != "CSF")]
-        cells = {f"{r.quantity} {r.tissue}": percent(r) for r in of.itertuples()}
+        cells = {f"{r.quantity} {r.tissue}": in_percent(r, 0) for r in of.itertuples()}
         parts.append({"trained on": "the mix" if trained == UNCHANGED.name else trained, "tested": said, **cells})
 pandas.DataFrame(parts).style.hide()
 
@@ -256,7 +253,7 @@ pandas.DataFrame(parts).style.hide()
 # %%
 rows = table[(table.metric == "psnr") & table.variant.isin([UNCHANGED.name, "images, no physics"])]
 rows = rows[rows.scans.isin(ablations.SHOWN) & (rows.scale == SCALES[0])]
-rows = rows.assign(shown=[f"{r.value:.1f} dB ({r.low:.1f}–{r.high:.1f})" for r in rows.itertuples()])
+rows = rows.assign(shown=[with_interval(r.value, r.low, r.high, 1, " dB") for r in rows.itertuples()])
 rows.pivot_table(index=["quantity", "scans"], columns="variant", values="shown", aggfunc="first", sort=False)
 
 # %%
@@ -317,12 +314,12 @@ run.write_metrics("ablations", pandas.concat([table, shares, ablations.intervals
 # <details><summary>Solution 1</summary>
 #
 # ```python
-# more = ablations.Variant("more hidden", "modality dropout", "", "", loss={"keep_scan": 0.4})
-# both = ablations.variant_runs(run, [UNCHANGED, more])
+# more = variants.Variant("more hidden", "modality dropout", "", "", loss={"keep_scan": 0.4})
+# both = variants.variant_runs(run, [UNCHANGED, more])
 # for variant in both.values():
 #     for _ in variant.make():
 #         pass
-# hidden_more = ablations.summary(ablations.measure(run, both))
+# hidden_more = ablations.against_reference(ablations.measure(run, both))
 # hidden_more[(hidden_more.metric == "error_ratio") & (hidden_more.variant == "more hidden")]
 # ```
 # A ratio below 100 % in one row and above in another is a trade: one set of weights serves seven tasks. Hold both against

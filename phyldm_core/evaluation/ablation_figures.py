@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 
 from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
 from ..slices import ALL_SCANS
-from .ablations import MOVED, SHOWN, UNCHANGED
+from .ablations import SHOWN
 from .examination import SCALES
 from .tables import MEAN_OF_SIGNAL
+from .variants import MOVED, UNCHANGED
 
 PANELS = (("T1", "WM"), ("T1", "GM"), ("T2", "WM"), ("T2", "GM"), ("PD", "GM"))
 GREY = "0.72"
 
 
-def forest(table: pandas.DataFrame, variants: Sequence[str], scans: str = ALL_SCANS) -> Figure:
+def forest(table: pandas.DataFrame, variants: Sequence[str]) -> Figure:
     """Median absolute error of every variant with its interval, filled on a common scale, open with any gain.
 
     A dot has colour where the paired interval of its ratio to the reference's error leaves 1 out; lines are the
@@ -29,11 +30,11 @@ def forest(table: pandas.DataFrame, variants: Sequence[str], scans: str = ALL_SC
     Parameters
     ----------
     table
-        Of :func:`ablations.summary`.
+        Of :func:`ablations.against_reference`.
     variants
         From top to bottom.
     """
-    rows = table[table.scans == scans]
+    rows = table[table.scans == ALL_SCANS]
     fig, axes = plt.subplots(
         1, len(PANELS) + 1, figsize=(FIGURE_WIDTH, 0.95 + 0.2 * len(variants)), sharey=True, layout="constrained"
     )
@@ -114,17 +115,17 @@ def echo_time(people: pandas.DataFrame, fits: pandas.DataFrame, ratio: float) ->
     return fig
 
 
-def moved_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = SCALES[0]) -> Figure:
+def pull_of_prior(table: pandas.DataFrame, shares: pandas.DataFrame) -> Figure:
     """Left: T1 and T2 over their truth against the prior's factor, from all scans; right: the prior's share by scans.
 
     Parameters
     ----------
     table, shares
-        Of :func:`ablations.summary` and :func:`ablations.prior_share`.
+        Of :func:`ablations.against_reference` and :func:`ablations.prior_share`.
     """
     fig, axes = plt.subplots(1, 3, figsize=(FIGURE_WIDTH, 2.5), layout="constrained", width_ratios=[1, 1, 1.5])
     moves = {"prior shorter": 1 / MOVED, UNCHANGED.name: 1.0, "prior longer": MOVED}
-    rows = table[(table.metric == "bias") & (table.scale == scale) & (table.scans == ALL_SCANS)]
+    rows = table[(table.metric == "bias") & (table.scale == SCALES[0]) & (table.scans == ALL_SCANS)]
     for ax, quantity in zip(axes, ("T1", "T2"), strict=False):
         for tissue, colour in TISSUE_COLOURS.items():
             of = rows[(rows.quantity == quantity) & (rows.tissue == tissue)].set_index("variant").reindex(list(moves))
@@ -141,7 +142,7 @@ def moved_prior(table: pandas.DataFrame, shares: pandas.DataFrame, scale: str = 
     axes[0].legend()
     names = [f"{symbol(q)} {t}" for q in ("T1", "T2") for t in TISSUE_COLOURS]
     for k, scans in enumerate(SHOWN):
-        here = shares[(shares.scans == scans) & (shares.scale == scale)]
+        here = shares[(shares.scans == scans) & (shares.scale == SCALES[0])]
         for i, (quantity, tissue) in enumerate((q, t) for q in ("T1", "T2") for t in TISSUE_COLOURS):
             for row in here[(here.quantity == quantity) & (here.tissue == tissue)].itertuples():
                 y, colour = i + 0.22 * (k - 1), TISSUE_COLOURS[tissue]

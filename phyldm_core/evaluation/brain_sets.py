@@ -6,8 +6,9 @@ and true people against other true people, which is the floor that no generator 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pandas
@@ -24,6 +25,8 @@ from ..tissue import CLASSES
 from ..vae import TYPICAL_SIGNAL
 from . import metrics
 
+FLOOR = "true, other half"
+"""What true people are from each other."""
 N_FEATURES = 24
 N_NEIGHBOURS = 5
 BLUR_MM = 4.0
@@ -44,11 +47,11 @@ class RandomFeatures(nn.Module):
     to few numbers, so that a covariance can be had from a few hundred slices.
     """
 
-    def __init__(self, channels: int = 3, widths: Sequence[int] = (16, 32, 32, 32), seed: int = 0):
+    def __init__(self, seed: int = 0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        widths, generator = (16, 32, 32, 32), torch.Generator().manual_seed(seed)
         self.layers = nn.ModuleList()
-        for inside, outside in zip((channels, *widths), widths, strict=False):
+        for inside, outside in pairwise((3, *widths)):
             layer = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
             nn.init.orthogonal_(layer.weight, gain=2**0.5, generator=generator)
             layer.weight.data -= layer.weight.data.mean((2, 3), keepdim=True)
@@ -58,7 +61,7 @@ class RandomFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(n, c, y, x)`` → features ``(n, 24)``."""
+        """Images ``(n, 3, y, x)`` → features ``(n, 24)``."""
         found, h = [], images
         for i, layer in enumerate(self.layers):
             h = nn.functional.leaky_relu(layer(nn.functional.avg_pool2d(h, 2) if i else h), 0.2)
@@ -103,13 +106,13 @@ def frechet(one: NDArray, other: NDArray) -> float:
     return float(max(((means[0] - means[1]) ** 2).sum() + np.trace(a + b - 2 * np.real(cross)), 0))
 
 
-def density_coverage(sample: NDArray, truth: NDArray, k: int = N_NEIGHBOURS) -> tuple[float, float]:
+def density_coverage(sample: NDArray, truth: NDArray) -> tuple[float, float]:
     """Naeem et al. 2020: how densely true ones surround the samples, and what share of true ones has a sample near.
 
-    Near is within the distance to the ``k``-th other true one. Two sets of one kind have a density of 1;
-    density falls where samples are unlike any true one, coverage where true ones are unlike any sample.
+    Near is within the distance to the fifth other true one (:data:`N_NEIGHBOURS`). Two sets of one kind have a density
+    of 1; density falls where samples are unlike any true one, coverage where true ones are unlike any sample.
     """
-    k = min(k, len(truth) - 1)
+    k = min(N_NEIGHBOURS, len(truth) - 1)
     radius = np.sort(cdist(truth, truth), 1)[:, k]  # the 0th is itself
     near = cdist(truth, sample) <= radius[:, None]
     return float(near.sum() / (k * len(sample))), float(near.any(1).mean())
@@ -179,14 +182,14 @@ def compare(
     Returns
     -------
         Long form: the mean over halvings with their 2.5th and 97.5th percentiles, ``n`` people a half; ``inputs`` says
-        what was compared with true people: "generated", a name of ``others``, or "true, other half" (the floor).
+        what was compared with true people: "generated", a name of ``others``, or :data:`FLOOR`.
     """
     rng, people, found = np.random.default_rng(seed), np.unique(true.person), {}
     for _ in range(n_halvings):
         half, rest = (true.rows(part) for part in np.array_split(rng.permutation(people), 2))
         sets = {"generated": (generated, rng.permutation(len(generated.person))[: len(half)])}
         sets |= {name: (other, rng.permutation(len(other.person))[: len(half)]) for name, other in others.items()}
-        for name, (other, rows) in (sets | {"true, other half": (true, rest)}).items():
+        for name, (other, rows) in (sets | {FLOOR: (true, rest)}).items():
             for key, value in _judge(other, rows, true, half):
                 found.setdefault((*key, name), []).append(value)
     return metrics.long_form(

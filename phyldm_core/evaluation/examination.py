@@ -99,8 +99,8 @@ def examine(exam: Examination) -> Iterator[str]:
     """Do it, yielding what was finished: each person's name, "samples", and at last "numbers".
 
     Afterwards ``out`` holds ``metrics.csv`` (long form; ``inputs`` reads "method | scans | scale", with a fourth part
-    where heads were seen in training) and ``people/``; :func:`examination_report.write_report` makes figures and a page
-    of them. :func:`n_parts` says how many parts to expect.
+    where heads were seen in training) and ``people/``; :func:`examination_report.write_examination` makes figures and a
+    page of them. :func:`n_parts` says how many parts to expect.
 
     Raises
     ------
@@ -233,9 +233,7 @@ def examine_person(exam: Examination, vae, person: Person) -> tuple[pandas.DataF
             if whole:
                 at_random = tables.unseen_errors(found.maps, truth, slices, others, judges=judges, **scale)
                 parts.append(_mean_rows(at_random, f"mean of {len(others)} random protocols"))
-                voxels.append(
-                    tables.voxel_pairs(found.maps, found.sd, truth, exam.n_voxels, exam.seed, found.label)
-                )
+                voxels.append(tables.voxel_pairs(found.maps, found.sd, truth, exam.n_voxels, exam.seed, found.label))
     return pandas.concat(parts, ignore_index=True)[[*KEYS, "value"]], pandas.concat(voxels, ignore_index=True)
 
 

@@ -10,15 +10,17 @@ import pandas
 from matplotlib.figure import Figure
 
 from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
+from .brain_sets import FLOOR
+from .examination import SCALES
 
 NEEDS = ("training", "segmentation", "tissue values", "priors", "3 scans")
 """What a method may need: scans to train on, a brain mask or more, mean values, lines and spreads, every contrast."""
 
 
-def accuracy_and_needs(
-    table: pandas.DataFrame, needs: Mapping[str, Sequence[str]], scales: Sequence[str] = ("common scale", "any gain")
-) -> Figure:
+def accuracy_and_needs(table: pandas.DataFrame, needs: Mapping[str, Sequence[str]]) -> Figure:
     """Median absolute error of every method from all three scans, beside what each needs.
+
+    Filled on a common scale, open with any gain.
 
     Parameters
     ----------
@@ -26,8 +28,6 @@ def accuracy_and_needs(
         With columns method, scale, metric, quantity, tissue, value, low, high (:func:`examination.split_inputs`).
     needs
         Method → which of :data:`NEEDS`; its order is that of the rows.
-    scales
-        Drawn filled and open.
     """
     rows = table[table.metric == "median_absolute_error"]
     methods = list(needs)
@@ -37,7 +37,7 @@ def accuracy_and_needs(
     for ax, (quantity, tissue) in zip(axes, panels, strict=False):
         of_panel = rows[(rows.quantity == quantity) & (rows.tissue == tissue)]
         for i, method in enumerate(methods):
-            for scale, filled, shift in zip(scales, (True, False), (-0.14, 0.14), strict=True):
+            for scale, filled, shift in zip(SCALES, (True, False), (-0.14, 0.14), strict=True):
                 for row in of_panel[(of_panel.method == method) & (of_panel.scale == scale)].itertuples():
                     colour = TISSUE_COLOURS[tissue]
                     ends = np.nan_to_num([row.low, row.high], nan=row.value)
@@ -61,7 +61,7 @@ def accuracy_and_needs(
         ax.tick_params(axis="y", length=0)
     axes[-1].spines[:].set_visible(False)
     marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color="0.3", mfc=c) for c in ("0.3", "white")]
-    fig.legend(marks, scales, loc="outside upper right", ncols=2)
+    fig.legend(marks, SCALES, loc="outside upper right", ncols=2)
     return fig
 
 
@@ -74,7 +74,7 @@ def error_by_scans(table: pandas.DataFrame, methods: Sequence[str], scans: Seque
         for j, quantity in enumerate(("T1", "T2", "PD")):
             ax, here = axes[i, j], rows[(rows.quantity == quantity) & (rows.tissue == tissue)]
             for method, (mark, colour) in zip(methods, looks, strict=False):
-                for scale, line in (("common scale", "-"), ("any gain", ":")):
+                for scale, line in zip(SCALES, "-:", strict=True):
                     of = here[(here.method == method) & (here.scale == scale)].set_index("scans").reindex(scans)
                     label = method if line == "-" else None
                     ax.plot(x, 100 * of.value, line, marker=mark, ms=3, color=colour, lw=1, label=label)
@@ -118,7 +118,7 @@ def honesty(table: pandas.DataFrame, methods: Sequence[str], scale: str) -> Figu
     return fig
 
 
-def over_floor(table: pandas.DataFrame, floor: str = "true, other half") -> Figure:
+def over_floor(table: pandas.DataFrame) -> Figure:
     """Every distance of samples from true people over the distance of true people from each other (1 on the axis).
 
     Parameters
@@ -131,9 +131,9 @@ def over_floor(table: pandas.DataFrame, floor: str = "true, other half") -> Figu
     keys = sorted(map(tuple, names), key=lambda k: (("frechet", "share_distance", "wasserstein").index(k[0]), k[1]))
     values = distances.set_index(["metric", "quantity", "tissue", "inputs"])
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH * 0.75, 0.7 + 0.2 * len(keys)), layout="constrained")
-    looks = {"generated": ("o", "#d55e00"), "true, training heads": ("D", "#56b4e9"), floor: ("|", "0.2")}
+    looks = {"generated": ("o", "#d55e00"), "true, training heads": ("D", "#56b4e9"), FLOOR: ("|", "0.2")}
     for i, key in enumerate(keys):
-        base = values.loc[(*key, floor), "value"]
+        base = values.loc[(*key, FLOOR), "value"]
         for name, (mark, colour) in looks.items():
             if (*key, name) in values.index:
                 row = values.loc[(*key, name)]

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from ..figures import curves
 from ..figures.style import save_figure, use_house_style
-from ..running.report import figure, frame_table, write_page
+from ..running.report import figure, frame_table, in_percent, with_interval, write_page
 from ..slices import ALL_SCANS, SUBSETS
 from . import examination_figures
 from .examination import (
@@ -31,7 +31,7 @@ from .examination import (
     split_inputs,
 )
 
-NEEDS = {
+NEEDS_OF = {
     NETWORK: ("training", "priors"),
     REFINED: ("training", "segmentation", "priors"),
     f"{NETWORK}, a sampled latent": ("training", "priors"),
@@ -46,23 +46,23 @@ NEEDS = {
 """Method → which of :data:`examination_figures.NEEDS`; the outline of the brain counts as a segmentation."""
 
 
-def headline(table: pandas.DataFrame, methods=tuple(NEEDS)) -> pandas.DataFrame:
+def headline(table: pandas.DataFrame) -> pandas.DataFrame:
     """Median absolute error in per cent, "value (low–high)", from all three scans: methods by tissue and quantity."""
     rows = split_inputs(table)
-    rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(methods)]
+    rows = rows[(rows.metric == "median_absolute_error") & rows.method.isin(NEEDS_OF)]
     rows = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
-    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index=["method", "scale"], columns="column", values="cell", aggfunc="first", sort=False)
     order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
-    there = [key for method in methods for scale in SCALES if (key := (method, scale)) in wide.index]
+    there = [key for method in NEEDS_OF for scale in SCALES if (key := (method, scale)) in wide.index]
     return wide.loc[there, order].reset_index().rename_axis(columns=None)
 
 
-def by_inputs(table: pandas.DataFrame, metric: str, method: str = NETWORK, scale: str = SCALES[0]) -> pandas.DataFrame:
-    """One metric in per cent for each subset of scans, by quantity and tissue."""
+def by_inputs(table: pandas.DataFrame, metric: str, scale: str = SCALES[0]) -> pandas.DataFrame:
+    """One metric of the network in per cent for each subset of scans, by quantity and tissue."""
     rows = split_inputs(table)
-    rows = rows[(rows.metric == metric) & (rows.method == method) & (rows.scale == scale)]
-    rows = rows.assign(cell=[percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
+    rows = rows[(rows.metric == metric) & (rows.method == NETWORK) & (rows.scale == scale)]
+    rows = rows.assign(cell=[in_percent(r) for r in rows.itertuples()], column=rows.quantity + " " + rows.tissue)
     wide = rows.pivot_table(index="scans", columns="column", values="cell", aggfunc="first", sort=False)
     return wide.reindex([s for s in SUBSETS if s in wide.index]).reset_index().rename_axis(columns=None)
 
@@ -75,34 +75,22 @@ def images(table: pandas.DataFrame, method: str = NETWORK) -> pandas.DataFrame:
                 & (rows.metric.isin(("psnr", "ms_ssim")) | (rows.metric == "same_order"))]  # fmt: skip
     what = rows.quantity.where(rows.metric != "same_order", rows.tissue)
     what = what.where(~means.loc[rows.index], what.str.replace("mean of those", "F4's unseen contrasts, mean of those"))
-    rows = rows.assign(what=what, cell=[plain(r) for r in rows.itertuples()])
+    rows = rows.assign(what=what, cell=[with_interval(r.value, r.low, r.high) for r in rows.itertuples()])
     wide = rows.pivot_table(index="what", columns=["scale", "metric"], values="cell", aggfunc="first", sort=False)
     wide.columns = [f"{metric}, {scale}" for scale, metric in wide.columns]
     return wide.reset_index().rename(columns={"what": ""})
 
 
-def drawn(table: pandas.DataFrame) -> pandas.DataFrame:
+def drawn_sets(table: pandas.DataFrame) -> pandas.DataFrame:
     """Every comparison of sets of brains: a row a number, a column a set; empty where no brains were drawn."""
     rows = table[table.inputs.str.startswith(("generated", "true,"))]
     if rows.empty:
         return rows
-    rows = rows.assign(cell=[plain(r, 3) for r in rows.itertuples()])
+    rows = rows.assign(cell=[with_interval(r.value, r.low, r.high, 3) for r in rows.itertuples()])
     wide = rows.pivot_table(
         index=["metric", "quantity", "tissue"], columns="inputs", values="cell", aggfunc="first", sort=False
     )
     return wide.reset_index().rename_axis(columns=None)
-
-
-def percent(row) -> str:
-    """A row's fraction as "3.7 % (3.1–4.4)"."""
-    interval = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if pandas.notna(row.low) else ""
-    return f"{100 * row.value:.1f} %{interval}".replace("-", "−")
-
-
-def plain(row, digits: int = 2) -> str:
-    """A row's number with its interval."""
-    interval = f" ({row.low:.{digits}f}–{row.high:.{digits}f})" if pandas.notna(row.low) else ""
-    return f"{row.value:.{digits}f}{interval}"
 
 
 def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path) -> list[Path]:
@@ -111,7 +99,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     heads = SEEN if exam.seen else "heads never seen"
     who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
-    needs = {name: of for name, of in NEEDS.items() if name in set(whole.method)}
+    needs = {name: of for name, of in NEEDS_OF.items() if name in set(whole.method)}
     honest = [name for name in (NETWORK, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
     network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
     scale = SCALES[0] if network else SCALES[1]
@@ -173,7 +161,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     return paths
 
 
-def write_report(exam: Examination) -> Path:
+def write_examination(exam: Examination) -> Path:
     """``report.html`` in the folder of a finished evaluation, complete in itself, and its figures beside it."""
     table = pandas.read_csv(exam.out / "metrics.csv", keep_default_na=False, na_values=[""])
     table = table.fillna(dict.fromkeys(KEYS, ""))
@@ -197,7 +185,7 @@ def write_report(exam: Examination) -> Path:
             for method in (NETWORK, REFINED)
         ),
     ]
-    if len(samples := drawn(table)):
+    if len(samples := drawn_sets(table)):
         tables.append(frame_table(samples, "Drawn slices and true ones, each set against half of the true people"))
     else:
         tables.append("<p>These weights hold no diffusion model: no drawn brains were evaluated.</p>\n")

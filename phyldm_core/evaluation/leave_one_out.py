@@ -18,13 +18,10 @@ from ..slices import Slices
 from ..vae import PoEVAE
 from . import metrics, tables
 
-METHODS = ("model", "rival")
 JUDGES = (metrics.psnr, metrics.ssim, metrics.correlation)
 
 
-def predict_scan(
-    vae: PoEVAE, slices: Slices, brain: Tensor, m: int, common_scale: bool = False, scale: Tensor | None = None
-) -> dict[str, Tensor]:
+def predict_scan(vae: PoEVAE, slices: Slices, brain: Tensor, m: int, scale: Tensor | None = None) -> dict[str, Tensor]:
     """Scan ``m`` of one session from the others: ``{"model": (n, y, x), "rival": (n, y, x)}``, in its own units.
 
     Parameters
@@ -33,8 +30,8 @@ def predict_scan(
         Of one session; slices without scan ``m`` or without any other must be left out.
     brain
         ``(n, y, x)`` bool: where gain and weights are fitted; predictions are 0 outside.
-    common_scale, scale
-        As :func:`inference.infer`.
+    scale
+        As :func:`inference.infer` takes it; gains are unknown.
 
     Raises
     ------
@@ -45,8 +42,8 @@ def predict_scan(
     shown[:, m] = False
     if not slices.observed[:, m].all() or not shown.any(1).all():
         raise BadInput("leaving one scan out takes two scans in every slice: give slices that both cover")
-    maps = infer(vae, slices, common_scale, shown, scale)[1]
-    model = tables.rescan(maps, slices, common_scale, brain)[:, m] * brain
+    maps = infer(vae, slices, False, shown, scale)[1]
+    model = tables.rescan(maps, slices, False, brain)[:, m] * brain
     others = [slices.images[:, k] for k in range(shown.shape[1]) if shown[:, k].any()] + [torch.ones_like(model)]
     known = torch.stack([image[brain].double() for image in others], 1)
     weights = torch.linalg.lstsq(known, slices.images[:, m][brain].double()[:, None]).solution[:, 0]
@@ -60,7 +57,6 @@ def judge_scans(
     brain: Tensor,
     names: Sequence[str],
     whose: str = "",
-    common_scale: bool = False,
     scale: Tensor | None = None,
 ) -> tuple[list[dict], dict[int, dict[str, Tensor]]]:
     """Every scan of one session that can be left out, predicted and judged.
@@ -80,7 +76,7 @@ def judge_scans(
     present = [m for m in range(len(names)) if slices.observed[:, m].all()]
     if len(present) < 2:
         return [], {}
-    predicted = {m: predict_scan(vae, slices, brain, m, common_scale, scale) for m in present}
+    predicted = {m: predict_scan(vae, slices, brain, m, scale) for m in present}
     rows = [
         {"metric": judge.__name__, "quantity": names[m], "tissue": "brain",
          "inputs": ", ".join(filter(None, (whose, method))), "value": judge(image, slices.images[:, m], brain)}

@@ -173,10 +173,8 @@ class Interval(NamedTuple):
     n: int
 
 
-def bootstrap_interval(
-    values: ArrayLike, n: int = 2000, seed: int = 0, *, statistic=np.mean, level: float = 0.95
-) -> Interval:
-    """``statistic`` of one value per subject, with its percentile bootstrap interval over subjects.
+def bootstrap_interval(values: ArrayLike, n: int = 2000, seed: int = 0, *, statistic=np.mean) -> Interval:
+    """``statistic`` of one value per subject, with its 95 % percentile bootstrap interval over subjects.
 
     Parameters
     ----------
@@ -197,7 +195,7 @@ def bootstrap_interval(
     if values.size == 1:
         return Interval(value, float("nan"), float("nan"), 1)
     # The plain percentile method: BCa has no answer for constant values, and its correction is noise at n = 5.
-    drawn = stats.bootstrap((values,), statistic, n_resamples=n, confidence_level=level, method="percentile",
+    drawn = stats.bootstrap((values,), statistic, n_resamples=n, confidence_level=0.95, method="percentile",
                             rng=np.random.default_rng(seed))  # fmt: skip
     low, high = drawn.confidence_interval
     return Interval(value, float(low), float(high), values.size)
@@ -230,4 +228,3 @@ def long_form(rows: Iterable[Mapping]) -> pandas.DataFrame:
         table.append({"quantity": "", "tissue": "", "inputs": "", "low": np.nan, "high": np.nan, "n": 1} | row)
     numbers = {"value": float, "low": float, "high": float, "n": int}
     return pandas.DataFrame(table, columns=list(COLUMNS)).astype(numbers)
-

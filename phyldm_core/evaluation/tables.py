@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import tissue
-from ..losses import solve_gain
+from ..losses import gain_per_scan
 from ..people import segmentation
 from ..people.segmentation import segment_slices, segmented_values
 from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, signed_signal
-from ..slices import ALL_SCANS, MODALITIES, QUANTITIES, Slices, Truth
+from ..slices import ALL_SCANS, MAPS, MODALITIES, Slices, Truth
 from ..tissue import REPORTED
 from . import metrics
 
@@ -69,7 +69,7 @@ def map_calibration(
 
     def of_person(rows):
         for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, rows):
-            s = spread[rows, QUANTITIES.index(quantity)] / unit
+            s = spread[rows, MAPS.index(quantity)] / unit
             for level in (0.5, 0.9):
                 key = (f"coverage_{100 * level:.0f}", quantity, name)
                 yield key, metrics.interval_coverage(e, s, t, level, where)
@@ -89,7 +89,7 @@ def voxel_pairs(
     """
     rng, estimate, spread, parts = np.random.default_rng(seed), _checked(maps, truth), sd.stack(), []
     for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, slice(None)):
-        values = [v[where].numpy() for v in (e, t, spread[:, QUANTITIES.index(quantity)] / unit)]
+        values = [v[where].numpy() for v in (e, t, spread[:, MAPS.index(quantity)] / unit)]
         some = rng.permutation(len(values[0]))[:n]
         columns = dict(zip(("estimate", "truth", "sd"), (v[some] for v in values), strict=True))
         parts.append(pandas.DataFrame({"quantity": quantity, "tissue": name, "inputs": inputs, **columns}))
@@ -106,7 +106,7 @@ def _checked(maps: TissueMaps, truth: Truth) -> Tensor:
 def _pure_tissue(estimate: Tensor, truth: Truth, rows):
     """Of one person: quantity, tissue, estimate and truth ``(z, y, x)``, where they count, unit of the estimate."""
     tissues = {name: truth.tissue(name)[rows] for name in REPORTED}
-    for p, quantity in enumerate(QUANTITIES):
+    for p, quantity in enumerate(MAPS):
         e, t, unit = estimate[rows, p], truth.maps[rows, p], 1.0
         if quantity == "PD":
             if not tissues["CSF"].any():
@@ -170,12 +170,10 @@ def in_scale_of(predicted: Tensor, slices: Slices, common_scale: bool = True, br
     """Predicted scans ``(n, m, y, x)`` brought to the scale of ``slices.images`` as :func:`rescan` does, in place."""
     if common_scale:
         return predicted
-    counted = torch.ones_like(predicted[:, 0]) if brain is None else brain.to(predicted.dtype)
+    counted = torch.ones_like(predicted[:, 0], dtype=torch.bool) if brain is None else brain
     for rows in _people(slices.subject):
-        inside = (images[rows] * counted[rows][:, None] for images in (predicted, slices.images))
-        # all slices of a scan end to end: they were acquired together and share a gain
-        gain = solve_gain(*(images.transpose(0, 1).flatten(1, 2)[None] for images in inside))
-        predicted[rows] *= gain[..., None, None]
+        gain = gain_per_scan(predicted[rows], slices.images[rows], counted[rows][:, None])
+        predicted[rows] *= gain[:, None, None]
     return predicted
 
 
@@ -254,8 +252,7 @@ def unseen_errors(
         for setting, images in pairs.items():
             estimate, true = (image[rows] for image in images)
             if not common_scale:
-                flat = [(image * brain[rows]).flatten(0, 1)[None, None] for image in (estimate, true)]
-                estimate = estimate * solve_gain(*flat)
+                estimate = estimate * gain_per_scan(estimate[:, None], true[:, None], brain[rows][:, None])
             for metric in judges:
                 value = metric(estimate, true, brain[rows])
                 yield (metric.__name__, setting, "brain"), value
@@ -272,9 +269,7 @@ def unseen_errors(
 # --- generated brains against true ones -----------------------------------------------------------
 
 
-def sample_histograms(
-    sample_maps: TissueMaps, truth: Truth, slices: Slices, n_halvings: int = 20, seed: int = 0
-) -> pandas.DataFrame:
+def sample_histograms(sample_maps: TissueMaps, truth: Truth, slices: Slices) -> pandas.DataFrame:
     """How far the tissue of generated brains is from that of true ones, beside how far true ones are from each other.
 
     Parameters
@@ -283,13 +278,11 @@ def sample_histograms(
         Generated, each ``(n_samples, y, x)``.
     truth, slices
         Of held-out people.
-    n_halvings
-        How often the people are split at random into two halves.
 
     Returns
     -------
         Metric "wasserstein": samples against all true slices, ``n`` samples. Metric "wasserstein_floor": one half
-        of the people against the other, mean over halvings with their 2.5th and 97.5th percentiles, ``n`` people;
+        of the people against the other, mean over 20 halvings with their 2.5th and 97.5th percentiles, ``n`` people;
         absent for one person. Both are :func:`metrics.histogram_distance` of T1, T2 and PD in WM, GM and CSF; a
         tissue that the segmentation finds in only one of the two has no row.
     """
@@ -300,8 +293,8 @@ def sample_histograms(
     stack = truth.maps.numpy()
     true_values = segmentation.tissue_values(stack, labels)
     by_person = [segmentation.tissue_values(stack[rows], labels[rows]) for rows in people]
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(people)) for _ in range(n_halvings)] if len(people) > 1 else []
+    rng = np.random.default_rng(0)  # 0: which halves are compared is no result
+    orders = [rng.permutation(len(people)) for _ in range(20)] if len(people) > 1 else []
     rows = []
     for (name, quantity), values in true_values.items():
         key = {"quantity": quantity, "tissue": name}

@@ -14,7 +14,7 @@ RANGES = {"te": (0.001, 1.9), "tr": (0.004, 20.0), "ti": (0.02, 10.0), "flip_ang
 when the ends of a slider move under it."""
 
 JUST_INSIDE = 0.98  # of TR: where TE and TI stop
-SHORTEST_TR = 0.05  # s; of sequences with more than one small pulse a repetition
+TR_FLOOR = 0.05  # s; of sequences with more than one small pulse a repetition
 
 CLINIC = {
     "T1w MPRAGE": REFERENCE["T1w"],
@@ -67,8 +67,8 @@ def move(protocol: Protocol, name: str, value: float) -> tuple[Protocol, str]:
     moved = {n: getattr(protocol, n) for n in set_by(protocol.sequence)} | {name: rounded(value)}
     times = {n: moved[n] for n in ("te", "tr", "ti") if n in moved}
     allowed, message = stay_physical(times, name)
-    if allowed["tr"] < SHORTEST_TR and not protocol.sequence.has_flip_angle:
-        allowed, _ = stay_physical(allowed | {"tr": SHORTEST_TR}, "tr")
+    if allowed["tr"] < TR_FLOOR and not protocol.sequence.has_flip_angle:
+        allowed, _ = stay_physical(allowed | {"tr": TR_FLOOR}, "tr")
         message = f"TR stops at {allowed['tr']:g} s: only a gradient echo repeats faster."
     return replace(protocol, **moved | allowed, as_published=False), message
 

@@ -15,54 +15,29 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import BadInput
-from ..figures.style import percentile_window, to_png
+from ..figures.style import to_png
 from ..machine.files import write_atomically
 from ..physics import Protocol, Sequence, TissueMaps, render
 from ..scans.maps import render_volume, scan_sidecar
 from ..scans.nifti import write_image
 from ..tissue import three_medians
-from .console import CLINIC, NAMES, OWN, PRESETS, RANGES, USUAL, move, set_by
-from .controls import Explorer, Mouse, Task, in_turn, letters
-from .painting import HEIGHT, PLOT, SignalCurves, paint_slice
-from .readings import table, to_html
-from .subjects import Subject, draw_person, of_maps, read_subject
-
-CONTROLS = 25  # times the height of letters, width of a control
-ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
-PLOT_WIDTH = "max(430px, 54vh)"
-HINT = (
-    "Click on the image: a voxel. Drag on it: window (left and right) and level (up and down). "
-    "Keyboard: Tab to a control, then the arrow keys."
-)
+from .console import NAMES, OWN, PRESETS, USUAL, move, set_by
+from .contrast_page import ONE_HIGH, TWO_HIGH, ContrastPage, Side
+from .controls import Mouse, in_turn, to_html
+from .people import TissueStack, draw_from, of_maps, read_subject
+from .pictures import HEIGHT, paint_slice
+from .readings import PLOT, SignalCurves, readings
 
 
-class Side:
-    """One of the two protocols, with its window and its picture.
-
-    ``window`` is (black, white), or None where it follows the image.
-    """
-
-    def __init__(self, letter: str, protocol: Protocol):
-        self.letter, self.protocol = letter, protocol
-        self.window: tuple[float, float] | None = None
-        self.signal: np.ndarray | None = None  # what is shown
-        layout = widgets.Layout(height=ONE_HIGH, width="auto", flex="0 0 auto")
-        self.image = widgets.Image(format="png", layout=layout)
-
-    def levels(self, tissue: np.ndarray) -> tuple[float, float]:
-        """Black and white, as set or as the image asks for."""
-        return self.window or percentile_window(self.signal, tissue)
-
-
-class ContrastExplorer(Explorer):
+class ContrastExplorer(ContrastPage):
     """Drag TE, TR, TI or the flip angle and see the image, the signal curves, the null points and a voxel's numbers.
 
     Parameters
     ----------
     subjects
         PD (water = 1), T1 and T2 (s) of one slice ``(y, x)`` or a stack ``(z, y, x)``, y towards anterior, x towards
-        the patient's right; or a :class:`subjects.Subject`; or several of them by name. A function in their place
-        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`subjects.find_subjects`).
+        the patient's right; or a :class:`people.TissueStack`; or several of them by name. A function in their place
+        makes one when it is chosen, and a :class:`BadInput` says why there is none (:func:`people.find_subjects`).
         What cannot be shown is refused in the status line.
     voxel_mm
         In-plane voxel size of plain maps, one number or (y, x).
@@ -76,7 +51,7 @@ class ContrastExplorer(Explorer):
 
     def __init__(
         self,
-        subjects: TissueMaps | Subject | Mapping[str, TissueMaps | Subject | Callable | BadInput],
+        subjects: TissueMaps | TissueStack | Mapping[str, TissueMaps | TissueStack | Callable | BadInput],
         voxel_mm: float | tuple[float, float] = 2.0,
         *,
         tissues: Mapping[str, tuple[float, float, float]] | None = None,
@@ -86,11 +61,10 @@ class ContrastExplorer(Explorer):
         self.subjects = dict(subjects) if isinstance(subjects, Mapping) else {"subject": subjects}
         self.voxel_mm, self.noise_sd, self.weights_dir = voxel_mm, noise_sd, weights_dir
         self.curves = SignalCurves(tissues or three_medians())
-        self.sides = (Side("A", CLINIC["T1w MPRAGE"]), Side("B", CLINIC["T2w spin echo"]))
+        self.person: TissueStack | None = None
+        super().__init__(self.subjects)
         self.side = self.sides[0]
-        self.person: Subject | None = None
-        self._build()
-        super().__init__([self._arrange()])
+        self._connect()
         if not self.subjects:
             self._refuse("There is no subject to show: give maps of at least one.")
         else:
@@ -174,54 +148,7 @@ class ContrastExplorer(Explorer):
                 draw.text((left + x, PLOT[1] - 2 + 18 * line), text, "black", font)
         return StillImage(to_png(np.asarray(page)), alt=f"Simulated image, {self.protocol}, with signal curves")
 
-    # Controls -----------------------------------------------------------------------------------------------
-
-    def _build(self):
-        def look(width=CONTROLS):
-            return {"layout": widgets.Layout(width=letters(width)), "style": {"description_width": letters(7)}}
-
-        def setting(name):
-            low, high = RANGES[name]
-            about = {"description": f"{NAMES[name]} (s)", "readout_format": ".3g"} | look()
-            if name == "flip_angle_deg":
-                about["description"] = "flip (°)"
-                return widgets.FloatSlider(25, min=low, max=high, step=1, **about)
-            ends = {"min": np.log10(low), "max": np.log10(high)}
-            return widgets.FloatLogSlider(getattr(self.protocol, name), base=10, step=0.01, **ends, **about)
-
-        def toggles(description, options, width, button, about):
-            layout = {"width": letters(width)}
-            style = {"button_width": letters(button), "description_width": letters(about)}
-            return widgets.ToggleButtons(options=options, description=description, layout=layout, style=style)
-
-        def button(text):
-            return widgets.Button(description=text, layout=widgets.Layout(width=letters(5)))
-
-        self.subject = widgets.Dropdown(options=list(self.subjects), description="subject", **look())
-        self.slice = widgets.IntSlider(1, min=1, max=1, description="slice ↑", **look())
-        self.compare = widgets.Checkbox(False, description="two protocols", indent=False, **look(10.5))
-        self.which = toggles("set", ["A", "B"], 14, 4, 3)
-        self.which.disabled = True
-        self.preset = widgets.Dropdown(options=[OWN, *PRESETS], description="preset", **look())
-        self.sequence = widgets.Dropdown(options=[s.value for s in Sequence], description="sequence", **look())
-        self.te, self.tr, self.ti, self.flip_angle_deg = (setting(name) for name in NAMES)
-        self.along = toggles("curve over", [("TI", "ti")], CONTROLS, 5, 7)
-        self.auto = widgets.Checkbox(True, description="window follows the image", indent=False, **look())
-        fine = {"step": 0.001, "readout_format": ".3f"}
-        self.level = widgets.FloatSlider(0.5, min=0, max=1.2, description="level", **fine, **look())
-        self.width = widgets.FloatSlider(1, min=0.005, max=2, description="width", **fine, **look())
-        self.row = widgets.IntSlider(0, min=0, max=1, description="row ↓", **look())
-        self.column = widgets.IntSlider(0, min=0, max=1, description="column →", **look())
-        about = {"description": "own maps", "placeholder": "folder of PDmap …"}
-        self.folder, self.open_folder = widgets.Text(**about, **look(CONTROLS - 5.5)), button("Open")
-        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **look(CONTROLS - 5.5))
-        self.draw_brain = button("Draw")
-        self.file_name = widgets.Text("contrast", description="file", **look(CONTROLS - 11))
-        self.save_png, self.save_nifti = button("PNG"), button("NIfTI")
-        self.plot = widgets.Image(format="png", layout=widgets.Layout(width=PLOT_WIDTH))
-        self.numbers, self.status = widgets.HTML(), widgets.HTML()
-        self.task = Task(self._say)
-
+    def _connect(self):
         self.subject.observe(lambda change: self._listening and self._take(change.new), "value")
         self.compare.observe(self._on_compare, "value")
         self.which.observe(self._on_which, "value")
@@ -241,22 +168,6 @@ class ContrastExplorer(Explorer):
         self.draw_brain.on_click(self._on_draw)
         self.save_png.on_click(lambda button: self._save(".png"))
         self.save_nifti.on_click(lambda button: self._save(".nii.gz"))
-
-    def _arrange(self):
-        controls = [self.subject, self.slice, widgets.HBox([self.compare, self.which]), self.preset, self.sequence]
-        controls += [self.ti, self.te, self.tr, self.flip_angle_deg, self.along]
-        controls += [self.auto, self.level, self.width, self.row, self.column]
-        controls += [widgets.HBox([self.folder, self.open_folder]), widgets.HBox([self.seed, self.draw_brain])]
-        controls += [widgets.HBox([self.file_name, self.save_png, self.save_nifti]), self.task]
-        self.sides[1].image.layout.display = "none"
-        apart = widgets.Layout(flex_flow="row wrap", grid_gap="10px", align_items="flex-start", overflow="visible")
-        self.pictures = widgets.Box([side.image for side in self.sides], layout=apart)
-        self.beside = widgets.Box([self.plot, self.numbers], layout=widgets.Layout(flex_flow="column"))
-        self.view = widgets.Box([self.pictures, self.beside], layout=apart)
-        column = widgets.VBox(controls, layout=widgets.Layout(flex="0 0 auto"))
-        whole = widgets.Layout(grid_gap="10px", align_items="flex-start", overflow="visible")
-        hint = widgets.HTML(f'<span style="color: #555; font-size: 14px">{HINT}</span>')
-        return widgets.VBox([self.status, widgets.HBox([column, self.view], layout=whole), hint])
 
     # Subjects -----------------------------------------------------------------------------------------------
 
@@ -282,12 +193,12 @@ class ContrastExplorer(Explorer):
             if callable(source):
                 self._keep(name, source(lambda share: None))
             else:
-                self._open_person(source if isinstance(source, Subject) else of_maps(source, self.voxel_mm))
+                self._open_person(source if isinstance(source, TissueStack) else of_maps(source, self.voxel_mm))
         except BadInput as error:
             self._refuse(str(error))
 
     @in_turn
-    def _keep(self, name: str, person: Subject):
+    def _keep(self, name: str, person: TissueStack):
         """A person is made once, and offered from then on."""
         self.subjects[name], self._name = person, name
         with self._silence():
@@ -295,7 +206,7 @@ class ContrastExplorer(Explorer):
             self.subject.value = name
         self._open_person(person)
 
-    def _open_person(self, person: Subject):
+    def _open_person(self, person: TissueStack):
         self.person, self._problem = person, ""
         n_z, n_y, n_x = person.maps.pd.shape
         with self._silence():
@@ -327,7 +238,7 @@ class ContrastExplorer(Explorer):
 
     def _on_draw(self, button=None):
         seed = self.seed.value
-        work = lambda progress: draw_person(self.weights_dir, seed, progress)  # noqa: E731
+        work = lambda progress: draw_from(self.weights_dir, seed, progress)  # noqa: E731
         self._add(f"drawn, seed {seed}", work, f"Drawing a brain from seed {seed}")
 
     # Protocols ----------------------------------------------------------------------------------------------
@@ -452,7 +363,7 @@ class ContrastExplorer(Explorer):
         sides = self.sides if self.compare.value else (self.side,)
         signals = {side.letter: (side.protocol, float(side.signal[self.pixel])) for side in sides}
         values = TissueMaps(*(float(m[self.pixel]) for m in self.maps))
-        return table(self.curves, signals, self.noise_sd, self.pixel, values)
+        return readings(self.curves, signals, self.noise_sd, self.pixel, values)
 
 
 def _render(maps: TissueMaps, protocol: Protocol) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from html import escape
 
@@ -23,7 +23,7 @@ from ..physics import ProtocolError
 CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not dragged
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse
 
-STYLE = """<style onload="this.closest('.phyldm')?.addEventListener('keydown', key => key.stopPropagation())">
+STYLE_SHEET = """<style onload="this.closest('.phyldm')?.addEventListener('keydown', key => key.stopPropagation())">
 .phyldm { --letters: max(15px, 1.6vh); }
 .phyldm .widget-label, .phyldm .widget-readout, .phyldm select, .phyldm input, .phyldm button,
 .phyldm label, .phyldm label span, .phyldm table { font-size: var(--letters) !important; }
@@ -56,7 +56,7 @@ class Explorer(widgets.VBox):
     _silenced = threading.local()
 
     def __init__(self, children=()):
-        self.style_sheet = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
+        self.style_sheet = widgets.HTML(STYLE_SHEET, layout=widgets.Layout(display="none"))
         super().__init__([self.style_sheet, *children])
         self.add_class("phyldm")
 
@@ -90,49 +90,27 @@ def in_turn(method):
     return one_at_a_time
 
 
+def to_html(rows: list[tuple[str, ...]]) -> str:
+    """An HTML table, first row and column as heads; the last cell of a short row takes the rest of the width."""
+    columns, lines = max(map(len, rows)), []
+    for i, row in enumerate(rows):
+        cells = []
+        for k, text in enumerate(row):
+            tag = "th" if i == 0 or k == 0 else "td"
+            span = f' colspan="{columns - k + 1}"' if k == len(row) - 1 else ""
+            cells.append(f"<{tag}{span}>{escape(text)}</{tag}>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<table class="numbers">{"".join(lines)}</table>'
+
+
 class Stopped(Exception):
     """Raised inside a computation that nobody waits for any more."""
 
 
-class Worker:
-    """One computation at a time, in a thread: a kernel that computes in a callback hears neither button nor slider."""
-
-    def __init__(self):
-        self._thread, self._stop = None, threading.Event()
-
-    @property
-    def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self, job: Callable[[Callable[[], None]], None]) -> None:
-        """Run ``job(check)``, ending what runs; ``check()``, called often, raises :class:`Stopped` in a job to end."""
-        self.stop()
-        before, stop = self._thread, threading.Event()
-
-        def check():
-            if stop.is_set():
-                raise Stopped
-
-        def work():
-            if before is not None:
-                before.join()
-            with suppress(Stopped):
-                job(check)
-
-        self._stop, self._thread = stop, threading.Thread(target=work, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def wait(self) -> None:
-        """Until nothing runs: for code, which has no eyes for a bar."""
-        while (thread := self._thread) is not None and thread.is_alive():
-            thread.join()
-
-
 class Task(widgets.HBox):
-    """A long computation with its progress bar and a button that stops it; hidden while nothing runs.
+    """A long computation in a thread, with its progress bar and a button that stops it; hidden while nothing runs.
+
+    A kernel that computes in a callback hears neither button nor slider.
 
     Parameters
     ----------
@@ -141,49 +119,79 @@ class Task(widgets.HBox):
     """
 
     def __init__(self, say: Callable[[str, bool], None]):
-        self.say, self.worker = say, Worker()
+        self.say, self._what = say, ""
+        self._thread, self._ended = None, threading.Event()  # the event: nobody waits for this thread any more
         self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="200px"))
         self.stop = widgets.Button(description="Stop", layout=widgets.Layout(width="100px"))
-        self.stop.on_click(lambda button: self.worker.stop())
+        self.stop.on_click(lambda button: self._stop())
         super().__init__([self.bar, self.stop], layout=widgets.Layout(display="none"))
 
-    def start(self, what: str, work: Callable[[Callable[[float], None]], object], then: Callable[[object], None]):
-        """Run ``work(progress)`` and hand its result to ``then``; a second task is refused while one runs.
+    def start(
+        self,
+        what: str,
+        work: Callable[[Callable[[float], None]], object],
+        then: Callable[[object], None] = lambda result: None,
+        instead: bool = False,
+    ):
+        """Run ``work(progress)`` and hand its result to ``then``.
 
         Parameters
         ----------
         what
             Said while it runs: "Drawing a brain".
         work
-            Calls ``progress(share)`` between its steps, 0 to 1; that is where it can be stopped. What it raises
-            of :class:`BadInput` and :class:`ProtocolError` becomes the status line.
+            Calls ``progress(share)`` between its steps, 0 to 1; that is where it ends, by :class:`Stopped`, once it was
+            stopped or replaced. What it raises of :class:`BadInput` and :class:`ProtocolError` becomes the status line.
+        instead
+            End what runs, silently; else a second task is refused while one runs.
         """
-        if self.worker.running:
+        running = self._thread is not None and self._thread.is_alive() and not self._ended.is_set()
+        if running and not instead:
             self.say("Something is being computed already: wait for it, or stop it first.", True)
             return
+        self._ended.set()
+        self._what, self._ended = what, threading.Event()
         self.bar.value, self.layout.display = 0, ""
         self.say(f"{what} …", False)
-        self.worker.start(lambda check: self._run(check, what, work, then))
+        run = (self._thread, self._ended, what, work, then)
+        self._thread = threading.Thread(target=self._run, args=run, daemon=True)
+        self._thread.start()
 
     def wait(self):
-        self.worker.wait()
+        """Until nothing runs: for code, which has no eyes for a bar."""
+        while (thread := self._thread) is not None and thread.is_alive():
+            thread.join()
 
-    def _run(self, check, what, work, then):
+    def _stop(self):
+        self._ended.set()
+        self.say(f"{self._what}: stopped. What was shown before stays.", True)
+
+    def _run(self, before, ended, what, work, then):
         def progress(share: float):
+            if ended.is_set():
+                raise Stopped
             self.bar.value = share
-            check()
 
+        wrong = ""
         try:
-            then(work(progress))
+            if before is not None:
+                before.join()
+            progress(0)
+            result = work(progress)
+            progress(1)
+            then(result)
         except Stopped:
-            self.say(f"{what}: stopped. What was shown before stays.", True)
+            pass  # whoever ended it has said so, or has begun another
         except (BadInput, ProtocolError) as error:
-            self.say(str(error), True)
+            wrong = str(error)
         except Exception as error:
-            self.say(f"{what} failed ({type(error).__name__}: {error}): what was shown before stays.", True)
+            wrong = f"{what} failed ({type(error).__name__}: {error}): what was shown before stays."
             raise
         finally:
-            self.layout.display = "none"
+            if ended is self._ended:  # nothing has begun in its place
+                self.layout.display = "none"
+            if wrong and not ended.is_set():
+                self.say(wrong, True)
 
 
 class Mouse:

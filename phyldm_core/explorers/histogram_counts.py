@@ -84,7 +84,7 @@ def short_name(citation: str) -> str:
 
 @cache
 def _named_studies(tissue: str, quantity: str, field_T: str) -> pandas.DataFrame:
-    rows = studies(tissue, quantity, field_T)  # read from a file: too slow for every step of a slider
+    rows = studies(tissue, quantity, field_T)  # asked for some times at every step of a slider
     return rows.assign(name=[short_name(c) for c in rows.citation])
 
 

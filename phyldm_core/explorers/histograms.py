@@ -25,9 +25,8 @@ from ..errors import BadInput
 from ..figures.curves import TISSUE_NAMES
 from ..figures.style import FIGURE_WIDTH, quantity_of, save_figure, to_png
 from ..physics import TissueMaps
-from .controls import Explorer, Task, in_turn, letters
+from .controls import Explorer, Task, in_turn, letters, to_html
 from .histogram_counts import Choice, Histograms
-from .readings import to_html
 
 FIELDS = ("1.5", "3", "7")  # tesla
 
@@ -40,7 +39,7 @@ class HistogramExplorer(Explorer):
     sources
         Name → maps, each ``(n, y, x)``, as for :class:`Histograms`; a function of a progress report in their place
         makes them once its box is ticked, and a :class:`BadInput` says why there are none
-        (:func:`populations.find_populations`).
+        (:func:`people.find_populations`).
     figures_dir
         Where the publication button writes.
     """

@@ -7,6 +7,7 @@ at the next change or at Stop; sliders then only choose among finished pictures.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -20,17 +21,15 @@ from safetensors import SafetensorError
 
 from ..errors import BadInput
 from ..evaluation import metrics
-from ..figures.style import MAPS, percentile_window, to_png
+from ..figures.style import percentile_window, to_png
 from ..inference import infer, posterior_sd
 from ..physics import REFERENCE, TissueMaps, effective_protocol, render
 from ..running.run import Run, reopen
-from ..slices import MODALITIES, Slices, Truth
+from ..slices import MAPS, MODALITIES, Slices, Truth
 from ..tissue import AIR_PD
 from ..vae import Posterior
-from .controls import Explorer, Worker, in_turn, letters
-from .painting import HEIGHT
-from .pictures import beside, opened, picture, strip, titled, under
-from .readings import to_html
+from .controls import Explorer, Task, in_turn, letters, to_html
+from .pictures import HEIGHT, beside, opened, picture, strip, titled, under
 
 STOPS = 9  # brains from A to B, both included
 STAGES = 7  # pictures from noise to tissue, at most
@@ -40,57 +39,30 @@ SD_SAMPLES = 16  # an SD from 16 is known to 18 %
 
 
 class Slow(Explorer):
-    """An explorer whose pictures take a while: a progress bar, a Stop button, a status line."""
+    """An explorer whose pictures take a while: every change of its controls ends what is computed and starts anew."""
 
     _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
 
     def __init__(self):
-        self.worker = Worker()
-        own = self._size | {"layout": widgets.Layout(width=letters(28))}  # controls share a layout; this one is hidden
-        self.progress = widgets.IntProgress(0, min=0, max=1, description="computing", **own)
-        self.halt = widgets.Button(description="Stop", icon="stop", disabled=True, tooltip="keep what is shown")
-        self.status = widgets.HTML()
-        self.halt.on_click(lambda button: self._halted())
+        self.task, self.status = Task(self._say), widgets.HTML()
+        self.waiting = widgets.Box([self.task], layout=widgets.Layout(height=letters(2.5)))  # nothing moves as it comes
         super().__init__([self.status, self._arrange()])
         self.recompute()
 
     def recompute(self, change=None) -> None:
         """Start over with the controls as they are; what is shown stays until the new is there."""
         if self._listening:
-            self._working(True)
-            self.worker.start(self._run)
-
-    def _working(self, on: bool) -> None:
-        """Bar and button are seen only while there is something to wait for or to stop."""
-        self.halt.disabled = not on
-        if on:
-            self.progress.value = 0
-        self.progress.layout.visibility = self.halt.layout.visibility = "visible" if on else "hidden"
-
-    def _run(self, check) -> None:
-        check()  # another change may have come while the thread before this one ended
-        self._working(True)  # which that thread has just ended
-        try:
-            self._compute(check)
-        except (BadInput, RuntimeError, ValueError) as error:  # in a thread, nobody else would tell
-            check()
-            self._say(f"That could not be computed: {error}", wrong=True)
-        self._working(False)
+            self.task.start("Computing", self._compute, instead=True)
 
     @in_turn
     def _repaint(self) -> None:
         """Who paints last has seen the controls as they are."""
         self._paint()
 
-    def _halted(self) -> None:
-        self.worker.stop()
-        self._working(False)
-        self._say("Stopped: the pictures are of the setting before.", wrong=True)
-
     def _arrange(self) -> widgets.Widget:
         raise NotImplementedError
 
-    def _compute(self, check) -> None:
+    def _compute(self, progress: Callable[[float], None]) -> None:
         raise NotImplementedError
 
     def _paint(self) -> None:
@@ -141,7 +113,7 @@ class NoiseExplorer(Slow):
 
     def _arrange(self):
         controls = [self.a, self.b, self.way, self.between, self.steps, self.stage, self.height, self.shown]
-        controls += [widgets.HBox([self.halt]), self.progress]
+        controls += [self.waiting]
         strips = widgets.VBox([self.along, self.path], layout=widgets.Layout(max_width="100%"))
         return _in_a_row(widgets.VBox(controls), self.brain, strips)
 
@@ -149,14 +121,13 @@ class NoiseExplorer(Slow):
         """PD, T1 (s) and T2 (s) of the brain shown large, each ``(y, x)``."""
         return TissueMaps(*(m[self.stage.value, self.between.value] for m in self.maps))
 
-    def _compute(self, check):
+    def _compute(self, progress):
         a, b, n, way, height = self.a.value, self.b.value, self.steps.value, self.way.value, self.height.value
         kept = np.unique(np.linspace(0, n, STAGES).round().astype(int)).tolist()
-        self.progress.max = n + len(kept)
+        done = itertools.count(1)
 
         def advance(*_):
-            check()
-            self.progress.value += 1
+            progress(next(done) / (n + len(kept)))
 
         config, weights = self.pipeline.config, torch.linspace(0, 1, STOPS)
         shape = (1, len(config.latent_mean), *config.latent_size)
@@ -204,7 +175,7 @@ class NoiseExplorer(Slow):
 
     def still(self) -> StillImage:
         """What is shown as one picture, for readers without a running kernel; waits for what is being computed."""
-        self.worker.wait()
+        self.task.wait()
         page = beside([opened(self.brain.value), under([opened(self.along.value), opened(self.path.value)])])
         seeds = f"{self.a.value} and {self.b.value}"
         alt = f"A generated brain, its way from noise to tissue, and the brains between seeds {seeds}"
@@ -254,7 +225,7 @@ class ExpertSwitchboard(Slow):
 
     def _arrange(self):
         ticks = [widgets.Label("scans that exist"), *self.ticks]
-        controls = [self.person, self.slice, *ticks, self.below, widgets.HBox([self.halt]), self.progress, self.numbers]
+        controls = [self.person, self.slice, *ticks, self.below, self.waiting, self.numbers]
         return _in_a_row(widgets.VBox(controls), self.scans, self.maps)
 
     @property
@@ -280,23 +251,21 @@ class ExpertSwitchboard(Slow):
         self._choose_person()
         self.recompute()
 
-    def _compute(self, check):
+    def _compute(self, progress):
         rows, shown = self._rows(), torch.tensor([tick.value for tick in self.ticks])
         if not shown.any():
             self._say("Tick at least one scan: without any only the prior is left, and it knows no person.", wrong=True)
             return
-        self.progress.max = len(rows) + 1
         person = self.slices[rows]
         posterior, mean = infer(self.vae, person, self.common_scale, shown.expand(len(rows), -1))
-        check()
-        self.progress.value = 1
+        progress(1 / (len(rows) + 1))
         spread = torch.full_like(mean.stack(), torch.nan)  # black until known
         truth = None if self.truth is None else Truth(self.truth.maps[rows], self.truth.fractions[rows])
-        for k in sorted(range(len(rows)), key=lambda k: abs(k - self.slice.value)):  # the slice in view first
+        in_view_first = sorted(range(len(rows)), key=lambda k: abs(k - self.slice.value))
+        for done, k in enumerate(in_view_first, 2):
             part, generator = Posterior(*(t[k : k + 1] for t in posterior)), torch.Generator().manual_seed(k)
             spread[k] = posterior_sd(self.vae, part, SD_SAMPLES, generator).stack()[0]
-            check()
-            self.progress.value += 1
+            progress(done / (len(rows) + 1))
             if k == self.slice.value:
                 with self._turn:
                     self.mean, self.sd, self._seen = mean, TissueMaps.from_stack(spread), (person, truth, shown)
@@ -349,7 +318,7 @@ class ExpertSwitchboard(Slow):
 
     def still(self) -> StillImage:
         """What is shown as one picture, for readers without a running kernel; waits for what is being computed."""
-        self.worker.wait()
+        self.task.wait()
         page = beside([opened(self.scans.value), opened(self.maps.value)])
         alt = f"PD, T1 and T2 inferred from {', '.join(self._ticked())}: posterior mean above, {self.below.value} below"
         return StillImage(to_png(np.asarray(page)), alt=alt)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from ..figures.style import QUANTITIES, quantity_of, to_rgb
+from ..physics import Protocol
 
+HEIGHT = 560  # pixels of a picture shown large; a browser may show it smaller or larger
 GAP = 10  # pixels between pictures
-FONT = ImageFont.truetype(findfont("DejaVu Sans"), 16)
+FONT, LARGE = (ImageFont.truetype(findfont("DejaVu Sans"), size) for size in (16, 19))  # 19 is read from the last row
 
 
 def picture(values, name: str, window, height: int, voxel_mm: float, inside=None, bar: bool = False) -> np.ndarray:
@@ -32,11 +34,59 @@ def picture(values, name: str, window, height: int, voxel_mm: float, inside=None
     if height > 300:
         draw.line((10, height - 10, 10 + 50 * per_mm, height - 10), fill="white", width=3)
         _write(draw, (10, height - 16), "50 mm", "ld")
-    return np.asarray(beside([image, colour_bar(quantity, height)], 4) if bar and quantity else image)
+    return np.asarray(beside([image, upright_bar(quantity, height)], 4) if bar and quantity else image)
+
+
+def paint_slice(
+    image: np.ndarray,
+    window: tuple[float, float],
+    voxel_mm: tuple[float, float],
+    protocol: Protocol,
+    cross: tuple[int, int],
+    corner: str = "",
+) -> np.ndarray:
+    """``(HEIGHT, columns, 3)`` picture of a slice with cross, orientation, protocol, window and scale.
+
+    Parameters
+    ----------
+    image
+        ``(y, x)``, y towards anterior, x towards the patient's right; shown radiologically.
+    window
+        Black and white.
+    voxel_mm
+        (y, x).
+    cross
+        Row and column in the view, counted from its top left.
+    corner
+        Written at the top left.
+    """
+    (n_y, n_x), (mm_y, mm_x) = image.shape, voxel_mm
+    per_mm = HEIGHT / (n_y * mm_y)
+    width = round(n_x * mm_x * per_mm)
+    picture = Image.fromarray(to_rgb(image, window=window)).resize((width, HEIGHT), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    y, x = (cross[0] + 0.5) * mm_y * per_mm, (cross[1] + 0.5) * mm_x * per_mm
+    for near, far in ((6, 16), (-6, -16)):  # a gap in the middle keeps the voxel in view
+        draw.line((x + near, y, x + far, y), fill="yellow", width=2)
+        draw.line((x, y + near, x, y + far), fill="yellow", width=2)
+
+    write = partial(_write, draw, font=LARGE)
+    name, _, settings = str(protocol).partition(", ")
+    times, flip, angle = settings.partition(", flip")
+    for line, text in enumerate((name, times, flip[2:] + angle)):
+        write((8, 28 + 24 * line), text, "la")
+    write((8, 4), corner, "la")
+    write((width / 2, 4), "A", "ma")
+    write((8, HEIGHT / 2), "R", "lm")
+    write((width - 8, HEIGHT / 2), "L", "rm")
+    write((8, HEIGHT - 8), f"W {window[1] - window[0]:.3f}  L {(window[0] + window[1]) / 2:.3f}", "ld")
+    draw.line((width - 10 - 50 * per_mm, HEIGHT - 10, width - 10, HEIGHT - 10), fill="white", width=3)
+    write((width - 10, HEIGHT - 18), "50 mm", "rd")
+    return np.asarray(picture)
 
 
 @cache
-def colour_bar(name: str, height: int) -> Image.Image:
+def upright_bar(name: str, height: int) -> Image.Image:
     """Upright, with ticks and unit, in letters for the last row."""
     shown, width = quantity_of(name), 16
     # Equal steps of colour, not of value: where the display curve bends, ticks stand closer.
@@ -52,9 +102,9 @@ def colour_bar(name: str, height: int) -> Image.Image:
     return page
 
 
-def strip(values: Sequence, name: str, window, labels: Sequence[str], chosen: int, height: int = 128) -> np.ndarray:
+def strip(values: Sequence, name: str, window, labels: Sequence[str], chosen: int) -> np.ndarray:
     """Slices ``(n, y, x)`` in a row, five to a line, named underneath; the chosen one in a yellow frame."""
-    lines, frames = [], []
+    height, frames = 128, []
     for k, (one, label) in enumerate(zip(values, labels, strict=True)):
         width = round(height * one.shape[1] / one.shape[0])
         rgb = to_rgb(one, name if name in QUANTITIES else None, window=window)
@@ -98,8 +148,8 @@ def under(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def _write(draw, at, text: str, anchor: str) -> None:
-    draw.text(at, text, fill="white", font=FONT, anchor=anchor, stroke_width=2, stroke_fill="black")
+def _write(draw, at, text: str, anchor: str, font=FONT) -> None:
+    draw.text(at, text, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
 
 
 def opened(png: bytes) -> Image.Image:

@@ -1,11 +1,11 @@
 """One house look, and the figures drawn in it: ``from phyldm_core import figures`` has what a chapter needs."""
 
+from ..slices import MAPS
 from .architecture import architecture
-from .curves import CORE_BAND, agreement, signal_curves, studies, tissue_histograms, training_curves
+from .curves import CORE_BAND, agreement, studies, tissue_histograms, training_curves
 from .grids import Panel, inference, map_grid, mosaic, samples, unseen
 from .style import (
     FIGURE_WIDTH,
-    MAPS,
     NO_VALUE,
     QUANTITIES,
     TISSUE_COLOURS,
@@ -24,6 +24,6 @@ __all__ = [
     "FIGURE_WIDTH", "MAPS", "NO_VALUE", "QUANTITIES", "TISSUE_COLOURS", "colour_bar", "percentile_window",
     "relaxation_norm", "save_figure", "show_image", "show_map", "to_png", "to_rgb", "use_house_style",
     "Panel", "map_grid", "mosaic", "inference", "samples", "unseen",
-    "CORE_BAND", "agreement", "signal_curves", "studies", "tissue_histograms", "training_curves",
+    "CORE_BAND", "agreement", "studies", "tissue_histograms", "training_curves",
     "architecture",
 ]  # fmt: skip

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from numpy.typing import ArrayLike
 
+from ..slices import MAPS
 from ..tissue import AIR_PD
-from .style import FIGURE_WIDTH, MAPS, as_array, symbol, to_rgb
+from .style import FIGURE_WIDTH, as_array, symbol, to_rgb
 
 Stage = tuple[int, tuple[int, int]]
 """(channels, (y, x)) of one level of a network."""
 
-INK, NETWORK, LATENT, PHYSICS = "0.2", "#c9d6e3", "#cc78bc", "#4a4a4a"
+INK, SLAB, LATENT, PHYSICS = "0.2", "#c9d6e3", "#cc78bc", "#4a4a4a"
 LOW, LANES, COARSE = 0.36, 1.96, 0.72  # in; axis of the lower lane, the upper above it, and more with a coarse level
 ABOVE = 1.43  # in, what the upper lane needs above its axis
 THUMB = 0.46  # in, width of a picture
@@ -112,7 +113,7 @@ def architecture(
         centres = x0 + np.cumsum(widths + 0.04) - 0.04 - widths / 2
         centres += (x0 + x1 - centres[0] + widths[0] / 2 - centres[-1] - widths[-1] / 2) / 2
         for (channels, (y, x)), height, width, centre in zip(stages, heights, widths, centres, strict=True):
-            box(centre, middle, width, height, 0.025, fc=NETWORK, ec=INK, lw=0.6)
+            box(centre, middle, width, height, 0.025, fc=SLAB, ec=INK, lw=0.6)
             text(centre, middle, f"{y}×{x}", rotation=90, size=6)
             text(centre, middle - height / 2 - 0.07, str(channels), size=6)
         text((x0 + x1) / 2, caption, name + size_of(key), va="top", linespacing=1.25)
@@ -179,7 +180,7 @@ def architecture(
     text(z[0] + 0.27, LOW, f"coarse latent {coarse[0]}×{coarse[1]}×{coarse[2]}\nlatent diffusion: {told}", ha="left",
          color=pink, linespacing=1.3)  # fmt: skip
     level = (LOW + 0.28 + caption - 0.3) / 2  # halfway between the two latents
-    box(z[0], level, 0.9, 0.4, fc=NETWORK, ec=INK, lw=0.6)
+    box(z[0], level, 0.9, 0.4, fc=SLAB, ec=INK, lw=0.6)
     text(z[0], level, "coarse level" + size_of("coarse"), size=6, linespacing=1.25)
     for x, colour, up in ((z[0] + 0.12, LATENT, True), (z[0] - 0.12, "0.5", False)):
         for ends in (((x, LOW + 0.29), (x, level - 0.21)), ((x, level + 0.21), (x, caption - 0.3))):

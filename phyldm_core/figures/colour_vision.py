@@ -53,19 +53,21 @@ def closest(colours: Mapping[str, ArrayLike], vision: str) -> tuple[float, str]:
     return distances[k], f"{names[pairs[k][1]]}–{names[pairs[k][0]]}"
 
 
-def edges_lost(rgb: ArrayLike, vision: str, strong: float = 20.0, faint: float = 5.0) -> float:
+STRONG, FAINT = 20.0, 5.0
+"""CAM02-UCS between neighbouring pixels: from where on an edge counts, and below what it is lost."""
+
+
+def edges_lost(rgb: ArrayLike, vision: str) -> float:
     """Share of a picture's strong edges that are as good as gone for a vision.
 
     Parameters
     ----------
     rgb
         ``(y, x, 3)``, sRGB 0 to 1.
-    strong, faint
-        Distances (CAM02-UCS) between neighbouring pixels from which on an edge counts, and below which it is lost.
     """
     before, after = _steps(np.asarray(rgb, float)), _steps(seen(rgb, vision))
-    counts = before > strong
-    return float((after[counts] < faint).mean()) if counts.any() else 0.0
+    counts = before > STRONG
+    return float((after[counts] < FAINT).mean()) if counts.any() else 0.0
 
 
 def _steps(rgb: NDArray) -> NDArray:

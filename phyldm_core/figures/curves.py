@@ -1,23 +1,24 @@
-"""Distributions, training curves, agreement and signal curves, in the house look."""
+"""Distributions, training curves and agreement, in the house look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from .. import physics, tissue
+from .. import tissue
 from .style import FIGURE_WIDTH, TISSUE_COLOURS, as_array, quantity_of
 
+MOST_POINTS = 1500
 TISSUE_NAMES = {"WM": "white matter", "GM": "grey matter", "CSF": "CSF"}
 LINES = ("0.25", "#d55e00", "#cc78bc", "#56b4e9")  # the palette without the colours that mean tissue
 CORE_BAND = {
@@ -43,12 +44,11 @@ def studies(tissue_name: str, quantity: str, field_T: str = "3") -> pandas.DataF
 def tissue_histograms(
     values: Mapping[str, Mapping[tuple[str, str], ArrayLike]],
     *,
-    quantities: Sequence[str] = ("T1", "T2", "PD"),
-    tissues: Sequence[str] = ("WM", "GM", "CSF"),
     distances: Mapping[tuple[str, str], float] | None = None,
-    literature: bool = True,
 ) -> Figure:
     """F5: histograms per tissue of up to three sources, over the values measured in living brains at 3 T.
+
+    Behind them the core and the outer band, below them a tick a study (:func:`studies` has the citations).
 
     Parameters
     ----------
@@ -57,22 +57,18 @@ def tissue_histograms(
         the others as lines.
     distances
         (tissue, quantity) → number printed in the corner, :func:`phyldm_core.evaluation.metrics.histogram_distance`.
-    literature
-        Draw the core and outer band and a tick per study (:func:`studies` has the citations for the caption).
     """
-    size = (FIGURE_WIDTH, 0.45 + 1.45 * len(quantities))
-    fig, axes = plt.subplots(len(quantities), len(tissues), figsize=size, squeeze=False, layout="constrained")
-    for ax, (quantity, name) in zip(axes.flat, ((q, t) for q in quantities for t in tissues), strict=True):
+    fig, axes = plt.subplots(3, 3, figsize=(FIGURE_WIDTH, 4.8), layout="constrained")
+    for ax, (quantity, name) in zip(axes.flat, product(("T1", "T2", "PD"), TISSUE_NAMES), strict=True):
         key, colour, scale = (name, quantity), TISSUE_COLOURS[name], quantity_of(quantity).per_unit
-        measured = studies(name, quantity)["mean"].to_numpy() * scale if literature else np.array([])
+        measured = studies(name, quantity)["mean"].to_numpy() * scale
         drawn = {source: as_array(of[key]).ravel() * scale for source, of in values.items() if key in of}
         outer, core = (np.array(band[key]) * scale for band in (tissue.OUTER_BAND, CORE_BAND))
         low, high = _span(drawn.values(), (*outer, *measured))
-        if literature:
-            ax.axvspan(*outer, color=colour, alpha=0.13, lw=0)
-            ax.axvspan(*core, color=colour, alpha=0.25, lw=0)
-            ax.plot(measured, np.full(len(measured), -0.05), "|", color="black", ms=4, mew=0.7,
-                    transform=ax.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        ax.axvspan(*outer, color=colour, alpha=0.13, lw=0)
+        ax.axvspan(*core, color=colour, alpha=0.25, lw=0)
+        ax.plot(measured, np.full(len(measured), -0.05), "|", color="black", ms=4, mew=0.7,
+                transform=ax.get_xaxis_transform(), clip_on=False)  # fmt: skip
         bins = np.linspace(low, high, 49)
         for i, (source, sample) in enumerate(drawn.items()):
             filled = i == 0
@@ -87,18 +83,17 @@ def tissue_histograms(
         ax.margins(y=0.12)
         if distances and key in distances:
             ax.text(1, 1, f"$W_1$ {distances[key]:.2f}", transform=ax.transAxes, ha="right", va="bottom", size=7)
-    for ax, name in zip(axes[0], tissues, strict=True):
-        ax.set_title(TISSUE_NAMES[name], color=TISSUE_COLOURS[name], weight="bold")
+    for ax, (name, title) in zip(axes[0], TISSUE_NAMES.items(), strict=True):
+        ax.set_title(title, color=TISSUE_COLOURS[name], weight="bold")
     handles = [
         (Patch if i == 0 else Line2D)(*(() if i == 0 else ((), ())), label=source, **_source_look(i, "0.25"))
         for i, source in enumerate(values)
     ]
-    if literature:
-        handles += [
-            Patch(color="0.5", alpha=0.5, lw=0, label="most studies"),
-            Patch(color="0.5", alpha=0.22, lw=0, label="all methods"),
-            Line2D((), (), marker="|", ls="", color="black", ms=5, label="one study"),
-        ]
+    handles += [
+        Patch(color="0.5", alpha=0.5, lw=0, label="most studies"),
+        Patch(color="0.5", alpha=0.22, lw=0, label="all methods"),
+        Line2D((), (), marker="|", ls="", color="black", ms=5, label="one study"),
+    ]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4, handlelength=1.6)
     return fig
 
@@ -122,28 +117,26 @@ def training_curves(
     history: pandas.DataFrame,
     panels: Mapping[str, Sequence[str]],
     *,
-    x: str = "step",
     validation: pandas.DataFrame | None = None,
     log: Sequence[str] = (),
-    smooth: int = 25,
 ) -> Figure:
     """Loss curves: one axes per entry of ``panels`` (title → columns of ``history``).
 
-    Faint is every step, bold the running median over ``smooth`` steps, circles the columns of the same
+    Faint is every step, bold the running median over 25 steps, circles the columns of the same
     name in ``validation``; titles in ``log`` get a logarithmic axis.
     """
     fig, axes = plt.subplots(1, len(panels), figsize=(FIGURE_WIDTH, 2.1), squeeze=False, layout="constrained")
     for ax, (title, columns) in zip(axes[0], panels.items(), strict=True):
         for column, colour in zip(columns, LINES, strict=False):
-            seen = history[[x, column]].dropna()
-            bold = seen[column].rolling(min(smooth, max(len(seen) // 4, 1)), center=True, min_periods=1).median()
-            ax.plot(seen[x], seen[column], color=colour, alpha=0.25, lw=0.6)
+            seen = history[["step", column]].dropna()
+            bold = seen[column].rolling(min(25, max(len(seen) // 4, 1)), center=True, min_periods=1).median()
+            ax.plot(seen.step, seen[column], color=colour, alpha=0.25, lw=0.6)
             name = "" if len(columns) == 1 else f"{column}, "
-            ax.plot(seen[x], bold, color=colour, label=f"{name}training")
+            ax.plot(seen.step, bold, color=colour, label=f"{name}training")
             if validation is not None and column in validation:
-                held_out = validation[[x, column]].dropna()
-                ax.plot(held_out[x], held_out[column], "o", mfc="white", mec=colour, mew=1, label=f"{name}validation")
-        ax.set(title=title, xlabel=x, yscale="log" if title in log else "linear")
+                held_out = validation[["step", column]].dropna()
+                ax.plot(held_out.step, held_out[column], "o", mfc="white", mec=colour, mew=1, label=f"{name}validation")
+        ax.set(title=title, xlabel="step", yscale="log" if title in log else "linear")
         ax.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
         if title in log:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -155,17 +148,14 @@ def training_curves(
     return fig
 
 
-def agreement(
-    estimate: Mapping[str, ArrayLike], truth: Mapping[str, ArrayLike], quantity: str, *, n_points: int = 1500
-) -> Figure:
+def agreement(estimate: Mapping[str, ArrayLike], truth: Mapping[str, ArrayLike], quantity: str) -> Figure:
     """Estimate against truth, and their difference against their mean (Bland and Altman), by tissue.
 
     Parameters
     ----------
     estimate, truth
-        Tissue → 1-D values in the same order (s, or of water).
-    n_points
-        At most so many points per tissue are drawn ; medians and limits use all.
+        Tissue → 1-D values in the same order (s, or of water). At most :data:`MOST_POINTS` of each tissue are drawn;
+        medians and limits use all.
     """
     scale, label = quantity_of(quantity).per_unit, quantity_of(quantity).label
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 2.9), layout="constrained")
@@ -173,7 +163,7 @@ def agreement(
     for name in estimate:
         e, t = (as_array(of[name]).ravel().astype(float) * scale for of in (estimate, truth))
         mean, percent = (e + t) / 2, 200 * (e - t) / (e + t)
-        some = rng.permutation(e.size)[:n_points]
+        some = rng.permutation(e.size)[:MOST_POINTS]
         dots = {"s": 3, "lw": 0, "alpha": 0.35, "color": TISSUE_COLOURS[name], "rasterized": True}
         left.scatter(t[some], e[some], **dots)
         right.scatter(mean[some], percent[some], **dots)
@@ -202,55 +192,3 @@ def agreement(
     for letter, ax in zip("ab", (left, right), strict=True):
         ax.set_title(letter, loc="left", weight="bold", size=10)
     return fig
-
-
-def signal_curves(
-    protocol: physics.Protocol, tissues: Mapping[str, tuple[float, float, float]], *, n_times: int = 400
-) -> Figure:
-    """Longitudinal recovery up to the readout and transverse decay up to the echo, per tissue.
-
-    Parameters
-    ----------
-    tissues
-        Name → PD (of water), T1 (s), T2 (s). Curves come from :mod:`phyldm_core.physics`; circles mark
-        null points, lines the moment of readout.
-    """
-    p, inverts = protocol, protocol.sequence.inverts
-    end, readout = (max(p.tr, 1.15 * p.ti), p.ti) if inverts else (1.15 * p.tr, p.tr)
-    rise, fall = torch.linspace(0, end, n_times), torch.linspace(0, 2.2 * p.te, n_times)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 2.5), width_ratios=(1.35, 1), layout="constrained")
-    at_echo = {}
-    for name, values in tissues.items():
-        tissue_maps, colour = [torch.tensor(float(v)) for v in values], TISSUE_COLOURS.get(name, "0.3")
-        left.plot(rise, _signal(p, tissue_maps, 0.0, rise), color=colour)
-        right.plot(1000 * fall, _signal(p, tissue_maps, fall, readout).abs(), color=colour)
-        at_echo[name] = float(_signal(p, tissue_maps, p.te, readout).abs())
-        right.plot(1000 * p.te, at_echo[name], "o", color=colour, mec="white", mew=0.6, ms=5, zorder=3)
-        null = physics.null_ti(values[1], p.tr, p.sequence) if inverts else None
-        if null is not None and null < end:
-            left.plot(null, 0, "o", mfc="white", mec=colour, mew=1.1, ms=4.5, zorder=3)
-    for ax, time, text in ((left, readout, "TI" if inverts else "TR"), (right, 1000 * p.te, "TE")):
-        ax.axvline(time, color="0.3", lw=0.8, ls=(0, (4, 2)), zorder=0)
-        ax.annotate(text, (time, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top", color="0.3", size=7)
-    if inverts:
-        left.axhline(0, color="0.6", lw=0.6, zorder=0)
-    left.set(xlim=(0, end), xlabel="time after inversion (s)" if inverts else "time after excitation (s)",
-             ylabel="longitudinal magnetisation\n(water at rest = 1)")  # fmt: skip
-    right.set(xlim=(0, 2200 * p.te), ylim=(0, None), xlabel="time after excitation (ms)", ylabel="|signal|")
-    colours = [TISSUE_COLOURS.get(name, "0.3") for name in tissues]
-    handles = [
-        Line2D((), (), color=colour, label=f"{name}  {signal:.3f}")
-        for colour, (name, signal) in zip(colours, at_echo.items(), strict=True)
-    ]
-    right.legend(handles=handles, title="signal at TE", alignment="left", loc="upper left", bbox_to_anchor=(1, 1.05))
-    for letter, ax in zip("ab", (left, right), strict=True):
-        ax.set_title(letter, loc="left", weight="bold", size=10)
-    fig.suptitle(str(protocol), size=8)
-    return fig
-
-
-def _signal(protocol: physics.Protocol, maps, te, time):
-    """Signed signal with the readout moved to ``time``: TI of an inversion sequence, TR of another."""
-    if protocol.sequence.inverts:
-        return physics.signal(maps, protocol.sequence, te, protocol.tr, time)
-    return physics.signal(maps, protocol.sequence, te, time, flip_angle=protocol.flip_angle)

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .. import physics
+from ..slices import MAPS
 from ..tissue import AIR_PD, leaves_signal
 from .style import (
     FIGURE_WIDTH,
-    MAPS,
     as_array,
     colour_bar,
     percentile_window,
@@ -42,7 +42,7 @@ class Panel:
     values
         ``(y, x)``, or None for a scan that does not exist.
     quantity
-        Key of :data:`QUANTITIES`; None is a weighted image in ``window`` (default: its percentiles).
+        Key of :data:`style.QUANTITIES`; None is a weighted image in ``window`` (default: its percentiles).
     title, span
         Text above, centred over this panel and the next ``span − 1``; "T1" and "T2" as symbols.
     side
@@ -197,13 +197,11 @@ def mosaic(
     *,
     labels: Sequence[str] = (),
     columns: int = 8,
-    inside: Sequence[ArrayLike] | None = None,
     voxel_mm: float | tuple[float, float] = 2.0,
 ) -> Figure:
     """Many slices or subjects of one quantity, ``(n, y, x)``; None is weighted images, each in its own window."""
     panels: list[Panel | None] = [
-        Panel(v, quantity, note=labels[i] if len(labels) else "", inside=None if inside is None else inside[i])
-        for i, v in enumerate(values)
+        Panel(v, quantity, note=labels[i] if len(labels) else "") for i, v in enumerate(values)
     ]
     panels += [None] * (-len(panels) % columns)
     return map_grid([panels[i : i + columns] for i in range(0, len(panels), columns)], voxel_mm=voxel_mm)
@@ -307,13 +305,11 @@ def unseen(
     truth: Sequence[ArrayLike] | None = None,
     *,
     notes: Sequence[str] = (),
-    names: tuple[str, str] = ("inferred", "true"),
-    columns: int = 3,
     voxel_mm: float | tuple[float, float] = 2.0,
 ) -> Figure:
-    """F4: contrasts nobody acquired, ``columns`` settings a row; beside each the truth, where known, in one window.
+    """F4: contrasts nobody acquired, three settings a row; beside each the truth, where known, in one window.
 
-    A setting under which no tissue keeps its signal (:func:`phyldm_core.evaluation.metrics.leaves_signal`) says so and
+    A setting under which no tissue keeps its signal (:func:`tissue.leaves_signal`) says so and
     stays black, where its own percentiles would blow up what is left.
 
     Parameters
@@ -322,10 +318,9 @@ def unseen(
         One protocol and one (or two) ``(y, x)`` per panel. † marks a setting that no scanner can run (TI ≥ TR).
     notes
         Written in the images' corners, for example the PSNR.
-    names
-        What ``images`` and ``truth`` are called.
     """
     panels: list[Panel | None] = []
+    columns = 3
     for i, protocol in enumerate(protocols):
         note = notes[i] if len(notes) else ""
         window, faint = percentile_window(images[i] if truth is None else truth[i]), ""
@@ -337,8 +332,8 @@ def unseen(
         if truth is None:
             panels.append(Panel(images[i], title=title, side=side, note=note, **look))
         else:
-            panels.append(Panel(images[i], title=title, span=2, side=side, note=f"{names[0]}\n{note}".strip(), **look))
-            panels.append(Panel(truth[i], note=names[1], **look))
+            panels.append(Panel(images[i], title=title, span=2, side=side, note=f"inferred\n{note}".strip(), **look))
+            panels.append(Panel(truth[i], note="true", **look))
     step = columns * (1 if truth is None else 2)
     panels += [None] * (-len(panels) % step)
     rows = [panels[i : i + step] for i in range(0, len(panels), step)]

@@ -124,8 +124,6 @@ QUANTITIES = {
 }
 """PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent; T2 of CSF saturates."""
 
-MAPS = ("PD", "T1", "T2")
-
 
 def symbol(name: str) -> str:
     """``T1`` as $T_1$; any other name as it is."""
@@ -246,11 +244,11 @@ def write_on(ax: Axes, x: float, y: float, text: str, *, size: float = 6.5, **wh
     ax.text(x, y, text, transform=ax.transAxes, color="white", size=size, path_effects=_OUTLINE, **where)
 
 
-def colour_bar(cax: Axes, quantity: str, orientation: str = "horizontal") -> Colorbar:
+def colour_bar(cax: Axes, quantity: str) -> Colorbar:
     """Fill ``cax`` with the colour bar of a quantity: round ticks, unit, an arrow where values lie beyond."""
     shown = quantity_of(quantity)
     scale = mpl.cm.ScalarMappable(shown.norm(), shown.cmap)
-    bar = cax.figure.colorbar(scale, cax=cax, orientation=orientation, extend=shown.extend, extendfrac=0.06)
+    bar = cax.figure.colorbar(scale, cax=cax, orientation="horizontal", extend=shown.extend, extendfrac=0.06)
     bar.set_ticks(shown.ticks, labels=[f"{tick * shown.per_unit:g}".replace("-", "−") for tick in shown.ticks])
     bar.minorticks_off()
     bar.set_label(shown.label, labelpad=1)
@@ -280,14 +278,14 @@ def to_rgb(
     return cmap(levels, bytes=True)[::-1, ::-1, :3]
 
 
-def to_png(picture: Figure | ArrayLike, *, dpi: float = 100, zoom: int = 1) -> bytes:
-    """PNG bytes of a figure (at ``dpi``), or of an RGB array as :func:`to_rgb` makes it (each pixel ``zoom`` times)."""
+def to_png(picture: Figure | ArrayLike, *, dpi: float = 100) -> bytes:
+    """PNG bytes of a figure (at ``dpi``), or of an RGB array as :func:`to_rgb` makes it."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     else:
-        pixels = np.repeat(np.repeat(as_array(picture), zoom, axis=0), zoom, axis=1)
-        Image.fromarray(pixels).save(buffer, format="png", compress_level=1)  # speed: this runs at every slider step
+        pixels = Image.fromarray(as_array(picture))
+        pixels.save(buffer, format="png", compress_level=1)  # speed: this runs at every slider step
     return buffer.getvalue()
 
 

@@ -30,7 +30,7 @@ from ..slices import MODALITIES, SPLITS, Slices, Truth
 from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t
 from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy, smooth_field
 
-MAPS = ("PDmap", "T1map", "T2map")
+MAP_SUFFIXES = ("PDmap", "T1map", "T2map")
 RECIPE = "recipe.json"
 """The file in a cohort's folder that says what it was made by."""
 AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
@@ -285,7 +285,7 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
             if protocol:
                 path = anat / f"{subject.name}_{modality}.nii.gz"
                 nifti.write_image(path, _volume(person.images[:, m]), affine, bids.sidecar(protocol))
-        for i, suffix in enumerate(MAPS):
+        for i, suffix in enumerate(MAP_SUFFIXES):
             unit = "arbitrary" if suffix == "PDmap" else "s"
             meta = {"Units": unit, "SkullStripped": not recipe.head, "Description": "simulated truth"}
             nifti.write_image(truth / f"{subject.name}_{suffix}.nii.gz", _volume(person.maps[:, i]), affine, meta)
@@ -384,7 +384,7 @@ def load_truth(folder: str | Path, split: str) -> Truth:
     maps, fractions = [], []
     for name in _members(folder, split):
         anat = folder / "derivatives" / "truth" / name / "anat"
-        files = [anat / f"{name}_{kind}.nii.gz" for kind in (*MAPS, "probseg")]
+        files = [anat / f"{name}_{kind}.nii.gz" for kind in (*MAP_SUFFIXES, "probseg")]
         try:
             *volumes, share = (nibabel.load(file).get_fdata(dtype=np.float32) for file in files)
             volumes = np.stack(volumes)

@@ -25,7 +25,7 @@ from ..scans.nifti import contrast_of, write_image
 from ..tissue import AIR_PD
 from ..weights import Weights
 
-MAKER = "phyldm_core sample"
+DRAWN_BY = "phyldm_core sample"
 LABELS = (("CSF", "#4c72b0"), ("GM", "#8c8c8c"), ("WM", "#f2f2f2"))
 """Names and colours of labels 1, 2, 3 of :func:`segmentation.segment_tissue`."""
 
@@ -38,7 +38,7 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
     path
         ``.csv`` with columns name, sequence, te, tr, ti (s; ti empty for spin echo) and, for spoiled gradient echoes,
         flip_angle_deg, or ``.json``: a list of objects with these keys, or ``{name: {sequence, te, tr, ti}}``. A TE
-        above 0.3 s is taken as nominal (:func:`oasis3.effective_te`).
+        above 0.3 s is taken as nominal (:func:`physics.effective_te`).
 
     Raises
     ------
@@ -139,7 +139,7 @@ def sample_cohort(
 
 def _own_dataset(out: Path, weights: Weights, seed: int, made: str):
     if (out / "dataset_description.json").exists():
-        same = [str(m.get("Description")).endswith(made) for m in makers(out) if m.get("Name") == MAKER]
+        same = [str(m.get("Description")).endswith(made) for m in makers(out) if m.get("Name") == DRAWN_BY]
         if same != [True]:
             raise BadInput(f"{out}: holds people of other weights, seed or contrasts, or no people: choose another")
         return
@@ -147,7 +147,7 @@ def _own_dataset(out: Path, weights: Weights, seed: int, made: str):
         raise BadInput(f"{out}: is not empty and no dataset of drawn people: choose another folder")
     weights.pipeline()  # before anything is written: it may not be there
     said = f"weights {weights.identity[:12]}, seed {seed}, settings {made}"
-    maker = {"Name": MAKER, "Version": __version__, "Description": said}
+    maker = {"Name": DRAWN_BY, "Version": __version__, "Description": said}
     write_atomically(out / "README", b"Synthetic people: tissue maps drawn by a diffusion model; nobody was scanned.\n")
     write_dataset_description(out, "Synthetic brains", derivative=True, generated_by=[maker])
 

@@ -66,7 +66,7 @@ def split_subjects(subjects: list[str], seed: int) -> dict[str, str]:
     return dict(zip(ranked, splits + ["train"] * (len(ranked) - len(splits)), strict=True))
 
 
-def make_cohort(
+def scan_cohort(
     prepared: Path, outcomes: list[Outcome], like: CohortRecipe, folder: Path, *, data: Path, mask, seed: int
 ) -> ScanRecipe:
     """Write the central slices of every prepared session, and the split as ``participants.tsv``.

@@ -13,7 +13,7 @@ from ..physics import REFERENCE, Protocol, TissueMaps, render
 from ..tissue import CLASSES
 
 
-def segment_tissue(t1w: ArrayLike, brain_mask: ArrayLike, erode: int = 0) -> NDArray[np.uint8]:
+def segment_tissue(t1w: ArrayLike, brain_mask: ArrayLike) -> NDArray[np.uint8]:
     """Label CSF, GM, WM (1, 2, 3; 0 elsewhere) by three-class multi-Otsu thresholds on a T1w image.
 
     A segmentation for judging relaxation times must not look at them: thresholds on T1 itself would make any
@@ -26,8 +26,6 @@ def segment_tissue(t1w: ArrayLike, brain_mask: ArrayLike, erode: int = 0) -> NDA
         Reference T1w rendered from the maps, ``(..., y, x)``, one subject.
     brain_mask
         The same shape; outside it, no label.
-    erode
-        Pixels peeled off each class in the plane, against partial volume. 1 leaves little cortex at 2 mm.
 
     Raises
     ------
@@ -42,12 +40,7 @@ def segment_tissue(t1w: ArrayLike, brain_mask: ArrayLike, erode: int = 0) -> NDA
     values = np.clip(values, *np.percentile(values, (0.5, 99.5)))
     if np.unique(values).size < 3:
         raise ValueError("the T1w image has fewer than three grey levels inside the mask: no tissue can be told apart")
-    labels = np.where(brain, 1 + np.digitize(image, threshold_multiotsu(values, classes=3)), 0).astype(np.uint8)
-    if erode:
-        cross = ndimage.generate_binary_structure(2, 1).reshape((1,) * (image.ndim - 2) + (3, 3))
-        kept = [ndimage.binary_erosion(labels == k, cross, iterations=erode) for k in (1, 2, 3)]
-        labels[~np.any(kept, axis=0)] = 0
-    return labels
+    return np.where(brain, 1 + np.digitize(image, threshold_multiotsu(values, classes=3)), 0).astype(np.uint8)
 
 
 def tissue_values(maps: ArrayLike, labels: ArrayLike) -> dict[tuple[str, str], NDArray]:

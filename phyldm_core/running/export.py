@@ -11,11 +11,12 @@ import pandas
 from ..errors import BadInput
 from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_folder, write_atomically
 from ..weights import Weights, load_weights
+from .report import in_percent
 
 PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
 """What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
 
-COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
+CARD_COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
 TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "histograms", "samples")
 """Which of a run's tables go with its weights; they are of simulated, held-out people."""
 
@@ -75,13 +76,13 @@ def _without_origin(path: Path) -> bytes:
 
 def run_metrics(run: str | Path) -> pandas.DataFrame:
     """The numbers a run measured, in one table; empty where it measured nothing."""
-    found = [pandas.DataFrame(columns=COLUMNS)]
+    found = [pandas.DataFrame(columns=CARD_COLUMNS)]
     tables = {name: Path(run) / "metrics" / f"{name}.csv" for name in TABLES}
     for name, path in (tables | {EVALUATION: Path(run) / EVALUATION / "metrics.csv"}).items():
         if path.exists():
             table = pandas.read_csv(path).assign(table=name)
-            if set(COLUMNS) <= set(table):
-                found.append(table[COLUMNS])
+            if set(CARD_COLUMNS) <= set(table):
+                found.append(table[CARD_COLUMNS])
     return pandas.concat(found[1:] or found, ignore_index=True)
 
 
@@ -232,7 +233,7 @@ def _error_table(metrics: pandas.DataFrame) -> str:
         cells = []
         for tissue in tissues:
             row = group[group.tissue == tissue]
-            cells.append(_percent(row.iloc[0]) if len(row) else "–")
+            cells.append(in_percent(row.iloc[0]) if len(row) else "–")
         lines.append(f"| {quantity}, {inputs} | " + " | ".join(cells) + " |")
     n = int(rows.n.max())
     return "\n".join(lines) + f"\n\nn = {n} people; PD relative to their own CSF.\n"
@@ -253,8 +254,3 @@ def _drawn(metrics: pandas.DataFrame) -> str:
         "\nDrawn slices against true people, in multiples of what two halves of the true people differ by:\n"
         f"histograms {tissue}; looks (Fréchet distance) {times_floor('frechet', '', '')}.\n"
     )
-
-
-def _percent(row: pandas.Series) -> str:
-    interval = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if pandas.notna(row.low) else ""
-    return f"{100 * row.value:.1f} %{interval}"

@@ -28,7 +28,7 @@ from ..people.anatomy import as_folders
 from ..slices import MODALITIES
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
-PAPER = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
+PAPER_FIGURES = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
 RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 PAGE_TITLE = "# Figures, with what they show\n"
@@ -79,8 +79,8 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     makers = {path: "\n".join(cell.source for cell in notebook.cells) for path, notebook in notebooks.items()}
     paths = sorted(figures_dir.glob("fig[0-9][0-9]_*.png"))
     shown = {path: figure(path, began, makers) for path in paths}
-    theirs = [path for path in paths if path.stem[:5] in PAPER]
-    missing = [f"Figure {int(n[3:])}" for n in PAPER if n not in {path.stem[:5] for path in theirs}]
+    theirs = [path for path in paths if path.stem[:5] in PAPER_FIGURES]
+    missing = [f"Figure {int(n[3:])}" for n in PAPER_FIGURES if n not in {path.stem[:5] for path in theirs}]
     csvs = sorted((run_dir / "metrics").glob("*.csv"))
     table1 = [reconstruction_table(path) for path in csvs if path.name == RECONSTRUCTION]
     missing += [] if table1 else ["Table 1"]
@@ -147,7 +147,7 @@ def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
     further = sorted({path.parent.name for path in figures_dir.glob("*/fig[0-9][0-9]_*.png")})
     entries = []
     for path in sorted(figures_dir.glob("fig[0-9][0-9]_*.png")):
-        text, name = sidecar(path), topic(path)
+        text, name = captions(path), topic(path)
         by = [book for book, source in sources.items() if f'"{path.stem}"' in source]
         if figures_dir.is_relative_to(notebooks_dir.parent):
             links = [f"[{p.stem[:2]}]({Path(os.path.relpath(p, figures_dir)).as_posix()})" for p in by]
@@ -192,7 +192,7 @@ def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingP
 
     ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
     """
-    text = sidecar(path)
+    text = captions(path)
     caption, alt = (escape(text[key]) if key in text else topic(path) for key in ("caption", "alt"))
     note = "" if path.stat().st_mtime >= began else " <em>(from an earlier run)</em>"
     by = [notebook for notebook, source in makers.items() if f'"{path.stem}"' in source]
@@ -216,8 +216,7 @@ def reconstruction_table(path: Path) -> str:
 
     def cell(row) -> str:
         numbers = (scale.get(row.metric, 1) * x for x in (row.value, row.low, row.high))
-        value, low, high = (f"{x:.{digits[row.metric]}f}" for x in numbers)
-        return f"{value} ({low}–{high})"
+        return with_interval(*numbers, digits[row.metric])
 
     frame = frame[frame.metric.isin(METRICS)]
     frame = frame.assign(cell=[cell(row) for row in frame.itertuples()], metric=frame.metric.map(METRICS))
@@ -232,10 +231,21 @@ divided by its own 99.5th percentile, inside the brain; mean and 95 % interval o
     )
 
 
+def with_interval(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
+    """A number as text, "3.70 (3.10–4.40)", the unit after the number; without an interval where ``low`` is NaN."""
+    interval = f" ({low:.{digits}f}–{high:.{digits}f})" if pandas.notna(low) else ""
+    return f"{value:.{digits}f}{unit}{interval}".replace("-", "−")
+
+
+def in_percent(row, digits: int = 1) -> str:
+    """A table's row (``value``, ``low``, ``high``, fractions) as "3.7 % (3.1–4.4)"."""
+    return with_interval(100 * row.value, 100 * row.low, 100 * row.high, digits, " %")
+
+
 def table(path: Path) -> str:
     """A CSV as a table, four digits a number."""
     frame = read(path, pandas.read_csv)
-    caption = sidecar(path).get("caption", path.stem.replace("_", " "))
+    caption = captions(path).get("caption", path.stem.replace("_", " "))
     if len(frame) > LONGEST_TABLE:
         caption += f" (first {LONGEST_TABLE} of {len(frame)} rows; all are in {path.name})"
     return frame_table(frame.head(LONGEST_TABLE), caption)
@@ -278,7 +288,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def sidecar(path: Path) -> dict:
+def captions(path: Path) -> dict:
     """Caption and alternative text of a figure or table; empty where there is no sidecar."""
     beside = path.with_suffix(".json")
     return read(beside, lambda p: json.loads(p.read_text(encoding="utf-8"))) if beside.exists() else {}

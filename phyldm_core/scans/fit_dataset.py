@@ -68,7 +68,7 @@ class Session(NamedTuple):
         return session_name(self.subject, self.session)
 
 
-class Outcome(NamedTuple):
+class FitOutcome(NamedTuple):
     """What became of one session."""
 
     session: Session
@@ -158,7 +158,7 @@ def read_scans(session: Session, protocols: dict[str, Protocol]) -> list[Scan]:
 
 def fit_all(
     sessions: list[Session], weights: Weights, out: str | Path, protocols: dict[str, Protocol], options: FitOptions
-) -> Iterator[Outcome]:
+) -> Iterator[FitOutcome]:
     """Fit every session and write its maps, yielding what became of each; one that cannot be used stops no other.
 
     Raises
@@ -180,7 +180,7 @@ def fit_all(
         try:
             yield _fit_one(session, weights, out, protocols, options)
         except (BadInput, ProtocolError) as error:
-            yield Outcome(session, "skipped", str(error))
+            yield FitOutcome(session, "skipped", str(error))
 
 
 def _own_dataset(out: Path, weights: Weights):
@@ -195,7 +195,7 @@ def _own_dataset(out: Path, weights: Weights):
 
 def _fit_one(
     session: Session, weights: Weights, out: Path, protocols: dict[str, Protocol], options: FitOptions
-) -> Outcome:
+) -> FitOutcome:
     scans = read_scans(session, protocols)
     provenance = _provenance(scans, weights, options)
     anat = session_folder(out, session.subject, session.session)
@@ -205,7 +205,7 @@ def _fit_one(
               ("_desc-sd", "T2map"), ("_desc-brain", "mask"))]  # fmt: skip
     used = "+".join(scan.suffix for scan in scans)
     if all(_made_from(anat, name) == provenance["Fingerprint"] for name in files):
-        return Outcome(session, "unchanged", f"{used}: maps of these very inputs are there")
+        return FitOutcome(session, "unchanged", f"{used}: maps of these very inputs are there")
 
     from .fit import fit_session, native_grid, on_grid, prepare  # seconds of imports, not for what is there already
 
@@ -253,7 +253,7 @@ def _fit_one(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     notes = [f"brain from {prepared.mask_from}", f"{fit.extrapolated:.0%} of it extrapolated"]
-    return Outcome(session, "done", f"{used}: {', '.join(notes)}")
+    return FitOutcome(session, "done", f"{used}: {', '.join(notes)}")
 
 
 def _made_from(anat: Path, name: str) -> str | None:

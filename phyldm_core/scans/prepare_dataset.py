@@ -35,7 +35,7 @@ from .nifti import Scan, read_scan, read_session, read_volume, write_image
 from .oasis3 import family_ti
 from .prepare import TEMPLATE, Prepared, prepare_session
 
-METHOD = 2  # raised when the same inputs would be prepared differently
+PREPARATION = 2  # raised when the same inputs would be prepared differently
 OASIS3_LABEL = "OAS3"
 """Subjects of OASIS-3 are OAS30001 …; only for them is a missing TI taken from the archive's other scans."""
 
@@ -220,7 +220,7 @@ def _made_from(root: Path, paths: list[Path], voxel_mm: float, mask: Path | str 
             fields.append(str(error))
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return {
-        "method": METHOD, "voxel_mm": voxel_mm, "mask": mask and str(mask), "files": files, "sidecars": digest,
+        "method": PREPARATION, "voxel_mm": voxel_mm, "mask": mask and str(mask), "files": files, "sidecars": digest,
     }  # fmt: skip
 
 

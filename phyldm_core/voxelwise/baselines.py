@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
-from ..losses import FLUID_SPREAD, WATER_SPREAD, solve_gain
+from ..losses import FLUID_SPREAD, WATER_SPREAD, gain_per_scan
 from ..physics import TissueMaps, signed_signal
 from ..slices import Slices
 from ..tissue import CLASSES, REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
@@ -52,11 +52,8 @@ def reference_gains(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> T
 
     Nothing in a voxel tells a scan's gain from its PD, so that a fit without a network needs a reference tissue.
     """
-    predicted = signed_signal(literature(slices, brain, shown), slices.settings).abs() * brain[:, None]
-    flat = [
-        (images * brain[:, None]).transpose(0, 1).flatten(1)[None, :, None] for images in (predicted, slices.images)
-    ]
-    return solve_gain(*flat)[0].clamp_min(1e-9)
+    predicted = signed_signal(literature(slices, brain, shown), slices.settings).abs()
+    return gain_per_scan(predicted, slices.images, brain[:, None]).clamp_min(1e-9)
 
 
 def _typical() -> TissueMaps:
@@ -143,18 +140,16 @@ def least_squares(
 
 # --- Bayes' rule per voxel --------------------------------------------------------------------------
 
+TEXTURE = 0.03
+"""SD of the logarithm inside a tissue, as :attr:`cohort.CohortRecipe.texture`."""
 
-def atoms(n: int, seed: int, texture: float = 0.03) -> Tensor:
+
+def atoms(n: int, seed: int) -> Tensor:
     """``(3, n)``: PD, T1 (s), T2 (s) of voxels as the simulated brains hold them, each of another person.
 
     A third is pure tissue, the rest a mixture of two, by the cohort's own rule: PD adds up, times are
     geometric means weighted by water. The truth of the cohort is drawn from the same literature, so this knows
     more than a physicist with real scans, and more than the network, which was never shown a true map.
-
-    Parameters
-    ----------
-    texture
-        SD of the logarithm inside a tissue, as :attr:`cohort.CohortRecipe.texture`.
     """
     rng = np.random.default_rng(seed)
     names = [name for tissues in REPORTED.values() for name in tissues]
@@ -168,7 +163,7 @@ def atoms(n: int, seed: int, texture: float = 0.03) -> Tensor:
     water = np.stack([share * one[:, 0], (1 - share) * two[:, 0]])
     pd = water.sum(0)
     times = np.exp((water[0, :, None] * np.log(one[:, 1:]) + water[1, :, None] * np.log(two[:, 1:])) / pd[:, None])
-    drawn = np.column_stack([pd, times]) * np.exp(rng.normal(0, texture, (n, 3)) * [0.5, 1, 1])
+    drawn = np.column_stack([pd, times]) * np.exp(rng.normal(0, TEXTURE, (n, 3)) * [0.5, 1, 1])
     drawn[:, 0] = np.minimum(drawn[:, 0], 1.05)
     return torch.from_numpy(drawn.T)
 

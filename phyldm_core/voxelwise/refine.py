@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..losses import WATER_SPREAD, solve_gain
+from ..losses import WATER_SPREAD, gain_per_scan
 from ..physics import TissueMaps, signed_signal
 from ..slices import Slices
 from ..tissue import TISSUES, fluid_line, in_vivo_3t, water_line
@@ -124,9 +124,7 @@ def _what_is_known(log_maps, slices: Slices, brain, voxel_mm, common_scale, show
     gains = torch.ones(n_scans)
     if not common_scale:
         predicted = signed_signal(TissueMaps.from_stack(log_maps.exp()), slices.settings).abs()
-        counted = brain[:, None] & shown[..., None, None]
-        flat = [(i * counted).transpose(0, 1).flatten(1)[None, :, None] for i in (predicted, slices.images)]
-        gains = solve_gain(*flat)[0].clamp_min(1e-9)
+        gains = gain_per_scan(predicted, slices.images, brain[:, None] & shown[..., None, None]).clamp_min(1e-9)
     signals = (slices.images.transpose(0, 1)[:, where] / gains[:, None]).double()
     sd = (noise_of(slices, brain) / gains).double()[:, None].expand_as(signals)
     used = shown.T[:, where.nonzero(as_tuple=True)[0]]

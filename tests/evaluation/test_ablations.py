@@ -10,16 +10,9 @@ import pytest
 import torch
 
 from phyldm_core.errors import BadInput
-from phyldm_core.evaluation import ablations
-from phyldm_core.evaluation.ablations import (
-    KEYS,
-    UNCHANGED,
-    VARIANTS,
-    Variant,
-    nominal_settings,
-    t2_asked_for,
-    variant_runs,
-)
+from phyldm_core.evaluation import ablations, variants
+from phyldm_core.evaluation.ablations import VARIANT_KEYS, t2_asked_for
+from phyldm_core.evaluation.variants import UNCHANGED, VARIANTS, Variant, nominal_settings, variant_runs
 from phyldm_core.losses import VAEBatch
 from phyldm_core.people.cohort import CohortRecipe
 from phyldm_core.physics import Protocol, TissueMaps, effective_protocol, render, spin_echo
@@ -71,9 +64,9 @@ def profile_value(made, key):
 
 
 def test_the_reference_is_the_profile_but_shorter_and_without_an_adversary(tmp_path):
-    ours, theirs = (asdict(replace(p, cohort=LAPTOP.cohort)) for p in (ablations.reference(LAPTOP), LAPTOP))
+    ours, theirs = (asdict(replace(p, cohort=LAPTOP.cohort)) for p in (variants.reference(LAPTOP), LAPTOP))
     assert differences(theirs, ours) == {"vae_schedule.steps": 400, "vae_loss.adversarial_after": 133}
-    assert ablations.reference(SMOKE).vae_loss.adversarial == 0 < SMOKE.vae_loss.adversarial
+    assert variants.reference(SMOKE).vae_loss.adversarial == 0 < SMOKE.vae_loss.adversarial
 
 
 def test_only_the_cohort_that_is_changed_is_made_anew(tmp_path):
@@ -95,7 +88,7 @@ def test_one_protocol_changes_the_scans_and_not_the_people():
     usual, others = [rows[0].nominal for rows in oasis3_protocols().values()], set()
     for seed in range(50):
         one, other = (np.random.default_rng(seed) for _ in range(2))
-        mixed, alike = CohortRecipe().draw_session(one, False), ablations.OneProtocol().draw_session(other, False)
+        mixed, alike = CohortRecipe().draw_session(one, False), variants.OneProtocol().draw_session(other, False)
         assert one.random() == other.random()
         assert [p is None for p in mixed] == [p is None for p in alike]
         assert all(p in (None, u) for p, u in zip(alike, usual, strict=True))
@@ -124,7 +117,7 @@ def test_the_t2_asked_for_explains_the_spin_echo_at_the_te_that_is_believed():
 def test_moving_the_prior_moves_where_the_decoder_starts():
     torch.manual_seed(0)
     z = torch.randn(1, SMOKE.vae["latent_channels"], 8, 8)
-    here, moved = (PoEVAE(**SMOKE.vae | args).decode(z) for args in ({}, ablations.moved_prior(1.25)))
+    here, moved = (PoEVAE(**SMOKE.vae | args).decode(z) for args in ({}, variants.moved_prior(1.25)))
     for factor, a, b in zip((1.0, 1.25, 1.25), here, moved, strict=True):
         torch.testing.assert_close(b, factor * a)
     assert here.t1.median().item() == pytest.approx(PRIOR_MEDIANS[1])
@@ -140,7 +133,7 @@ def test_where_the_prior_is_moved_literature_s_lines_move_along(tmp_path):
     """Tissue whose T1 and T2 are longer by the same factor is as much on the moved lines as tissue was on the old."""
     settings = torch.stack([rows[0].effective.settings() for rows in oasis3_protocols().values()])[None]
     batch, losses = batch_of(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), settings), {}
-    for name, factor in ((UNCHANGED.name, 1.0), ("prior longer", ablations.MOVED)):
+    for name, factor in ((UNCHANGED.name, 1.0), ("prior longer", variants.MOVED)):
         objective = variant_runs(run_of(SMOKE, tmp_path))[name]._vae_objective()
         maps = torch.tensor([0.72, 1.6 * factor, 0.2 * factor]).log().view(1, 3, 1, 1).expand(1, 3, 16, 16)
         objective.vae.decode_log = lambda z, maps=maps, vae=objective.vae: maps - vae.log_medians
@@ -170,20 +163,20 @@ def people_of(values: dict[str, list[float]], metric: str, quantity="T1", tissue
         for variant, of in values.items()
         for person, value in enumerate(of)
     ]
-    return pandas.DataFrame(rows, columns=[*KEYS, "person", "value"])
+    return pandas.DataFrame(rows, columns=[*VARIANT_KEYS, "person", "value"])
 
 
 def test_a_variant_is_held_against_the_reference_person_by_person():
     """Twice the error in everybody is a ratio of exactly 2, however much people differ."""
     people = people_of({UNCHANGED.name: [0.01, 0.04, 0.09], "other": [0.02, 0.08, 0.18]}, "median_absolute_error")
-    table = ablations.summary(people).set_index(["metric", "variant"])
+    table = ablations.against_reference(people).set_index(["metric", "variant"])
     ratio, error = table.loc[("error_ratio", "other")], table.loc[("median_absolute_error", "other")]
     assert [ratio.value, ratio.low, ratio.high, ratio.n] == pytest.approx([2, 2, 2, 3])
     assert error.low < error.value == pytest.approx(0.28 / 3) and error.high > error.value
 
 
 def test_the_share_of_the_prior_is_1_where_all_of_it_follows_and_0_where_nothing_does():
-    moved = ablations.MOVED
+    moved = variants.MOVED
     for exponent in (0.0, 0.5, 1.0):
         bias = {"prior longer": [1.1 * moved**exponent - 1] * 3, "prior shorter": [1.1 * moved**-exponent - 1] * 3}
         share = ablations.prior_share(people_of(bias, "bias"))
@@ -238,7 +231,7 @@ def test_the_nominal_variant_is_told_the_header_and_the_reference_is_not(trained
 def test_variants_are_judged_once_on_the_same_people(trained):
     run, runs = trained
     people = ablations.measure(run, runs)
-    assert list(people.columns) == [*KEYS, "person", "value"]
+    assert list(people.columns) == [*VARIANT_KEYS, "person", "value"]
     for name, of in people.groupby("variant"):
         assert set(of.person) == set(range(SMOKE.cohort.n_test)) and set(of.scale) == {"common scale", "any gain"}, name
     assert set(people[people.variant == "images, no physics"].metric) == {"psnr", "sharpness"}

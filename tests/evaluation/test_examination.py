@@ -131,7 +131,7 @@ def test_one_table_in_long_form_says_who_was_asked_with_what_and_that_heads_were
     assert tuple(table.columns) == metrics.COLUMNS
     assert table.inputs.str.endswith("heads seen in training").all()
     rows = split_inputs(table)
-    assert set(rows.method) == {*examination_report.NEEDS, examination.SAMPLED_SD}
+    assert set(rows.method) == {*examination_report.NEEDS_OF, examination.SAMPLED_SD}
     network = rows[rows.method == NETWORK]
     assert network.groupby(["scans", "scale"]).ngroups == 14
     wanted = {"median_absolute_error", "bias", "coverage_50", "coverage_90", "psnr", "sd", "limit_low"}

@@ -30,12 +30,11 @@ from phyldm_core.explorers import serve
 from phyldm_core.explorers.console import PRESETS
 from phyldm_core.explorers.histogram_counts import Choice, Histograms
 from phyldm_core.explorers.latents import LatentExplorer
-from phyldm_core.explorers.painting import SignalCurves
-from phyldm_core.explorers.populations import find_populations
-from phyldm_core.explorers.subjects import find_subjects, simulate_person
-from phyldm_core.figures.style import MAPS
+from phyldm_core.explorers.people import find_populations, find_subjects, simulate_person
+from phyldm_core.explorers.readings import SignalCurves
 from phyldm_core.machine.files import to_json
 from phyldm_core.physics import Protocol, render
+from phyldm_core.slices import MAPS
 from phyldm_core.tissue import three_medians
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -20,8 +20,9 @@ from PIL import Image
 from phyldm_core.errors import BadInput
 from phyldm_core.explorers.console import CLINIC, OWN, PRESETS, move, stay_physical
 from phyldm_core.explorers.contrasts import ContrastExplorer
-from phyldm_core.explorers.painting import HEIGHT, PLOT
-from phyldm_core.explorers.subjects import draw_person, of_maps, problem_with
+from phyldm_core.explorers.people import draw_from, of_maps, problem_with
+from phyldm_core.explorers.pictures import HEIGHT
+from phyldm_core.explorers.readings import PLOT
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, ernst_angle, null_ti, render
 from phyldm_core.scans import bids
 from phyldm_core.scans.maps import write_maps
@@ -474,7 +475,7 @@ def test_maps_that_cannot_be_shown_give_one_sentence_and_a_black_picture(case):
 
 
 def test_a_first_subject_that_cannot_be_made_leaves_the_others(tmp_path):
-    subjects = {"drawn": lambda progress: draw_person(tmp_path / "release", 7, progress), "good": GOOD}
+    subjects = {"drawn": lambda progress: draw_from(tmp_path / "release", 7, progress), "good": GOOD}
     explorer = ContrastExplorer(subjects, tissues=TISSUES)
     assert "release: no such folder of weights" in status(explorer)
     assert picture(explorer).max() == 0

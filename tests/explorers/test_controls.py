@@ -68,6 +68,34 @@ def test_a_second_task_is_refused_while_one_runs(task, said):
     assert said[-1] == ("Something is being computed already: wait for it, or stop it first.", True)
 
 
+def test_what_replaces_a_task_ends_it_without_a_word(task, said):
+    started, go, results = threading.Event(), threading.Event(), []
+
+    def work(progress):
+        started.set()
+        go.wait(10)
+        progress(0.5)
+
+    task.start("Drawing", work, results.append)
+    started.wait(10)
+    task.start("Reading", lambda progress: "maps", results.append, instead=True)
+    go.set()
+    task.wait()
+    assert results == ["maps"] and said == [("Drawing …", False), ("Reading …", False)]
+    assert task.layout.display == "none"
+
+
+def test_a_task_that_was_stopped_makes_room_at_once(task):
+    started, go, results = threading.Event(), threading.Event(), []
+    task.start("Drawing", lambda progress: started.set() or go.wait(10), results.append)
+    started.wait(10)
+    task.stop.click()
+    task.start("Reading", lambda progress: "maps", results.append)
+    go.set()
+    task.wait()
+    assert results == ["maps"]
+
+
 def test_bad_input_becomes_one_sentence(task, said):
     def work(progress):
         raise BadInput("maps: no such folder")

@@ -37,7 +37,7 @@ def told(explorer) -> str:
 
 
 def settled(explorer):
-    explorer.worker.wait()
+    explorer.task.wait()
     return explorer
 
 
@@ -158,12 +158,13 @@ def test_stop_keeps_what_is_shown(noise):
     shown = noise.brain.value
     noise.pipeline = FakePipeline(gate=threading.Event())
     noise.a.value = 50
-    assert noise.pipeline.first_step.wait(PATIENCE) and not noise.halt.disabled
-    noise.halt.click()
-    assert "Stopped" in told(noise) and noise.halt.disabled
+    assert noise.pipeline.first_step.wait(PATIENCE) and noise.task.layout.display == ""
+    noise.task.stop.click()
+    assert "stopped" in told(noise)
     noise.pipeline.gate.set()
     settled(noise)
-    assert noise.brain.value == shown and noise.pipeline.steps_done == 1 and "Stopped" in told(noise)
+    assert noise.brain.value == shown and noise.pipeline.steps_done == 1 and "stopped" in told(noise)
+    assert noise.task.layout.display == "none"
     noise.a.value = 51
     assert settled(noise).brain.value != shown
 
@@ -181,21 +182,21 @@ def test_the_next_change_ends_the_computation_before(noise):
 
 def test_progress_is_shown(noise):
     seen = []
-    noise.progress.observe(lambda change: seen.append(change.new / noise.progress.max), "value")
+    noise.task.bar.observe(lambda change: seen.append(change.new), "value")
     noise.a.value = 50
     settled(noise)
     assert len(seen) > 20 and seen[-1] == 1 and seen[1:] == sorted(seen[1:])
-    assert noise.progress.layout.visibility == noise.halt.layout.visibility == "hidden"  # until there is work again
-    assert noise.a.layout.visibility is None
+    assert noise.task.layout.display == "none"  # until there is work again
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_computation_that_fails_says_so(noise):
     def fail(*_):
         raise RuntimeError("not enough memory")
 
     shown, noise.pipeline.decode = noise.brain.value, fail
     noise.a.value = 50
-    assert "could not be computed: not enough memory" in told(settled(noise))
+    assert "failed (RuntimeError: not enough memory)" in told(settled(noise))
     assert noise.brain.value == shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import socket
 from pathlib import Path
 
@@ -60,3 +61,11 @@ def test_every_page_is_a_notebook_that_links_to_all_and_names_the_run(tmp_path):
         assert all(f"]({other}.ipynb)" in links.source for other in serve.PAGES)
         ast.parse(code.source)
         assert "it's a run" in code.source
+
+
+@pytest.mark.parametrize("page", serve.PAGES)
+def test_what_a_page_imports_is_there(page):
+    for node in ast.parse(serve.PAGES[page].format(run="a run")).body:
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)

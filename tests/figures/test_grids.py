@@ -153,8 +153,7 @@ def test_tensors_with_a_gradient_can_be_shown():
 
 def test_a_png_holds_the_picture():
     picture = figures.to_rgb(np.linspace(0, 4, 80 * 112).reshape(SHAPE), "T1")
-    back = np.asarray(Image.open(io.BytesIO(figures.to_png(picture, zoom=2))))
-    np.testing.assert_array_equal(back[::2, ::2], picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(figures.to_png(picture)))), picture)
 
 
 def test_unusable_input_is_refused_in_a_sentence(maps):
@@ -264,10 +263,6 @@ FIGURES = {
     "agreement T1": lambda m, s: agreement(m, "T1"),
     "agreement T2": lambda m, s: agreement(m, "T2"),
     "agreement PD": lambda m, s: agreement(m, "PD"),
-    **{
-        f"signal {name}": lambda m, s, protocol=protocol: figures.signal_curves(protocol, TISSUE)
-        for name, protocol in {**physics.REFERENCE, "impossible": physics.UNSEEN[0]}.items()
-    },
     "architecture": lambda m, s: figures.architecture(
         **NETWORK, pictures={**s, **dict(zip(figures.MAPS, m, strict=True))}
     ),
@@ -393,26 +388,14 @@ def test_most_studies_lie_where_the_core_band_says(key):
 
 
 def test_histograms_show_the_bands_and_every_sample_counts_once(maps):
-    fig = figures.tissue_histograms({"true": values_by_tissue(maps)}, quantities=["T2"], tissues=["WM"])
-    (ax,) = fig.axes
+    fig = figures.tissue_histograms({"true": values_by_tissue(maps)})
+    ax = next(ax for ax in fig.axes if ax.get_xlabel() == "$T_2$ (ms)")  # of white matter, the first column
     spans = [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches[:2]]
     assert (spans[1].x0, spans[1].x1) == pytest.approx((65, 80))  # ms
     bars = next(p for p in ax.patches if p.get_label() == "true").get_xy()
     assert bars[:, 1].max() < 1
     ticks = next(line for line in ax.lines if line.get_marker() == "|").get_xdata()
     np.testing.assert_allclose(ticks, 1000 * figures.studies("WM", "T2")["mean"])
-
-
-def test_signal_curves_end_where_the_physics_ends():
-    protocol = physics.REFERENCE["FLAIR"]
-    left, right = figures.signal_curves(protocol, TISSUE).axes
-    dots = {line.get_color(): line for line in right.lines if line.get_marker() == "o"}
-    nulls = {line.get_markeredgecolor(): line for line in left.lines if line.get_marker() == "o"}
-    for name, (pd, t1, t2) in TISSUE.items():
-        colour = figures.TISSUE_COLOURS[name]
-        voxel = physics.TissueMaps(*(torch.tensor(v, dtype=torch.float64) for v in (pd, t1, t2)))
-        assert dots[colour].get_ydata() == pytest.approx(float(physics.render(voxel, protocol)), rel=1e-4)
-        assert nulls[colour].get_xdata() == pytest.approx(physics.null_ti(t1, protocol.tr, protocol.sequence))
 
 
 def test_bias_is_printed_as_it_is(maps):

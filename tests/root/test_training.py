@@ -18,7 +18,7 @@ from torch import nn
 from phyldm_core import training
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
 from phyldm_core.errors import BadInput
-from phyldm_core.losses import VAEBatch, VAEData, VAELoss, VAEObjective, fluid_prior, solve_gain
+from phyldm_core.losses import VAEBatch, VAEData, VAELoss, VAEObjective, fluid_prior, gain_per_scan, solve_gain
 from phyldm_core.machine import processes
 from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.running.profiles import SMOKE
@@ -92,6 +92,15 @@ def test_the_gain_is_that_of_least_squares():
     for i, m in np.ndindex(2, 3):
         [best], *_ = np.linalg.lstsq(predicted[i, m].reshape(-1, 1).numpy(), observed[i, m].ravel().numpy())
         assert gain[i, m] == pytest.approx(best)
+
+
+def test_a_scan_has_one_gain_over_all_slices_of_a_person_told_inside_a_mask():
+    predicted = torch.rand(4, 3, 8, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    inside = torch.zeros(4, 1, 8, 9)
+    inside[1:3, :, 2:6] = 1
+    gains = torch.tensor([3.0, 0.2, 800.0])
+    observed = torch.where(inside > 0, gains[:, None, None] * predicted, 50.0)
+    torch.testing.assert_close(gain_per_scan(predicted, observed, inside > 0), gains)
 
 
 def test_a_scan_predicted_black_has_a_finite_gain():

@@ -59,7 +59,7 @@ def test_a_run_s_folder_is_a_folder_of_weights(smoke_run):
 
 def test_weights_are_looked_for_where_reproduce_puts_them(smoke_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "RELEASE", tmp_path / "released")
+    monkeypatch.setattr(weights, "RELEASE_FOLDER", tmp_path / "released")
     with pytest.raises(BadInput, match="runs/laptop: no weights here: make them with phyldm reproduce"):
         load_weights()
     with pytest.raises(BadInput, match="released: no such folder of weights"):

@@ -9,7 +9,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people.held_out import choose_heads, draw_people, recipe_of
 from phyldm_core.people.segmentation import segmented_values
 from phyldm_core.physics import TissueMaps
-from phyldm_core.weights import RELEASE, load_weights
+from phyldm_core.weights import RELEASE_FOLDER, load_weights
 
 MB = 10**6
 
@@ -20,7 +20,7 @@ def release():
 
 
 def test_it_can_be_carried_by_a_repository(release):
-    sizes = [path.stat().st_size for path in RELEASE.rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in RELEASE_FOLDER.rglob("*") if path.is_file()]
     assert max(sizes) <= 16 * MB and sum(sizes) <= 40 * MB
 
 

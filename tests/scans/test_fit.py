@@ -342,7 +342,7 @@ def test_bad_options_are_refused_before_anything_is_written(dataset, weights, tm
 
 def test_missing_weights_say_which_command_makes_them(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("phyldm_core.weights.RELEASE", tmp_path / "not there")  # what would be taken instead
+    monkeypatch.setattr("phyldm_core.weights.RELEASE_FOLDER", tmp_path / "not there")  # what would be taken instead
     said = refused(CliRunner().invoke(app, ["fit", str(dataset), "--out", "out"]))
     assert "make them with phyldm reproduce" in said
 

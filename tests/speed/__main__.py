@@ -17,6 +17,7 @@ import typer
 
 from phyldm_core.errors import BadInput
 from phyldm_core.machine.files import to_json, write_atomically
+from phyldm_core.running.report import with_interval
 from phyldm_core.running.run import MissingResult, reopen
 
 from . import stages
@@ -74,7 +75,7 @@ def line(row: Row) -> str:
 def table(result: dict) -> pandas.DataFrame:
     """One line a row: what, ratio with quartiles, floor and aim."""
     rows = pandas.DataFrame([row for rows in result["rows"].values() for row in rows])
-    rows["ratio"] = [f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})" for r in rows.itertuples()]
+    rows["ratio"] = [with_interval(r.ratio, r.low, r.high) for r in rows.itertuples()]
     return rows[["what", "ours", "against", "ratio", "floor", "aim"]].astype(object).fillna("")
 
 

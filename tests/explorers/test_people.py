@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from phyldm_core.errors import BadInput
-from phyldm_core.explorers import populations, subjects
-from phyldm_core.explorers.subjects import Subject, find_subjects, of_maps, read_samples, weights_of
+from phyldm_core.explorers import people
+from phyldm_core.explorers.people import TissueStack, find_subjects, of_maps, read_samples, weights_of
 from phyldm_core.inference import infer
 from phyldm_core.machine.files import to_json
 from phyldm_core.people import cohort
@@ -95,7 +95,7 @@ def test_samples_that_cannot_be_read_give_one_sentence_and_leave_the_others(run_
     said = is_told(found["generated brains"], "run notebook 05_sample_tissue again")
     assert str(samples) in said
     assert list(found) == ["generated brains", "simulated, seed 7"]
-    others = populations.find_populations(run_dir)
+    others = people.find_populations(run_dir)
     assert list(others) == ["generated"] and str(others["generated"]) == said
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_truth_gives_one_sentence_and_leaves_the_others(damaged, part)
         table.write_text(table.read_text().splitlines()[0] + "\n")
     else:
         (cohort_folder / "recipe.json").write_text("{")
-    found = populations.find_populations(damaged)
+    found = people.find_populations(damaged)
     said = is_told(found["true"], str(cohort_folder))
     assert part == "recipe" or "make it again (notebook 02_cohort)" in said
     if part != "recipe":
@@ -132,15 +132,15 @@ def last_person(folder) -> str:
 
 def test_a_brain_is_drawn_from_a_seed_with_progress(smoke_run):
     shares = []
-    person = subjects.draw_person(smoke_run.folder, 2, shares.append)
-    again = subjects.draw_person(smoke_run.folder, 2)
-    assert isinstance(person, Subject) and shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    person = people.draw_from(smoke_run.folder, 2, shares.append)
+    again = people.draw_from(smoke_run.folder, 2)
+    assert isinstance(person, TissueStack) and shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
     assert torch.equal(person.maps.t1, again.maps.t1)
 
 
 def test_populations_of_a_run_are_its_truth_its_brains_and_what_is_inferred(smoke_run):
     smoke_run.make_samples()
-    found = populations.find_populations(smoke_run.folder)
+    found = people.find_populations(smoke_run.folder)
     assert list(found) == ["true", "generated", "inferred"]
     assert torch.equal(found["true"].t1, smoke_run.truth("test").maps[:, 1])
     assert torch.equal(found["generated"].pd, read_samples(smoke_run.folder / "samples")[0].pd)
@@ -152,5 +152,5 @@ def test_populations_of_a_run_are_its_truth_its_brains_and_what_is_inferred(smok
 
 
 def test_without_a_run_one_simulated_person_is_all_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(populations, "simulate_person", lambda seed: of_maps(MAPS))
-    assert list(populations.find_populations(tmp_path)) == ["simulated"]
+    monkeypatch.setattr(people, "simulate_person", lambda seed: of_maps(MAPS))
+    assert list(people.find_populations(tmp_path)) == ["simulated"]

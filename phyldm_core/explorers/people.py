@@ -1,4 +1,4 @@
-"""Whom to explore: people drawn by the model, people simulated with a known truth, and one's own maps."""
+"""Whom to explore: people drawn by the model, people simulated with a known truth, one's own maps, and whole sets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..figures.style import as_array
 from ..machine.files import read_json
 from ..physics import TissueMaps
 from ..scans.maps import read_maps
-from ..weights import RELEASE
+from ..weights import RELEASE_FOLDER
 
 LIKELY_MS = 20.0  # s; no tissue relaxes so slowly, so such maps are in ms
 
-N_SAMPLES = 8  # of a run's generated brains offered by name
+N_OFFERED = 8  # of a run's generated brains, by name
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """One person's tissue.
+class TissueStack:
+    """One person's tissue, slice by slice.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def problem_with(maps: TissueMaps) -> str | None:
     return None
 
 
-def of_maps(maps: TissueMaps, voxel_mm: float | tuple[float, float] = 2.0, slice_mm: float = 2.0) -> Subject:
+def of_maps(maps: TissueMaps, voxel_mm: float | tuple[float, float] = 2.0, slice_mm: float = 2.0) -> TissueStack:
     """A subject from maps ``(y, x)`` or ``(z, y, x)``, voxels as told, the middle of the stack at the origin.
 
     T1 and T2 mean nothing without protons and may be NaN there; they become 0.
@@ -88,10 +88,10 @@ def of_maps(maps: TissueMaps, voxel_mm: float | tuple[float, float] = 2.0, slice
     mm_y, mm_x = np.broadcast_to(voxel_mm, 2)
     affine = np.diag([mm_x, mm_y, slice_mm, 1.0])
     affine[:3, 3] = -affine.diagonal()[:3] * (np.array(maps.pd.shape[::-1]) - 1) / 2
-    return Subject(maps, affine)
+    return TissueStack(maps, affine)
 
 
-def read_subject(folder: str | Path) -> Subject:
+def read_subject(folder: str | Path) -> TissueStack:
     """One's own maps: the folder of ``_PDmap``, ``_T1map``, ``_T2map`` that :func:`maps.read_maps` reads.
 
     Raises
@@ -104,10 +104,10 @@ def read_subject(folder: str | Path) -> Subject:
     maps = TissueMaps(*(torch.from_numpy(np.ascontiguousarray(np.asarray(i.dataobj).T)) for i in images))
     if problem := problem_with(maps):
         raise BadInput(f"{folder}: {problem}")
-    return Subject(maps, images[0].affine, volumes.skull_stripped)
+    return TissueStack(maps, images[0].affine, volumes.skull_stripped)
 
 
-def simulate_person(seed: int, progress: Progress = lambda share: None) -> Subject:
+def simulate_person(seed: int, progress: Progress = lambda share: None) -> TissueStack:
     """A new person made from the MNI152 template: another head shape and other tissue for every seed."""
     from ..people.cohort import CohortRecipe, simulate  # nilearn takes a second that other subjects need not wait for
 
@@ -118,7 +118,7 @@ def simulate_person(seed: int, progress: Progress = lambda share: None) -> Subje
     return of_maps(TissueMaps.from_stack(person.maps), recipe.voxel_mm, recipe.slice_mm)
 
 
-def draw_person(weights_dir: str | Path, seed: int, progress: Progress = lambda share: None) -> Subject:
+def draw_from(weights_dir: str | Path, seed: int, progress: Progress = lambda share: None) -> TissueStack:
     """A person drawn by the diffusion model of exported weights or of a run.
 
     Raises
@@ -137,26 +137,26 @@ def draw_person(weights_dir: str | Path, seed: int, progress: Progress = lambda 
 
 
 def find_subjects(
-    run_dir: str | Path, weights_dir: str | Path = RELEASE, seed: int = 7
-) -> dict[str, Subject | Callable[[Progress], Subject] | BadInput]:
+    run_dir: str | Path, weights_dir: str | Path = RELEASE_FOLDER, seed: int = 7
+) -> dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
     The brains that the run's notebook 05 drew come first, then whom a diffusion model at ``weights_dir`` draws and a
     held-out person of the run's cohort with the maps they were simulated with. A new simulated person is always there,
     last. Where drawn brains are there and cannot be read, the sentence that says so stands for them.
     """
-    found: dict[str, Subject | Callable[[Progress], Subject] | BadInput] = {}
+    found: dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput] = {}
     run_dir = Path(run_dir)
     if (run_dir / "samples").is_dir():
         try:
             maps, voxel_mm, slice_mm = read_samples(run_dir / "samples")
-            for k in np.unique(np.linspace(0, len(maps.pd) - 1, N_SAMPLES).astype(int)):
+            for k in np.unique(np.linspace(0, len(maps.pd) - 1, N_OFFERED).astype(int)):
                 brain = TissueMaps(*(m[k] for m in maps))
                 found[f"generated brain {k + 1}"] = of_maps(brain, voxel_mm, slice_mm)
         except BadInput as error:
             found["generated brains"] = error
     if _can_draw(weights_dir):
-        found[f"drawn, seed {seed}"] = lambda progress: draw_person(weights_dir, seed, progress)
+        found[f"drawn, seed {seed}"] = lambda progress: draw_from(weights_dir, seed, progress)
     if people := sorted((run_dir / "cohort" / "derivatives" / "truth").glob("sub-*")):
         last = people[-1]  # the test people come last
         found[f"simulated {last.name}, held out"] = lambda progress: read_subject(last)
@@ -164,7 +164,7 @@ def find_subjects(
     return found
 
 
-def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE) -> Path:
+def weights_of(run_dir: str | Path, weights_dir: str | Path = RELEASE_FOLDER) -> Path:
     """Where the diffusion model is: the run, unless it holds none and ``weights_dir`` does."""
     return Path(weights_dir if _can_draw(weights_dir) and not _can_draw(run_dir) else run_dir)
 
@@ -192,3 +192,52 @@ def read_samples(folder: Path) -> tuple[TissueMaps, float, float]:
         return maps, float(cohort["voxel_mm"]), float(cohort["slice_mm"])
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise BadInput(f"{folder}: not the samples of a run ({error}): run notebook 05_sample_tissue again") from None
+
+
+# --- many at once, for the histograms ---------------------------------------------------------------
+
+
+def find_populations(run_dir: str | Path) -> dict[str, TissueMaps | Callable[[Progress], TissueMaps] | BadInput]:
+    """What a run has, name → maps ``(n, y, x)``: "true" held-out people, "generated" brains, "inferred" maps.
+
+    Inferring takes a while, so a function of a progress report stands for it. Without a run, one simulated person
+    is all there is. Where a part is there and cannot be read, the sentence that says so stands for it.
+    """
+    run_dir, found = Path(run_dir), {}
+    cohort, simulated = run_dir / "cohort", False
+    try:
+        simulated = (cohort / "recipe.json").exists() and "data" not in read_json(cohort / "recipe.json")
+        if simulated:
+            from ..people.cohort import load_truth
+
+            found["true"] = TissueMaps.from_stack(load_truth(cohort, "test").maps)
+    except BadInput as error:
+        found["true"] = error
+    if (run_dir / "samples").is_dir():
+        try:
+            found["generated"] = read_samples(run_dir / "samples")[0]
+        except BadInput as error:
+            found["generated"] = error
+    if simulated and (run_dir / "vae").is_dir():
+        found["inferred"] = lambda progress: infer_test(run_dir, progress)
+    return found or {"simulated": simulate_person(0).maps}
+
+
+def infer_test(run_dir: Path, progress: Progress) -> TissueMaps:
+    """Maps ``(n, y, x)`` that a run's VAE infers from the scans of its held-out people, person by person.
+
+    Raises
+    ------
+    BadInput
+        There is no VAE, or it is damaged (:func:`weights.load_weights`).
+    """
+    from ..inference import infer
+    from ..people.cohort import load_scans
+    from ..weights import load_weights
+
+    vae, scans = load_weights(run_dir).vae(), load_scans(run_dir / "cohort", "test", common_scale=True)
+    people, maps = scans.subject.unique(), []
+    for i, person in enumerate(people):
+        progress(i / len(people))
+        maps.append(infer(vae, scans[scans.subject == person])[1])
+    return TissueMaps(*(torch.cat(parts) for parts in zip(*maps, strict=True)))

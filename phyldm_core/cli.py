@@ -11,7 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 from .errors import BadInput
-from .machine.carried import carried
 
 ADVICE = {
     errno.ENOSPC: "make room and run again, finished work is reused",
@@ -361,43 +360,22 @@ def evaluate(
     typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_examination(exam)}")
 
 
-HEADS = {
-    "synthseg": "synthseg_labels",
-    "synthseg-2020a": "synthseg_2020a",
-    "synthseg-2020b": "synthseg_2020b",
-    "brainweb": "brainweb",
-}
-"""What can be fetched, and the folder in ``data/`` that it is kept in."""
-Heads = StrEnum("Heads", [(name, name) for name in HEADS])
+HeadSet = StrEnum("HeadSet", [(name, name) for name in ("synthseg", "synthseg-2020a", "synthseg-2020b", "brainweb")])
 
 
 @app.command()
 def fetch(
-    heads: Annotated[Heads, typer.Argument(help="Which heads; data/README.md has the licence of each.")],
+    heads: Annotated[HeadSet, typer.Argument(help="Which heads; data/README.md has the licence of each.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder to keep them in; by default one in data/.", show_default=False)
     ] = None,
 ):
     """Real heads as label maps, checked against known checksums: 15 or 18 a set, 15 to 50 MB."""
-    import pooch
     from tqdm import tqdm
 
-    pooch.get_logger().setLevel("ERROR")  # one bar says it all
-    out = out or Path("data") / HEADS[heads]
-    files = pooch.create(path=out, base_url="")
-    files.load_registry(_registry(heads))
-    for name in tqdm(files.registry, unit="head", disable=None):
-        try:
-            files.fetch(name)  # into a temporary file beside, renamed once its checksum agrees
-        except ValueError:
-            raise BadInput(f"{name} differs from the published file (checksum) and was not kept: run again") from None
-        except OSError as error:
-            if error.errno is not None:  # the disk's, not the network's
-                raise
-            where = files.get_url(name)
-            raise BadInput(f"{name} could not be fetched from {where}: check the network and run again") from None
-    typer.echo(f"{len(files.registry)} heads in {out}; use them with: phyldm reproduce --anatomies {out}")
+    from .people.fetch import fetch_heads, names_of
 
-
-def _registry(heads: str) -> Path:
-    return carried(f"data/label_maps/{heads}.txt")
+    out = out or Path("data") / ("synthseg_labels" if heads == "synthseg" else heads.replace("-", "_"))
+    for _ in tqdm(fetch_heads(heads, out), total=len(names_of(heads)), unit="head", disable=None):
+        pass
+    typer.echo(f"{len(names_of(heads))} heads in {out}; use them with: phyldm reproduce --anatomies {out}")

@@ -26,7 +26,7 @@ CORE = 0.5
 """Of the brain's greatest depth: deeper lie ventricles and deep grey matter, further out cortex and its sulci."""
 
 N_RAYS = 360
-SEEN = 1 / 3  # of water's signal in a PD-weighted scan: soft tissue is above, bone and air are below
+SOFT_TISSUE = 1 / 3  # of water's signal in a PD-weighted scan: soft tissue is above, bone and air are below
 GAP_RAYS = 5  # that may miss bone or scalp side by side, 7 mm of outline: in a true temple bone is a pixel thin
 CUT_MM = 15.0  # nearer to the edge of the picture than this, a head may go on outside it: nothing can be said
 
@@ -147,10 +147,10 @@ def cortex(t1: NDArray, labels: NDArray, inner: NDArray, voxel_mm: float) -> tup
     return float(grey / length * voxel_mm), float(length / hull.area)  # of a plane hull, Qhull's area is the perimeter
 
 
-def measure(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
+def measure_shapes(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
     """:data:`MEASURES` of every slice, a row each; NaN where a slice lacks what is measured (skull: not closed)."""
     labels, rows = tissue_labels(maps), []
-    seen = (render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > SEEN).numpy()
+    seen = (render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > SOFT_TISSUE).numpy()
     for soft, t1, of in zip(seen, maps.t1.numpy(), labels, strict=True):
         brain = of > 0
         if not brain.any():
@@ -162,7 +162,7 @@ def measure(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=list(MEASURES)).astype(float)
 
 
-def share_within(
+def share_in_range(
     sets: Mapping[str, pandas.DataFrame], true: pandas.DataFrame, person: NDArray, n_halvings: int = 20, seed: int = 0
 ) -> pandas.DataFrame:
     """How many slices of each set are shaped as true people's are, beside true people against each other.
@@ -174,9 +174,9 @@ def share_within(
     Parameters
     ----------
     sets
-        Name → :func:`measure` of its slices.
+        Name → :func:`measure_shapes` of its slices.
     true, person
-        :func:`measure` of true slices, and whose each is ``(n,)``.
+        :func:`measure_shapes` of true slices, and whose each is ``(n,)``.
 
     Returns
     -------

@@ -33,7 +33,7 @@ from ..voxelwise.refine import refine
 from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, features, novelty, pictures, thumbnails
-from .brain_shapes import measure, share_within
+from .brain_shapes import measure_shapes, share_in_range
 from .told_apart import N_FOLDS, auc_of_features, auc_of_network, screens
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
@@ -334,14 +334,14 @@ def look_at(
 
     Returns
     -------
-        Rows of :func:`brain_shapes.share_within`, and metric "auc" by quantity "logistic regression" (on the features
+        Rows of :func:`brain_shapes.share_in_range`, and metric "auc" by quantity "logistic regression" (on the features
         of the Fréchet distance) and "network": the set in ``inputs`` against true people's slices, "generated, against
         inferred" the one against the other. Cross-validated by head, or by person where there are few heads.
     """
     groups = whose_head if len(np.unique(whose_head)) >= N_FOLDS else who
     first = who < (who.max() + 1) // 2
-    shapes = [measure(TissueMaps.from_stack(maps), voxel_mm) for maps in (drawn, inferred, true)]
-    within = share_within({"generated": shapes[0], "true, inferred": shapes[1]}, shapes[2], who, seed=seed)
+    shapes = [measure_shapes(TissueMaps.from_stack(maps), voxel_mm) for maps in (drawn, inferred, true)]
+    within = share_in_range({"generated": shapes[0], "true, inferred": shapes[1]}, shapes[2], who, seed=seed)
     sets = {"drawn": (drawn, len(who) + np.arange(len(drawn))), "true": (true[first], groups[first]),
             "rest": (true[~first], groups[~first]), "inferred": (inferred, groups[first])}  # fmt: skip
     pairs = {"generated": ("drawn", "true"), "true, other half": ("rest", "true"),

@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from phyldm_core.evaluation.brain_shapes import MEASURES, core, measure, share_within, tissue_labels, ventricles
+from phyldm_core.evaluation.brain_shapes import (
+    MEASURES,
+    core,
+    measure_shapes,
+    share_in_range,
+    tissue_labels,
+    ventricles,
+)
 from phyldm_core.people.anatomy import find_anatomies
 from phyldm_core.people.cohort import CohortRecipe, Subject, simulate
 from phyldm_core.physics import TissueMaps
@@ -58,7 +65,7 @@ def head(*, left=7.0, right=7.0, cortex=3.0, waves=0.0, gap=0.0, open_skull=0.0)
 
 
 def shapes(*maps: np.ndarray, voxel_mm: float = 1.0):
-    return measure(TissueMaps.from_stack(torch.from_numpy(np.stack(maps))), voxel_mm)
+    return measure_shapes(TissueMaps.from_stack(torch.from_numpy(np.stack(maps))), voxel_mm)
 
 
 def test_ventricles_are_the_fluid_in_the_middle():
@@ -136,7 +143,7 @@ def test_share_within_is_nine_in_ten_for_people_and_none_for_what_is_unlike_them
 
     true, alike, unlike = people(), people(), people(9.0)
     unlike["folding"], unlike["skull_closed"] = np.nan, 0.25
-    table = share_within({"generated": alike, "unlike": unlike}, true, person)
+    table = share_in_range({"generated": alike, "unlike": unlike}, true, person)
     values = table.set_index(["metric", "quantity", "inputs"]).value
     for name in MEASURES[1:]:
         assert values["within_true", name, "true, other half"] == pytest.approx(0.9, abs=0.03)

@@ -24,12 +24,12 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
-import pooch
 import pytest
 from typer.testing import CliRunner
 
 from phyldm_core import cli, physics
 from phyldm_core.errors import BadInput
+from phyldm_core.people import fetch
 from phyldm_core.running import profiles, reproduce
 from phyldm_core.running.report import duration, figures_page, write_report
 
@@ -479,7 +479,7 @@ def mirror(tmp_path, monkeypatch):
         for name, content in files.items()
     )
     (tmp_path / "registry.txt").write_text("# of two\n" + "".join(sums))
-    monkeypatch.setattr(cli, "_registry", lambda _: tmp_path / "registry.txt")
+    monkeypatch.setattr(fetch, "carried", lambda _: tmp_path / "registry.txt")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     stop = contextlib.ExitStack()
     stop.callback(thread.join)
@@ -519,13 +519,12 @@ def test_fetch_without_a_network_says_so(mirror, tmp_path):
     assert not list((tmp_path / "heads").iterdir())
 
 
-@pytest.mark.parametrize("heads", cli.HEADS)
+@pytest.mark.parametrize("heads", list(cli.HeadSet))
 def test_the_published_checksums_are_those_of_the_offline_twin(shared_data, heads):
-    twin = shared_data / cli.HEADS[heads]
+    twin = shared_data / {"synthseg": "synthseg_labels"}.get(heads, heads.replace("-", "_"))
     if not twin.is_dir():
         pytest.skip(f"no label maps at {twin}")
-    published = pooch.create(twin, "")
-    published.load_registry(cli._registry(heads))
+    published = fetch.listed(heads, twin)
     assert published.registry == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.glob("*.gz")}
     assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
 
@@ -536,4 +535,4 @@ def test_each_set_s_licence_stands_on_the_page():
     licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation"}
     for heads, licence in licences.items():
         assert licence in rows[f"`phyldm fetch {heads}`"]
-    assert set(rows) == {f"`phyldm fetch {heads}`" for heads in cli.HEADS}
+    assert set(rows) == {f"`phyldm fetch {heads}`" for heads in cli.HeadSet}

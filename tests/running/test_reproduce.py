@@ -25,6 +25,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from phyldm_core import cli, physics
@@ -530,7 +531,7 @@ def test_the_published_checksums_are_those_of_the_offline_twin(shared_data, head
 
 
 def test_each_set_s_licence_stands_on_the_page():
-    page = reproduce.ROOT / "data" / "README.md"
+    page = ROOT / "data" / "README.md"
     rows = {row.split("|")[1].strip(): row for row in page.read_text().splitlines() if "phyldm fetch" in row}
     licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation"}
     for heads, licence in licences.items():

@@ -32,7 +32,7 @@ from phyldm_core.explorers.histogram_counts import Choice, Histograms
 from phyldm_core.explorers.latents import LatentExplorer
 from phyldm_core.explorers.people import find_populations, find_subjects, simulate_person
 from phyldm_core.explorers.readings import SignalCurves
-from phyldm_core.machine.files import to_json
+from phyldm_core.machine.files import sha256, to_json
 from phyldm_core.physics import Protocol, render
 from phyldm_core.slices import MAPS
 from phyldm_core.tissue import three_medians
@@ -84,6 +84,9 @@ def run_dir(smoke_run, tmp_path_factory) -> Path:
     config = json.loads(index.read_text())
     spread = {scale: [300 * value for value in config[scale]] for scale in ("latent_scale", "fine_scale")}
     index.write_text(json.dumps(config | spread))
+    told = json.loads((folder / "config.json").read_text())
+    files = told["files"] | {"pipeline/model_index.json": sha256(index)}
+    (folder / "config.json").write_bytes(to_json(told | {"files": files}))
     return folder
 
 

@@ -235,7 +235,7 @@ def test_an_interrupt_stops_the_kernel_keeps_the_notebook_and_exits_130(tmp_path
         [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     pid = notebook.parent / "pid"
-    until(lambda: pid.exists() and pid.read_text(), seconds=60)
+    until(lambda: pid.exists() and pid.read_text(), seconds=120)
     os.killpg(phyldm.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     _, said = phyldm.communicate(timeout=60)
     assert phyldm.returncode == 130

@@ -230,4 +230,3 @@ def long_form(rows: Iterable[Mapping]) -> pandas.DataFrame:
         table.append({"quantity": "", "tissue": "", "inputs": "", "low": np.nan, "high": np.nan, "n": 1} | row)
     numbers = {"value": float, "low": float, "high": float, "n": int}
     return pandas.DataFrame(table, columns=list(COLUMNS)).astype(numbers)
-

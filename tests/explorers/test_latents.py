@@ -97,7 +97,7 @@ def test_a_and_b_are_the_brains_that_their_seeds_stand_for(smoke_run):
     settled(explorer)
     for stop, seed in ((0, 3), (STOPS - 1, 4)):
         explorer.between.value = stop
-        drawn = pipe(1, seed=seed, num_inference_steps=2, position=0.5)
+        drawn = pipe(1, seed=seed, num_inference_steps=2, height=0.5)
         for one, other in zip(explorer.chosen(), drawn, strict=True):
             torch.testing.assert_close(one, other[0], rtol=1e-4, atol=1e-5)
 

@@ -52,7 +52,7 @@ def test_a_folder_says_what_it_is_and_names_no_machine(exported, smoke_run):
     assert str(smoke_run.folder) not in text and "_name_or_path" not in text
     card = (exported / "README.md").read_text()
     assert "profile smoke" in card and "Nothing was measured in this run" in card and "32×32 pixels" in card
-    assert "phyldm train --profile smoke --seed 7 --out RUN" in card and "| coarse level | 8 × 4 | 0.001 |" in card
+    assert "phyldm train --profile smoke --seed 7 --out RUN" in card and "| compositions | 8 × 4 | 0.001 |" in card
     assert json.loads((exported / "training.json").read_text())["vae"]["cohort"]["n_train"] == SMOKE.cohort.n_train
 
 

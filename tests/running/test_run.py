@@ -15,8 +15,9 @@ from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running import run as module
+from phyldm_core.running.latents import apart, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
-from phyldm_core.running.run import MissingResult, Run, latents, open_run
+from phyldm_core.running.run import MissingResult, Run, open_run
 from phyldm_core.vae import PoEVAE
 from phyldm_core.weights import load_weights
 
@@ -48,7 +49,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
     assert isinstance(maps, TissueMaps)
     assert maps.pd.shape == (SMOKE.n_samples, *SMOKE.cohort.shape)
     assert all((m > 0).all() and torch.isfinite(m).all() for m in maps)
-    parts = ["coarse", "cohort", "config.json", "pipeline", "samples", "training.json", "vae"]
+    parts = ["cohort", "composition", "config.json", "pipeline", "samples", "training.json", "vae"]
     assert sorted(p.name for p in copy.folder.iterdir()) == parts
     assert not [f for f in copy.folder.rglob("*") if f.suffix in (".pt", ".bin", ".pkl", ".part")]
 
@@ -56,7 +57,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
 def test_the_second_time_nothing_is_made(copy):
     copy.make_samples()
     before = files(copy.folder)
-    for part in (copy.make_cohort, copy.train_vae, copy.train_coarse, copy.train_diffusion):
+    for part in (copy.make_cohort, copy.train_vae, copy.train_composition, copy.train_diffusion):
         assert list(part()) == []
     copy.make_samples()
     assert files(copy.folder) == before
@@ -68,14 +69,34 @@ def test_samples_are_those_of_the_pipeline_and_the_seed(copy):
     torch.testing.assert_close(kept.stack(), drawn.stack())
 
 
-def test_the_pipeline_decodes_with_the_run_s_vae(smoke_run):
-    for a, b in zip(smoke_run.vae().parameters(), smoke_run.pipeline().vae.parameters(), strict=True):
+def test_the_pipeline_decodes_with_the_run_s_composition_autoencoder(smoke_run):
+    parts = smoke_run.composition(), smoke_run.pipeline().decoder
+    for a, b in zip(*(part.parameters() for part in parts), strict=True):
         assert torch.equal(a, b)
+
+
+def test_slices_that_are_almost_one_are_not_trained_on_twice(smoke_run):
+    slices = smoke_run.scans("train")
+    assert torch.equal(apart(slices, slice_mm=6.0), torch.arange(len(slices)))
+    rows = apart(slices, slice_mm=1.0)  # two a person here: the lower one of the first, the upper of the second …
+    assert slices.subject[rows].tolist() == slices.subject.unique().tolist()
+    assert slices.position[rows].tolist() == [-1, 1, -1, 1]
+
+
+def test_mirror_images_are_drawn_from_too(smoke_run):
+    composed, latents = smoke_run.compositions("train"), smoke_run.drawn_latents("train")
+    n = len(composed.shares)
+    assert len(latents) == 2 * n
+    assert torch.equal(latents.conditions[:n], latents.conditions[n:])
+    k = smoke_run.composition().config.latent_channels
+    texture = (latents.values * latents.scale[:, None, None] + latents.mean[:, None, None])[:, k : k + 12]
+    here, there = (torch.nn.functional.pixel_shuffle(part, 2) for part in texture.split(n))
+    torch.testing.assert_close(here, there.flip(-1), atol=1e-5, rtol=1e-3)
 
 
 def test_training_is_kept_as_a_table(smoke_run):
     schedules = {
-        "vae": SMOKE.vae_schedule, "coarse": SMOKE.coarse_schedule,
+        "vae": SMOKE.vae_schedule, "composition": SMOKE.composition_schedule,
         "pipeline": SMOKE.diffusion_schedule,
     }  # fmt: skip
     for part, schedule in schedules.items():
@@ -103,7 +124,7 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
     assert len(list(changed.train_vae())) == SMOKE.vae_schedule.steps
     with pytest.raises(MissingResult, match="04_train_diffusion"):
         changed.pipeline()  # the old one speaks the old VAE's latents
-    assert len(list(changed.train_coarse())) == SMOKE.coarse_schedule.steps
+    assert len(list(changed.train_composition())) == SMOKE.composition_schedule.steps
     assert len(list(changed.train_diffusion())) == SMOKE.diffusion_schedule.steps
     changed.pipeline()
     with pytest.raises(MissingResult):
@@ -112,7 +133,7 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
 
 def test_another_sampler_needs_no_training(copy):
     changed = replace(copy, profile=replace(SMOKE, sampling_steps=2))
-    assert [*changed.train_vae(), *changed.train_coarse(), *changed.train_diffusion()] == []
+    assert [*changed.train_vae(), *changed.train_composition(), *changed.train_diffusion()] == []
     assert (changed.make_samples().pd - copy.make_samples().pd).abs().max() > 0
 
 
@@ -131,7 +152,7 @@ def test_the_seed_is_part_of_the_settings(copy):
         (lambda run: run.truth("test"), "02_cohort"),
         (lambda run: next(run.train_vae()), "02_cohort"),
         (lambda run: run.vae(), "03_train_vae"),
-        (lambda run: next(run.train_coarse()), "03_train_vae"),
+        (lambda run: next(run.train_composition()), "03_train_vae"),
         (lambda run: next(run.train_diffusion()), "04_train_diffusion"),
         (lambda run: run.pipeline(), "04_train_diffusion"),
         (lambda run: run.make_samples(), "04_train_diffusion"),

@@ -75,12 +75,12 @@ LAPTOP = Profile(
     # gain 1 is the paper's assumption; scans without a scale are half of what the encoder sees
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
-    composition={"stem": 2, "latent_channels": 24},  # on a 14×10 grid
+    composition={"stem": 2, "widths": (48, 96, 160), "latent_channels": 24},  # on a grid of 14×10
     composition_kl=0.3,  # below 1: the diffusion model pays for what the latent leaves out
-    composition_schedule=Schedule(steps=1800, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
+    composition_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
-    diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
+    diffusion_schedule=Schedule(steps=1400, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,
 )
@@ -96,13 +96,14 @@ RELEASE = Profile(
     vae=LAPTOP.vae | {"latent_channels": 8},  # of a grid of 2 mm
     vae_loss=LAPTOP.vae_loss,
     vae_schedule=Schedule(steps=5000, batch_size=4, learning_rate=1.2e-3, ema_decay=0.999, save_every=250),
-    composition={"latent_channels": 32},  # on a grid of 14×10, as the laptop's
+    composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_kl=LAPTOP.composition_kl,
     composition_schedule=Schedule(steps=3200, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=2500, batch_size=48, learning_rate=1e-3, ema_decay=0.999, save_every=500),
+    diffusion_schedule=Schedule(steps=6800, batch_size=32, learning_rate=1e-3, warmup=100, ema_decay=0.999,
+                                validate_every=500, save_every=500),
     sampling_steps=20,
     n_samples=64,
 )  # fmt: skip

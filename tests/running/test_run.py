@@ -14,7 +14,9 @@ from phyldm_core import inference
 from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
+from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
+from phyldm_core.running.export import export_weights
 from phyldm_core.running.latents import apart, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run
@@ -92,6 +94,22 @@ def test_mirror_images_are_drawn_from_too(smoke_run):
     texture = (latents.values * latents.scale[:, None, None] + latents.mean[:, None, None])[:, k : k + 12]
     here, there = (torch.nn.functional.pixel_shuffle(part, 2) for part in texture.split(n))
     torch.testing.assert_close(here, there.flip(-1), atol=1e-5, rtol=1e-3)
+
+
+def test_a_given_vae_is_taken_and_not_trained(smoke_run, tmp_path):
+    given = export_weights(smoke_run, tmp_path / "weights")
+    run = open_run(tmp_path / "run", "smoke", seed=8, given=given)
+    shutil.copytree(smoke_run.cohort_folder, run.cohort_folder)
+    assert list(run.train_vae()) == []
+    for a, b in zip(run.vae().parameters(), smoke_run.vae().parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert len(list(run.train_composition())) == SMOKE.composition_schedule.steps
+    assert len(list(run.train_diffusion())) == SMOKE.diffusion_schedule.steps
+    trained = load_weights(run.folder)
+    assert trained.training["vae"]["seed"] == smoke_run.seed  # the record is the given one's
+    assert trained.training["heads"] == given.training["heads"]
+    with pytest.raises(BadInput, match="its VAE knows slices of 6 mm of the brain alone, profile release has others"):
+        open_run(tmp_path / "other", "release", given=given)
 
 
 def test_training_is_kept_as_a_table(smoke_run):
@@ -267,7 +285,7 @@ def test_in_scanner_units_an_arbitrary_gain_changes_nothing(smoke_run):
 
 @pytest.mark.parametrize("precision, off", [("no", 1e-5), ("bf16", 0.1)])  # of a spread
 def test_latents_are_posterior_means_of_all_slices_and_their_mirror_images(smoke_run, monkeypatch, precision, off):
-    monkeypatch.setattr(module, "best_precision", lambda: precision)
+    monkeypatch.setattr(latents_module, "best_precision", lambda: precision)
     vae, slices = smoke_run.vae(), smoke_run.scans("train")
     train = latents(vae, slices)
     assert len(train) == 2 * len(slices) and train.values.dtype == torch.float32

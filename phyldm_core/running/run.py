@@ -56,7 +56,7 @@ class Run:
     profile: Profile
     recipe: CohortRecipe | ScanRecipe
     seed: int
-    given: Weights | None = None  # whose VAE is taken, instead of one trained here
+    given: tuple[Path, dict] | None = None  # folder of a VAE to take instead of training one, and how that was made
     _encoded: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
     _composed: dict[str, Composed] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
     _joined: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
@@ -103,7 +103,7 @@ class Run:
 
     def _vae_settings(self) -> dict:
         if self.given is not None:
-            return _as_json(**self.given.training["vae"], heads=self.given.training["heads"])
+            return self.given[1]
         profile = self.profile
         return _as_json(
             cohort=cohort.as_json(self.recipe), network=profile.vae, loss=asdict(profile.vae_loss), seed=self.seed,
@@ -119,7 +119,7 @@ class Run:
             with main_first():
                 if made_with(self.folder / "vae") != settings:
                     with whole_folder(self.folder / "vae", settings) as part:
-                        shutil.copytree(self.given.folder / "vae", part, dirs_exist_ok=True)
+                        shutil.copytree(self.given[0], part, dirs_exist_ok=True)
             return self._describe()
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
@@ -150,8 +150,10 @@ class Run:
 
     def _composition_settings(self) -> dict:
         profile = self.profile
-        return _as_json(vae=self._vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition,
-                        kl=profile.composition_kl, schedule=asdict(profile.composition_schedule))  # fmt: skip
+        return _as_json(
+            vae=self._vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition, seed=self.seed,
+            kl=profile.composition_kl, schedule=asdict(profile.composition_schedule),
+        )  # fmt: skip
 
     def fine_latents(self, split: str) -> Latents:
         """Posterior means of a split's scans under the trained VAE, mirror images included; encoded once.
@@ -366,7 +368,8 @@ def open_run(
             f"{given.folder}: its VAE knows slices of {given.voxel_mm:g} mm {kept}, profile {profile} has others: "
             "leave out --vae, or choose the profile it was trained with"
         )
-    return Run(Path(folder), settings, recipe, seed, given)
+    made = given and (given.folder / "vae", given.training["vae"] | {"heads": given.training["heads"]})
+    return Run(Path(folder), settings, recipe, seed, made)
 
 
 def reopen(folder: str | Path) -> Run:
@@ -377,11 +380,15 @@ def reopen(folder: str | Path) -> Run:
     MissingResult
         It holds no VAE of a known profile.
     """
-    made = made_with(Path(folder) / "vae") or {}
+    vae = Path(folder) / "vae"
+    made = made_with(vae) or {}
+    given, own = (vae, made) if "heads" in made else None, made  # only a VAE from elsewhere brings its heads along
+    if given:
+        own = made_with(Path(folder) / "composition") or made
     for profile in PROFILES if made else ():
-        run = open_run(folder, profile, made["cohort"].get("anatomies"), made["seed"])
-        if run._vae_settings() == made:
-            return run
+        run = open_run(folder, profile, own["cohort"].get("anatomies"), own["seed"])
+        if _as_json(**run.profile.vae) == made["network"] and (given or run._vae_settings() == made):
+            return replace(run, given=given)
     raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")
 
 

@@ -19,7 +19,7 @@ from phyldm_core.running import run as module
 from phyldm_core.running.export import export_weights
 from phyldm_core.running.latents import apart, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
-from phyldm_core.running.run import MissingResult, Run, open_run
+from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.vae import PoEVAE
 from phyldm_core.weights import load_weights
 
@@ -108,6 +108,7 @@ def test_a_given_vae_is_taken_and_not_trained(smoke_run, tmp_path):
     trained = load_weights(run.folder)
     assert trained.training["vae"]["seed"] == smoke_run.seed  # the record is the given one's
     assert trained.training["heads"] == given.training["heads"]
+    assert reopen(run.folder).pipeline().config == run.pipeline().config
     with pytest.raises(BadInput, match="its VAE knows slices of 6 mm of the brain alone, profile release has others"):
         open_run(tmp_path / "other", "release", given=given)
 

@@ -230,10 +230,11 @@ class Run:
         objective = DiffusionObjective(denoiser, self.profile.process)
 
         def keep(folder: Path):
-            TissuePipeline(
+            pipeline = TissuePipeline(
                 denoiser, make_scheduler(self.profile.process), decoder, train.mean.tolist(), train.scale.tolist(),
                 size, self.recipe.voxel_mm,
-            ).save_pretrained(folder)  # fmt: skip
+            )  # fmt: skip
+            pipeline.to(torch.float16).save_pretrained(folder)  # half the size; it is loaded as float32
 
         yield from self._train("pipeline", settings, self.profile.diffusion_schedule, objective, train, held_out, keep)
 

@@ -2,7 +2,7 @@
 
 The core is the files of this folder, read in the order of the chapters: ``physics`` turns tissue into signal,
 ``tissue`` says what tissue measures, ``slices`` holds people for a network, ``vae`` and ``losses`` go from scans to
-tissue, ``coarse`` and ``diffusion`` draw tissue that nobody has, ``training``, ``inference``, ``calibration`` and
+tissue, ``composition`` and ``diffusion`` draw tissue that nobody has, ``training``, ``inference``, ``calibration`` and
 ``weights`` teach, use and keep them. Around it stand folders, from left to right. A file imports only from its own
 folder and from what stands to its left:
 

@@ -158,6 +158,10 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 7,
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="Weights whose VAE is taken instead of training one, e.g. release; simulated people only."),
+    ] = None,
 ):
     """Train a profile: people, VAE, diffusion model. Resumes when killed; under torchrun processes share each batch."""
     from tqdm import tqdm
@@ -166,13 +170,14 @@ def train(
     from .people.scanned import scan_cohort
     from .running.profiles import find_profile
     from .running.run import open_run, scan_run
+    from .weights import load_weights
 
     settings = find_profile(profile)
     out = out or Path("runs") / (f"{profile}-scans" if data else profile)
     outcomes, prepared = [], prepared or out / "prepared"
     with main_first():
         if data is None:
-            run = open_run(out, profile, anatomies, seed)
+            run = open_run(out, profile, anatomies, seed, load_weights(vae) if vae else None)
             for _ in run.make_cohort(None, scheduler):
                 pass
         else:
@@ -182,7 +187,7 @@ def train(
             run = scan_run(out, settings, recipe, seed)
     for name, steps, n in (
         ("VAE", run.train_vae, settings.vae_schedule.steps),
-        ("coarse level", run.train_coarse, settings.coarse_schedule.steps),
+        ("composition autoencoder", run.train_composition, settings.composition_schedule.steps),
         ("diffusion model", run.train_diffusion, settings.diffusion_schedule.steps),
     ):
         with tqdm(desc=name, total=n, unit="step", disable=None if is_main() else True) as bar:

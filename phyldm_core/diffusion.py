@@ -6,6 +6,7 @@ laptop can train. ``ddpm``: the paper's 1000 steps with a scaled-linear β, for 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -20,21 +21,27 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaLayerNormSingle
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import BadInput
 from .machine.on_disk import in_a_file
 from .machine.processes import drawn, mean
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
+SMALLEST_SCALE = 0.02  # a channel that hardly varies is not blown up to unit SD
+CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1)}
+"""What of a slice can be asked for, with its typical middle and spread: how high it lies in the stack, −1 to 1, and
+what part of the skull's inside is CSF (:func:`composition.csf_share`)."""
+LEFT_FREE = 0.2  # chance in training that a condition is not told, so that either can be left free when drawing
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
 
 
 class TissueTransformer(ModelMixin, ConfigMixin):
-    """A transformer over the cells of a coarse latent that guesses the clean latent, for small machines.
+    """A transformer over patches of a small latent that guesses the clean latent, for small machines.
 
     Guessing x₀ rather than noise keeps an undertrained model's samples smooth instead of blotchy:
     brains fill a thin manifold of latent space, noise fills all of it (cf. Li & He 2025, arXiv 2511.13720).
@@ -43,7 +50,7 @@ class TissueTransformer(ModelMixin, ConfigMixin):
     Parameters
     ----------
     in_channels, out_channels
-        Of the latent; ``in_channels`` may be one larger, for the slice position.
+        Of the latent; ``in_channels`` is larger by two for each of :data:`CONDITIONS`.
     size
         (y, x) of the latent; attention sees the whole brain at once.
     patch
@@ -55,10 +62,10 @@ class TissueTransformer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 25,
-        out_channels: int = 24,
-        size: tuple[int, int] = (7, 5),
-        patch: int = 1,
+        in_channels: int = 66,
+        out_channels: int = 62,
+        size: tuple[int, int] = (14, 10),
+        patch: int = 2,
         width: int = 256,
         layers: int = 8,
         heads: int = 4,
@@ -74,8 +81,8 @@ class TissueTransformer(ModelMixin, ConfigMixin):
             )
             for _ in range(layers)
         )  # fmt: skip
-        for block in self.blocks:  # few tokens: a fused kernel saves nothing, and is slow in bf16 on CPUs
-            block.attn1.set_processor(AttnProcessor())
+        for block in self.blocks:  # queries and keys of one length: attention stays even while the network learns fast
+            block.attn1 = Attention(width, heads=heads, dim_head=width // heads, bias=True, qk_norm="rms_norm")
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.unembed = nn.ConvTranspose2d(width, out_channels, patch, stride=patch)
 
@@ -85,8 +92,9 @@ class TissueTransformer(ModelMixin, ConfigMixin):
         modulation, _ = self.clock(timestep.expand(n), batch_size=n, hidden_dtype=x.dtype)
         cells = self.embed(x)
         tokens = cells.flatten(2).transpose(1, 2) + self.place
-        for block in self.blocks:
-            tokens = block(tokens, timestep=modulation)
+        with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext():  # the fused one is slow in bf16
+            for block in self.blocks:
+                tokens = block(tokens, timestep=modulation)
         return self.unembed(self.norm(tokens).transpose(1, 2).unflatten(2, cells.shape[2:]))
 
     def forward(self, sample: Tensor, timestep, return_dict: bool = True):
@@ -130,21 +138,28 @@ def make_scheduler(process: str):
 
 class LatentBatch(NamedTuple):
     latents: Tensor  # (n, c, y, x), scaled to unit SD per channel
-    position: Tensor  # (n,) height of the slice, −1 to 1
+    conditions: Tensor  # (n, 2), see CONDITIONS
 
 
 class Latents:
-    """Posterior means of a cohort, encoded once, with the per-channel shift and scale that normalise them.
+    """Latents of a cohort, made once, with the per-channel shift and scale that normalise them.
 
     Held-out latents are normalised ``like`` the training ones.
+
+    Parameters
+    ----------
+    means
+        ``(n, c, y, x)``.
+    conditions
+        ``(n, 2)``: height of each slice, −1 to 1, and its share of CSF; NaN where nobody knows.
     """
 
-    def __init__(self, means: Tensor, position: Tensor, like: Latents | None = None):
+    def __init__(self, means: Tensor, conditions: Tensor, like: Latents | None = None):
         self.mean = means.mean((0, 2, 3)) if like is None else like.mean
-        self.scale = means.std((0, 2, 3)).clamp_min(1e-3) if like is None else like.scale
+        self.scale = means.std((0, 2, 3)).clamp_min(SMALLEST_SCALE) if like is None else like.scale
         shift, scale = self.mean[:, None, None], self.scale[:, None, None]
         self.values = in_a_file((part - shift) / scale for part in means.split(256))
-        self.position = position
+        self.conditions = conditions
 
     def __len__(self):
         return len(self.values)
@@ -153,7 +168,8 @@ class Latents:
         return torch.randint(len(self), (n,), generator=generator)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> LatentBatch:
-        return LatentBatch(self.values[rows], self.position[rows])
+        free = torch.rand(len(rows), len(CONDITIONS), generator=generator) < LEFT_FREE
+        return LatentBatch(self.values[rows], self.conditions[rows].masked_fill(free, torch.nan))
 
 
 class DiffusionObjective(nn.Module):
@@ -178,17 +194,23 @@ class DiffusionObjective(nn.Module):
             sigma = torch.sigmoid(drawn(torch.randn, n, device=x.device))
             clock, s = TRAIN_STEPS * sigma, sigma.view(-1, 1, 1, 1)
             noisy, target = (1 - s) * x + s * noise, noise - x
-        guess = self.denoiser(with_position(self.denoiser, noisy, batch.position), clock).sample
+        guess = self.denoiser(with_conditions(self.denoiser, noisy, batch.conditions), clock).sample
         loss = mean((guess - target) ** 2)
         return {"total": loss}
 
 
-def with_position(denoiser, noisy: Tensor, position: Tensor) -> Tensor:
-    """Append the slice position as a constant channel, for a network that has a channel for it."""
+def with_conditions(denoiser, noisy: Tensor, conditions: Tensor) -> Tensor:
+    """Append what is asked of the slice, for a network that has channels for it.
+
+    Each condition is two constant channels: whether it is asked for, and its value; both are 0 where it is left free.
+    """
     if denoiser.config.in_channels == denoiser.config.out_channels:
         return noisy
-    plane = position.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[2:])
-    return torch.cat([noisy, plane.to(noisy.dtype)], 1)
+    asked = ~conditions.isnan()
+    middle, spread = conditions.new_tensor(list(CONDITIONS.values())).unbind(1)
+    values = torch.where(asked, (conditions - middle) / spread, 0.0)
+    planes = torch.cat([asked.to(values.dtype), values], 1)[..., None, None]
+    return torch.cat([noisy, planes.expand(-1, -1, *noisy.shape[2:]).to(noisy.dtype)], 1)
 
 
 class TissuePipeline(DiffusionPipeline):
@@ -196,38 +218,25 @@ class TissuePipeline(DiffusionPipeline):
 
     Parameters
     ----------
-    denoiser, scheduler, vae
-        A trained network, its sampler, and the :class:`vae.PoEVAE` that decodes tissue.
-    coarse
-        The :class:`coarse.CoarseVAE` whose latents the denoiser makes; None where it makes the VAE's own.
-    latent_mean, latent_scale, fine_mean, fine_scale
-        Per channel, what the generated and the VAE's latents were normalised with.
+    denoiser, scheduler
+        A trained network and its sampler.
+    decoder
+        What turns its latents into tissue: the :class:`composition.CompositionVAE`, or, in the paper's design, the
+        :class:`vae.PoEVAE` itself.
+    latent_mean, latent_scale
+        Per channel, what the latents were normalised with.
     latent_size
-        (y, x) of a generated latent.
+        (y, x) of a latent.
     voxel_mm
         Of the maps, for whoever draws or stores them.
     """
 
-    _optional_components = ["coarse"]
-
-    def __init__(
-        self,
-        denoiser,
-        scheduler,
-        vae,
-        coarse=None,
-        latent_mean=(),
-        latent_scale=(),
-        fine_mean=(),
-        fine_scale=(),
-        latent_size=(),
-        voxel_mm: float = 1.0,
-    ):
+    def __init__(self, denoiser, scheduler, decoder, latent_mean=(), latent_scale=(), latent_size=(), voxel_mm=1.0):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae, coarse=coarse)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, decoder=decoder)
         self.register_to_config(
-            latent_mean=list(latent_mean), latent_scale=list(latent_scale), fine_mean=list(fine_mean),
-            fine_scale=list(fine_scale), latent_size=list(latent_size), voxel_mm=voxel_mm,
+            latent_mean=list(latent_mean), latent_scale=list(latent_scale), latent_size=list(latent_size),
+            voxel_mm=voxel_mm,
         )  # fmt: skip
 
     @property
@@ -235,16 +244,25 @@ class TissuePipeline(DiffusionPipeline):
         """Denoising steps where nobody asks for a number: 20 of the few-step solver, the paper's 50 of DDIM."""
         return 20 if self.scheduler.config.get("use_flow_sigmas") else 50
 
+    @property
+    def conditional(self) -> bool:
+        """Whether height and share of CSF can be asked for."""
+        return self.denoiser.config.in_channels != self.denoiser.config.out_channels
+
     @torch.no_grad()
     def sample_latents(
-        self, n: int, seed: int, num_inference_steps: int = 20, position=None, on_step=None, one_noise: bool = False
-    ) -> Tensor:
+        self, n: int, seed: int, num_inference_steps: int = 20, height=None, csf_share=None, on_step=None,
+        one_noise: bool = False,
+    ) -> Tensor:  # fmt: skip
         """``(n, c, y, x)`` normalised latents, as the denoiser makes them.
 
         Parameters
         ----------
-        position
-            Height of the slices, −1 to 1, a number or ``(n,)``; None: evenly spread over the stack.
+        height
+            Of the slices, −1 to 1, a number or ``(n,)``; None: evenly spread over the stack.
+        csf_share
+            What part of the skull's inside is CSF, about 0.1 (young) to 0.4 (old), a number or ``(n,)``; None: as it
+            comes.
         on_step
             Called after each denoising step as ``on_step(i, latents)``.
         one_noise
@@ -257,17 +275,21 @@ class TissuePipeline(DiffusionPipeline):
         channels = len(self.config.latent_mean)
         noise = torch.randn(1 if one_noise else n, channels, *self.config.latent_size, generator=generator)
         spread = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
-        position = spread if position is None else position
-        return self.denoise(noise.expand(n, -1, -1, -1), num_inference_steps, position, on_step)
+        height = spread if height is None else height
+        return self.denoise(noise.expand(n, -1, -1, -1), num_inference_steps, height, csf_share, on_step)
 
     @torch.no_grad()
-    def denoise(self, noise: Tensor, num_inference_steps: int = 20, position=0.0, on_step=None) -> Tensor:
-        """Latents from unit Gaussian noise ``(n, c, y, x)``; other arguments as :meth:`sample_latents`."""
+    def denoise(
+        self, noise: Tensor, num_inference_steps: int = 20, height=None, csf_share=None, on_step=None
+    ) -> Tensor:
+        """Latents from unit Gaussian noise ``(n, c, y, x)``; other arguments as :meth:`sample_latents`, None: free."""
         x = noise.to(self.device)
-        position = torch.as_tensor(position, dtype=torch.float32).expand(len(x))
+        asked = [torch.nan if value is None else value for value in (height, csf_share)]
+        asked = [torch.as_tensor(value, dtype=torch.float32).expand(len(x)) for value in asked]
+        conditions = torch.stack(asked, 1).to(self.device)
         self.scheduler.set_timesteps(num_inference_steps)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_input = with_position(self.denoiser, x, position.to(self.device))
+            model_input = with_conditions(self.denoiser, x, conditions)
             guess = self.denoiser(model_input, t.to(self.device).float()).sample
             x = self.scheduler.step(guess, t, x).prev_sample
             if on_step is not None:
@@ -276,18 +298,16 @@ class TissuePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, x: Tensor, batch_size: int = 32):
-        """Normalised latents → :class:`physics.TissueMaps`, through the coarse level if there is one."""
-        parts = []
-        for part in x.split(batch_size):
-            if self.coarse is not None:
-                part = self.coarse.decode(self._unscale(part, self.config.latent_mean, self.config.latent_scale))
-            parts.append(self.vae.decode(self._unscale(part, self.config.fine_mean, self.config.fine_scale)))
+        """Normalised latents → :class:`physics.TissueMaps`."""
+        shift, scale = (
+            x.new_tensor(values)[:, None, None] for values in (self.config.latent_mean, self.config.latent_scale)
+        )
+        parts = [self.decoder.to_maps(part * scale + shift) for part in x.split(batch_size)]
         return type(parts[0])(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
-    @staticmethod
-    def _unscale(x: Tensor, mean: list[float], scale: list[float]) -> Tensor:
-        return x * x.new_tensor(scale)[:, None, None] + x.new_tensor(mean)[:, None, None]
+    def __call__(self, n: int, seed: int = 0, num_inference_steps: int = 20, height=None, csf_share=None):
+        """``n`` new brains as :class:`physics.TissueMaps`, each map ``(n, y, x)``: PD (water = 1), T1 (s), T2 (s).
 
-    def __call__(self, n: int, seed: int = 0, num_inference_steps: int = 20, position=None):
-        """``n`` new brains as :class:`physics.TissueMaps`, each map ``(n, y, x)``: PD (water = 1), T1 (s), T2 (s)."""
-        return self.decode(self.sample_latents(n, seed, num_inference_steps, position))
+        Height and share of CSF as in :meth:`sample_latents`.
+        """
+        return self.decode(self.sample_latents(n, seed, num_inference_steps, height, csf_share))

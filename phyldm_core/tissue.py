@@ -11,6 +11,8 @@ from functools import cache
 
 import numpy as np
 import pandas
+import torch
+from torch import Tensor
 
 from .machine.carried import carried
 from .physics import Protocol, TissueMaps, render
@@ -165,7 +167,25 @@ def leaves_signal(protocol: Protocol, floor: float = 0.05) -> bool:
     Decided from the protocol alone, before any image is seen. Below 5 %, a fifth of white matter in a
     T1w scan, tissue drowns in the noise of a scanner; the nine settings of Figure 4 include one such.
     """
-    import torch
-
     median = in_vivo_3t().median[[TISSUES.index(name) for name in CLASSES]]
     return bool(render(TissueMaps(*torch.from_numpy(median.T)), protocol).max() >= floor)
+
+
+def mix(shares: Tensor, values: Tensor) -> Tensor:
+    """Maps ``(n, 3, y, x)`` of voxels that hold several tissues.
+
+    PD adds up. One T1 and one T2 must stand for the mixture: the geometric mean weighted by water, which keeps
+    the truth inside what a single-compartment model can hold.
+
+    Parameters
+    ----------
+    shares
+        ``(n, k, y, x)`` part of the voxel that each tissue fills.
+    values
+        ``(n, k, 3)`` or ``(k, 3)``: PD, T1 (s), T2 (s).
+    """
+    values = values.expand(len(shares), -1, -1)
+    water = shares * values[:, :, 0, None, None]
+    pd = water.sum(1, keepdim=True)
+    log_times = torch.einsum("nkyx,nkt->ntyx", water / pd.clamp_min(1e-6), values[:, :, 1:].log())
+    return torch.cat([pd, log_times.exp()], 1)

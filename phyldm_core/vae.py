@@ -184,6 +184,8 @@ class PoEVAE(ModelMixin, ConfigMixin):
         """Latents ``(n, c, y, x)`` → maps in physical units."""
         return TissueMaps.from_stack((self.decode_log(z) + self.log_medians).exp())
 
+    to_maps = decode  # what a diffusion model asks of whatever decodes its latents
+
 
 class Encoder(nn.Module):
     """One scan → mean and log variance of its expert; the same weights for every contrast."""
@@ -292,4 +294,3 @@ def below_water(log_pd: Tensor, median: float) -> Tensor:
     """
     water, softness = -math.log(median), 0.05
     return water - softness * functional.softplus((water - log_pd) / softness)
-

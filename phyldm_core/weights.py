@@ -43,7 +43,7 @@ CONVENTIONS = {
 
 LOADABLE = {
     "PoEVAE": "phyldm_core.vae",
-    "CoarseVAE": "phyldm_core.coarse",
+    "CompositionVAE": "phyldm_core.composition",
     "TissueTransformer": "phyldm_core.diffusion",
     "UNet2DModel": "diffusers",
     "DPMSolverMultistepScheduler": "diffusers",
@@ -174,6 +174,14 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     if weights.has_pipeline:
         _check_pipeline(folder / "pipeline")
     return weights
+
+
+def drawn_from(training: dict) -> dict:
+    """The recipe of the people that the last part was trained on: the generator's, where there is one, else the VAE's.
+
+    They differ where the VAE was not trained with the generator but given. ``training`` is :attr:`Weights.training`.
+    """
+    return training.get("pipeline", {}).get("composition", training["vae"]).get("cohort", training["vae"]["cohort"])
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def smoke_run(tmp_path_factory):
     from phyldm_core.running.run import open_run  # seconds of imports, for those who need it
 
     run = open_run(tmp_path_factory.mktemp("runs") / "smoke", "smoke")
-    for part in (run.make_cohort, run.train_vae, run.train_coarse, run.train_diffusion):
+    for part in (run.make_cohort, run.train_vae, run.train_composition, run.train_diffusion):
         for _ in part():
             pass
     return run

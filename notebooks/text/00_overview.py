@@ -96,7 +96,7 @@ pandas.DataFrame(
 # Scans and their protocols go in; one encoder gives an opinion per scan, a product of experts joins the opinions in a
 # latent, a decoder turns it into tissue, and the signal equations render scans from the tissue. Training compares scans
 # only: no map is ever shown. Then a diffusion model learns the latents, and new brains come from noise. (In profile
-# `laptop` it learns a coarser version of them: [04](04_train_diffusion.ipynb) says why.) The figure is drawn from the
+# `laptop` it learns a latent of its own: [04](04_train_diffusion.ipynb) says why.) The figure is drawn from the
 # networks of the profile itself.
 #
 # **Predict:** which of the networks has the most parameters: the one that reads scans, the one that writes tissue, or
@@ -151,7 +151,7 @@ publish(fig, "fig02_architecture", caption, alt)
 # | signed signal compared with magnitude images | signed physics, magnitude taken once | 01 |
 # | one scale and shift for a whole layer, without the sequence | per channel, from sequence, TE, TR and TI, identity at the start | 03 |
 # | diffusion learns $\mu + \sigma\varepsilon$ | diffusion learns posterior means, scaled per channel, encoded once | 04 |
-# | one latent for inference and generation | profile `laptop`: a fine one to infer, a coarse one to generate | 04 |
+# | one latent for inference and generation | profile `laptop`: one of tissue to infer, one of choices to generate | 04 |
 # | no averaged weights, no validation of the diffusion model | both | 04 |
 # | metrics pooled over contrasts | per contrast and person, brain mask stated, intervals over people | 03, 06, 07 |
 # | perceptual loss from a download | structural similarity; profile `paper` keeps the adversary | 03 |
@@ -180,13 +180,13 @@ publish(fig, "fig02_architecture", caption, alt)
 sizes = {}
 for name in ("smoke", "laptop", "release", "paper"):
     other = open_run(run_dir, name).profile
-    schedules = other.vae_schedule, other.coarse_schedule, other.diffusion_schedule
+    schedules = other.vae_schedule, other.composition_schedule, other.diffusion_schedule
     sizes[name] = {
         "for": other.why,
         "slices": f"{other.cohort.shape[0]} × {other.cohort.shape[1]} at {other.cohort.voxel_mm:g} mm",
         "people (train, val, test)": f"{other.cohort.n_train}, {other.cohort.n_val}, {other.cohort.n_test}",
-        "latent to generate": "the VAE's own" if other.coarse is None else "a coarser one",
-        "steps (VAE, coarse, diffusion)": ", ".join(f"{schedule.steps:,}" for schedule in schedules),
+        "latent to generate": "the VAE's own" if other.composition is None else "of compositions",
+        "steps (VAE, compositions, diffusion)": ", ".join(f"{schedule.steps:,}" for schedule in schedules),
     }
 pandas.DataFrame(sizes).T
 
@@ -198,7 +198,7 @@ pandas.DataFrame(sizes).T
 parts = {
     "cohort": (run.require_cohort, "02_cohort"),
     "VAE": (run.vae, "03_train_vae"),
-    "coarse level": (run.coarse, "04_train_diffusion"),
+    "compositions": (run.composition, "04_train_diffusion"),
     "diffusion model": (run.pipeline, "04_train_diffusion"),
     "samples": (run.samples, "05_sample_tissue"),
 }
@@ -240,7 +240,7 @@ pandas.Series(state, name=f"profile {profile!r}").to_frame()
 # ```python
 # from math import prod
 # 3 * prod(recipe.shape) / prod(drawn["latent"])                     # this profile, to infer
-# 3 * prod(recipe.shape) / prod(drawn["coarse"] or drawn["latent"])  # and to generate
+# 3 * prod(recipe.shape) / prod(drawn["composition"] or drawn["latent"])  # and to generate
 # 3 * 224 * 160 / (6 * 28 * 20)                                      # the paper: 32
 # ```
 # </details>

@@ -48,9 +48,9 @@ from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from phyldm_core import figures
-from phyldm_core.diffusion import with_position
+from phyldm_core.diffusion import with_conditions
 from phyldm_core.evaluation import metrics
-from phyldm_core.inference import encode, infer
+from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, TissueMaps, render
 from phyldm_core.running.chapter import open_chapter
@@ -138,11 +138,14 @@ publish(fig, "fig21_latent", caption, alt)
 # picture of the brain, and a model of latents must learn what a model of pictures learns: outlines, symmetry, which
 # shapes go together.
 #
-# ## Two levels
-# Cortex needs a fine latent; a diffusion model that trains for minutes needs a coarse one. In our trials on the fine
-# latent it learnt outlines filled with blobs. So the laptop profile has a second autoencoder, the *coarse level*: it
-# squeezes the fine latent into a few tokens, which are what is generated, and its decoder adds what it knows of
-# cortex. Inference never passes through it. The paper's profile has none and generates in the VAE's own latent.
+# ## A second latent, of choices
+# Inference needs a fine latent; a diffusion model that trains for minutes needs a small one. On the fine latent it
+# learnt outlines filled with blobs, and an autoencoder that squeezed it into few numbers answered doubt about a fold
+# with the mean of all folds: a blur. So the laptop profile has a second autoencoder that does not answer with numbers.
+# The inferred maps are told apart into shares of tissue, voxel by voxel; the autoencoder is asked *which tissue*, by
+# cross-entropy, and a classifier in doubt still puts an edge somewhere. PD, T1 and T2 are mixed from the tissues' own
+# values, which are drawn together with the anatomy, as is a smooth texture. Inference never passes through it. The
+# paper's profile has none and generates in the VAE's own latent.
 
 # %%
 def train(steps, total, name):
@@ -156,21 +159,21 @@ def train(steps, total, name):
     clear_output()
 
 
-train(run.train_coarse(), run.profile.coarse_schedule.steps, "coarse level")
-coarse = run.coarse()
-if coarse is None:
-    print("this profile has no coarse level")
+train(run.train_composition(), run.profile.composition_schedule.steps, "compositions")
+composition = run.composition()
+if composition is None:
+    print("this profile generates in the VAE's own latent")
 else:
-    minutes = run.training_log("coarse").seconds.max() / 60
-    print(f"coarse level: {coarse.num_parameters() / 1e6:.1f} M parameters, {minutes:.1f} minutes of training")
+    minutes = run.training_log("composition").seconds.max() / 60
+    print(f"compositions: {composition.num_parameters() / 1e6:.1f} M parameters, {minutes:.1f} minutes of training")
 
 # %% [markdown]
 # ## A road from data to noise
 # Diffusion destroys a latent step by step, which is easy, and learns the way back. The profile's process is one of
 # two. *Flow*: $x_\sigma = (1 - \sigma)\,x_0 + \sigma\,\varepsilon$ with $\sigma$ from 0 to 1, for the small
 # transformer. *DDPM*: the paper's 1000 steps, for its U-Net. In both the network sees the noisy latent and the noise
-# level, and its answer amounts to a guess of the clean one, $\hat x_0$. One more number goes in where there is room:
-# how high the slice lies in the stack.
+# level, and its answer amounts to a guess of the clean one, $\hat x_0$. Two more numbers go in where there is room,
+# and each may be left out: how high the slice lies in the stack, and what share of the skull's inside is CSF.
 
 # %%
 schedule = run.profile.diffusion_schedule
@@ -181,37 +184,26 @@ print(f"{type(pipe.denoiser).__name__}, {size:.2f} M parameters, process {run.pr
 print(f"{schedule.steps} steps of {schedule.batch_size} latents, {log.seconds.max() / 60:.1f} minutes of training")
 
 # %% [markdown]
-# First what no training of the diffusion model can bring back: held-out people, decoded from their fine latent and
-# from the latent that is generated.
+# First what no training of the diffusion model can bring back: held-out people, as inferred, and come back from the
+# latent that is generated.
 #
-# **Predict:** what is lost on the way through the tokens, ventricles or folds?
+# **Predict:** what is lost on the way through so few numbers, ventricles or folds?
 
 # %%
-scales = ("fine_mean", "fine_scale", "latent_mean", "latent_scale")
-
-
-def to_generate(fine):
-    """Fine posterior means as the diffusion model is given them: squeezed if there is a coarse level, normalised."""
-    shift = {name: torch.tensor(pipe.config[name])[:, None, None] for name in scales}
-    x = (fine - shift["fine_mean"]) / shift["fine_scale"]
-    if pipe.coarse is not None:
-        x = (pipe.coarse.encode(x).mean - shift["latent_mean"]) / shift["latent_scale"]
-    return x
-
-
+held_out_latents = run.drawn_latents("val")
 chosen = torch.linspace(0, len(val) - 1, 6).long()
 through = {"inferred": val_maps}
-if pipe.coarse is not None:
-    through["squeezed"] = pipe.decode(to_generate(means))
+if composition is not None:
+    through["and back"] = pipe.decode(held_out_latents.values[: len(val)])
 t1w = {name: render(maps, REFERENCE["T1w"]) for name, maps in through.items()}
 rows = [[figures.Panel(image) for image in images[chosen]] for images in t1w.values()]
 rows = [[replace(row[0], side=name), *row[1:]] for name, row in zip(through, rows, strict=True)]
 fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
-numbers = [int(np.prod(z.shape[1:])) for z in (means, to_generate(means[:1]))]
-caption = f"""Slices of held-out people (n = 6) as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): decoded from the fine latent
+numbers = [int(np.prod(z.shape[1:])) for z in (means, held_out_latents.values)]
+caption = f"""Slices of held-out people (n = 6) as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s): from the VAE's latent
 ({numbers[0]} numbers a slice) and from the latent that is generated ({numbers[1]} numbers)."""
-alt = "Two rows of T1-weighted slices; in the second the folds of the cortex are softer."
-publish(fig, "fig22_coarse", caption, alt)
+alt = "Two rows of T1-weighted slices; in the second small folds are missing or elsewhere, edges are as sharp."
+publish(fig, "fig22_compositions", caption, alt)
 brain = run.truth("val").brain
 detail = {name: metrics.fine_detail(images, brain) for name, images in t1w.items()}
 for name, images in t1w.items():
@@ -219,11 +211,8 @@ for name, images in t1w.items():
     print(f"{name}, T1w in the brain: {f'PSNR {off:.1f} dB, ' * (name != 'inferred')}fine detail {sharp:.0f} %")
 
 # %% [markdown]
-# **Figure 22.** Ventricles and large folds are kept, small ones are gone: an answer that is right on average is a blur.
-# What the second row has lost, no sample will have. (Three attempts to draw the lost detail were left out. A second,
-# conditional diffusion model on the fine latent, eight minutes of training, made mottle, not folds. A patch adversary
-# on the scans of the coarse level, eight minutes of training, made rows of dots as wide as the decoder's pixels. So did
-# a loss on the amplitude spectra of small windows, which says how strong and how wide folds are but not where.)
+# **Figure 22.** Ventricles and large folds are kept, small ones are simplified; edges stay edges. What the second row
+# has lost, no sample will have.
 #
 # **Predict:** at which noise levels can a network do well, and at which can nobody?
 #
@@ -242,23 +231,22 @@ def with_noise(x, level, generator):
     return kept.sqrt() * x + (1 - kept).sqrt() * noise, clock.float()
 
 
-def guess(x, clock, position):
+def guess(x, clock, conditions):
     """What the network takes to be the clean latent."""
-    answer = pipe.denoiser(with_position(pipe.denoiser, x, position), clock).sample
+    answer = pipe.denoiser(with_conditions(pipe.denoiser, x, conditions), clock).sample
     if run.profile.process == "flow":
         return x - clock / 1000 * answer
     kept = pipe.scheduler.alphas_cumprod[clock.long()]
     return (x - (1 - kept).sqrt() * answer) / kept.sqrt()
 
 
-some = run.scans("train")[: len(val)]
-clean = {"training": (to_generate(encode(vae, some).mean), some.position)}
-clean["held out"] = (to_generate(means), val.position)
+clean = {"training": run.drawn_latents("train"), "held out": held_out_latents}
+clean = {name: (some.values[: len(val)], some.conditions[: len(val)]) for name, some in clean.items()}
 levels, explained, generator = np.linspace(0.05, 0.95, 10), {}, torch.Generator().manual_seed(seed)
-for name, (x, position) in clean.items():
+for name, (x, conditions) in clean.items():
     for level in levels:
         noisy, clock = with_noise(x, float(level), generator)
-        wrong = (guess(noisy, clock, position) - x) ** 2
+        wrong = (guess(noisy, clock, conditions) - x) ** 2
         explained.setdefault(name, []).append(100 * (1 - float(wrong.mean() / x.var())))
 explained = pandas.DataFrame(explained, index=levels).rename_axis("noise level")
 run.write_metrics("diffusion_variance_explained", explained.reset_index());
@@ -300,7 +288,7 @@ start = torch.randn(1, len(pipe.config.latent_mean), *size, generator=noise)
 pipe.sample_latents(1, seed, n_steps, on_step=lambda i, x: frames.append(x.clone()))
 frames = [start, *frames]
 shown = np.unique(np.linspace(0, n_steps - 1, 7).round().astype(int))
-clocks, middle = pipe.scheduler.timesteps, torch.zeros(1)
+clocks, middle = pipe.scheduler.timesteps, torch.tensor([[0.0, torch.nan]])  # any share of CSF
 guesses = [guess(frames[i], clocks[i].float(), middle) for i in shown]
 states = torch.cat([*(frames[i] for i in shown), frames[-1], *guesses, frames[-1]])
 seen = render(pipe.decode(states), REFERENCE["T1w"])
@@ -418,7 +406,7 @@ memory.round(3)
 # whether an *anatomy* is. [05](05_sample_tissue.ipynb) looks at the closest pairs.
 #
 # ## What we learned
-# - A latent is a coarse picture; its channels mix PD, T1 and T2 (Figure 21). What is generated is coarser still, at
+# - A latent is a coarse picture; its channels mix PD, T1 and T2 (Figure 21). What is generated is a choice of tissue, at
 #   the price of Figure 22.
 # - Trained on means, scaled channel by channel, the model explains held-out latents as Figure 23 says, least where
 #   noise is strongest.
@@ -427,7 +415,8 @@ memory.round(3)
 # - Whether it remembers can be measured, in training and in samples: Figure 23 (b) and the last table do.
 #
 # ## Exercises
-# 1. Draw the same seed at the bottom, the middle and the top of the stack. What changes, what stays?
+# 1. Draw the same seed at the bottom, the middle and the top of the stack, then with little and with much CSF. What
+#    changes, what stays?
 # 2. Decode the mean latent. Is it a brain? Whose?
 # 3. Had we trained on $\mu + \sigma\varepsilon$, how much of the spread of the data would have been noise that nobody
 #    can predict?
@@ -435,16 +424,17 @@ memory.round(3)
 # <details><summary>Solution 1</summary>
 #
 # ```python
-# figures.mosaic([pipe(1, seed, n_steps, position=p).t1[0] for p in (-1.0, 0.0, 1.0)], "T1", columns=3)
+# asked = [{"height": h} for h in (-1.0, 0.0, 1.0)] + [{"height": 0.0, "csf_share": s} for s in (0.15, 0.25, 0.35)]
+# figures.mosaic([pipe(1, seed, n_steps, **a).t1[0] for a in asked], "T1", columns=3)
 # ```
-# The noise fixes where asymmetries lie; the height decides which ventricles and nuclei there are. (The paper's U-Net
-# has no input for the height, so there nothing changes.)
+# The noise fixes where asymmetries lie; the height decides which ventricles and nuclei there are, and the share of CSF
+# how wide ventricles and sulci are. (The paper's U-Net has no input for either, so there nothing changes.)
 # </details>
 #
 # <details><summary>Solution 2</summary>
 #
 # ```python
-# average = torch.tensor(pipe.config.fine_mean)[None, :, None, None].expand(1, -1, *means.shape[2:])
+# average = means.mean((0, 2, 3))[None, :, None, None].expand(1, -1, *means.shape[2:])
 # figures.mosaic([vae.decode(average).t1[0], vae.decode(means.mean(0, keepdim=True)).t1[0]], "T1", columns=2)
 # ```
 # The mean per channel is one value for all places and decodes to no brain at all. The mean per place is a blurred

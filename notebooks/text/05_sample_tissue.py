@@ -256,7 +256,7 @@ def t1_row(slices, side, titles=()):
 
 levels = torch.linspace(-1, 1, 7)
 stacks = {
-    f"seed {k}": [take(pipe(1, seed=k, num_inference_steps=steps, position=float(z)), 0) for z in levels]
+    f"seed {k}": [take(pipe(1, seed=k, num_inference_steps=steps, height=float(z)), 0) for z in levels]
     for k in (seed, seed + 1)
 }
 stacks["true"] = [take(true_maps, i) for i in ((levels + 1) / 2 * (n_z - 1)).round().long()]
@@ -282,7 +282,7 @@ publish(fig, "fig28_height", caption, "Three rows of seven T1 maps, low to high:
 counts, drawn, costs = (1, 2, 4, 8, 20, 50), {}, {}
 for n in counts:
     began = time.perf_counter()
-    drawn[n] = pipe(6, seed=seed, num_inference_steps=n, position=torch.linspace(-0.9, 0.9, 6))
+    drawn[n] = pipe(6, seed=seed, num_inference_steps=n, height=torch.linspace(-0.9, 0.9, 6))
     costs[n] = (time.perf_counter() - began) / 6
 titles = [f"{n} step{'s' * (n > 1)}" for n in counts]
 grid = [t1_row([take(drawn[n], k) for n in counts], f"brain {k + 1}", titles * (k == 1)) for k in (1, 4)]
@@ -306,7 +306,7 @@ pandas.DataFrame({"difference from 50 steps (of that between brains)": from_50, 
 # A seed stands for one brain, on any machine. **Predict:** are the brains of seed 7 and seed 8 neighbours?
 
 # %%
-one, again, other = (pipe(1, seed=k, num_inference_steps=steps, position=0.0) for k in (seed, seed, seed + 1))
+one, again, other = (pipe(1, seed=k, num_inference_steps=steps, height=0.0) for k in (seed, seed, seed + 1))
 print("same seed, largest difference of T1:", float((one.t1 - again.t1).abs().max()), "s")
 print(f"next seed, mean difference of log T1: {float((one.t1 / other.t1).log().abs().mean()):.3f}")
 
@@ -387,12 +387,12 @@ table.round(3)
 # 1. **Predict first:** two seeds stand for two latents, `a` and `b`. What does the brain of $(a + b)/2$ look like, and
 #    why not half old, half new? Draw five brains on the way from `a` to `b`.
 # 2. The mean of all samples is a brain, too. How does it differ from the mean of all true slices of the same heights?
-# 3. Ask for a height the model never saw, `position=1.5`. Does the anatomy go on, stop, or break?
+# 3. Ask for a height the model never saw, `height=1.5`. Does the anatomy go on, stop, or break?
 #
 # <details><summary>Solution 1</summary>
 #
 # ```python
-# a, b = (pipe.sample_latents(1, k, steps, position=0.0) for k in (seed, seed + 1))
+# a, b = (pipe.sample_latents(1, k, steps, height=0.0) for k in (seed, seed + 1))
 # way = [take(pipe.decode((1 - w) * a + w * b), 0) for w in np.linspace(0, 1, 5)]
 # figures.map_grid([t1_row(way, "a to b")], voxel_mm=voxel_mm)
 # ```
@@ -416,7 +416,7 @@ table.round(3)
 # <details><summary>Solution 3</summary>
 #
 # ```python
-# beyond = [take(pipe(1, seed=seed, num_inference_steps=steps, position=z), 0) for z in (0.5, 1.0, 1.5, 2.5)]
+# beyond = [take(pipe(1, seed=seed, num_inference_steps=steps, height=z), 0) for z in (0.5, 1.0, 1.5, 2.5)]
 # figures.map_grid([t1_row(beyond, "beyond", ["0.5", "1.0", "1.5", "2.5"])], voxel_mm=voxel_mm)
 # ```
 # Just beyond the stack the trend goes on: the network has learnt what rising does. Far outside nothing holds it, and

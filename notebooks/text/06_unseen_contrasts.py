@@ -72,7 +72,7 @@ expected.round(3)
 
 # %%
 pipe = run.pipeline()
-sample = pipe(1, seed=seed, num_inference_steps=run.profile.sampling_steps, position=0.0)
+sample = pipe(1, seed=seed, num_inference_steps=run.profile.sampling_steps, height=0.0)
 sample = TissueMaps(*(m[0] for m in sample))
 fig = figures.unseen(UNSEEN, [render(sample, p) for p in UNSEEN], voxel_mm=voxel_mm)
 caption = f"""Contrasts unseen in training, rendered from one generated brain (n = 1, seed {seed}) with the settings of

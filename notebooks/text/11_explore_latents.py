@@ -156,7 +156,7 @@ pandas.DataFrame(found).T.round(1)  # % of the median voxel
 # <details><summary>Solution 3</summary>
 #
 # ```python
-# few, many = (pipe(1, seed=seed, num_inference_steps=n, position=0.0) for n in (4, 50))
+# few, many = (pipe(1, seed=seed, num_inference_steps=n, height=0.0) for n in (4, 50))
 # print(float(torch.corrcoef(torch.stack([few.t1.flatten(), many.t1.flatten()]))[0, 1]))
 # panels = [figures.Panel(m.t1[0], "T1", title=f"{n} steps", inside=m.pd[0] > 0.05) for n, m in ((4, few), (50, many))]
 # figures.map_grid([panels], voxel_mm=run.recipe.voxel_mm, width=3)

@@ -112,7 +112,7 @@ show(vae_step.rows_of(network, settings.vae, rounds, shape=(32, 32) if small els
 # **Predict:** which is larger, the encoder's work on 48 slices, or the denoiser's step on their latents?
 
 # %%
-show(diffusion_step.rows(rounds, settings)) if settings.coarse is not None else "this profile has no coarse level"
+show(diffusion_step.rows(rounds, settings)) if settings.composition is not None else "no compositions here"
 
 # %% [markdown]
 # ## Drawing

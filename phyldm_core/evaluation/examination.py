@@ -298,8 +298,8 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
             slices = person.common if exam.has_common_scale else person.scanned
             inferred.append(infer(vae, slices, exam.has_common_scale)[1].stack())
     maps, who, whose_head = torch.cat(maps), np.array(who), np.array(whose_head)
-    pipe, position = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(n_looked)
-    drawn = pipe(n_slices * n_looked, seed=exam.seed, num_inference_steps=pipe.usual_steps, position=position).stack()
+    pipe, height = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(n_looked)
+    drawn = pipe(n_slices * n_looked, seed=exam.seed, num_inference_steps=pipe.usual_steps, height=height).stack()
     looked = look_at(drawn, maps, torch.cat(inferred), who, whose_head, voxel_mm, exam.seed)
     if not recipe.head:
         looked = looked[looked.metric != "skull_closed"]

@@ -100,9 +100,15 @@ class NoiseExplorer(Slow):
         self.stage = widgets.IntSlider(0, min=0, max=0, description="noise → tissue", **self._size)
         about = {"min": -1, "max": 1, "step": 0.25, "continuous_update": False}
         self.height = widgets.FloatSlider(0, description="height in stack", **about, **self._size)
+        shares = ("free", *(round(share, 2) for share in np.arange(0.12, 0.41, 0.04)))
+        self.csf_share = widgets.SelectionSlider(
+            options=shares, description="share of CSF", continuous_update=False, **self._size
+        )
+        if not pipeline.conditional:  # the paper's denoiser takes no wishes
+            self.height.disabled = self.csf_share.disabled = True
         self.shown = widgets.Dropdown(options=(*MAPS, *REFERENCE), value="T1", description="show", **self._size)
         self.brain, self.along, self.path = (_picture() for _ in range(3))
-        for control in (self.a, self.b, self.way, self.steps, self.height):
+        for control in (self.a, self.b, self.way, self.steps, self.height, self.csf_share):
             control.observe(self.recompute, "value")
         for control in (self.between, self.stage, self.shown):
             control.observe(lambda change: self._repaint(), "value")
@@ -112,8 +118,8 @@ class NoiseExplorer(Slow):
         return f"NoiseExplorer(seeds {self.a.value} and {self.b.value}); run this notebook to use it"
 
     def _arrange(self):
-        controls = [self.a, self.b, self.way, self.between, self.steps, self.stage, self.height, self.shown]
-        controls += [self.waiting]
+        controls = [self.a, self.b, self.way, self.between, self.steps, self.stage, self.height, self.csf_share]
+        controls += [self.shown, self.waiting]
         strips = widgets.VBox([self.along, self.path], layout=widgets.Layout(max_width="100%"))
         return _in_a_row(widgets.VBox(controls), self.brain, strips)
 
@@ -123,6 +129,7 @@ class NoiseExplorer(Slow):
 
     def _compute(self, progress):
         a, b, n, way, height = self.a.value, self.b.value, self.steps.value, self.way.value, self.height.value
+        csf_share = None if self.csf_share.value == "free" else self.csf_share.value
         kept = np.unique(np.linspace(0, n, STAGES).round().astype(int)).tolist()
         done = itertools.count(1)
 
@@ -134,7 +141,7 @@ class NoiseExplorer(Slow):
         ends = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (a, b)]
         walk = {WAYS[0]: on_the_sphere, WAYS[1]: straight}
         states = [walk[way](*ends, weights) if way in walk else torch.cat(ends)]
-        self.pipeline.denoise(states[0], n, height, lambda i, x: (advance(), states.append(x)))
+        self.pipeline.denoise(states[0], n, height, csf_share, lambda i, x: (advance(), states.append(x)))
         found = []
         for k in kept:
             latent = states[k] if way in walk else straight(*states[k].split(1), weights)
@@ -147,7 +154,10 @@ class NoiseExplorer(Slow):
             self.stage.max = len(kept) - 1
             self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
         self._repaint()
-        self._say(f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, height {height:+.2f}: {STOPS} brains from A to B")
+        told = "any share of CSF" if csf_share is None else f"{csf_share:.0%} CSF"
+        self._say(
+            f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, height {height:+.2f}, {told}: {STOPS} brains from A to B"
+        )
 
     def _paint(self):
         if not self._listening or self.maps is None:

@@ -185,7 +185,7 @@ def read_samples(folder: Path) -> tuple[TissueMaps, float, float]:
     from safetensors.torch import load_file
 
     try:
-        cohort = read_json(folder / "made_with.json")["pipeline"]["coarse"]["vae"]["cohort"]
+        cohort = read_json(folder / "made_with.json")["pipeline"]["composition"]["vae"]["cohort"]
         maps = TissueMaps(**load_file(folder / "maps.safetensors"))
         if maps.pd.ndim != 3 or problem_with(maps):
             raise ValueError(problem_with(maps) or f"maps of {maps.pd.ndim} axes, not 3")

@@ -18,7 +18,7 @@ Stage = tuple[int, tuple[int, int]]
 """(channels, (y, x)) of one level of a network."""
 
 INK, SLAB, LATENT, PHYSICS = "0.2", "#c9d6e3", "#cc78bc", "#4a4a4a"
-LOW, LANES, COARSE = 0.36, 1.96, 0.72  # in; axis of the lower lane, the upper above it, and more with a coarse level
+LOW, LANES, BESIDE = 0.36, 1.96, 0.72  # in; axis of the lower lane, the upper above it, and more with a second latent
 ABOVE = 1.43  # in, what the upper lane needs above its axis
 THUMB = 0.46  # in, width of a picture
 WIDEST = 0.5  # in, of a level: a network of one is no wall
@@ -34,7 +34,7 @@ def architecture(
     n_steps: int,
     contrasts: Sequence[str] = ("T1w", "T2w", "FLAIR"),
     condition: str = "sequence, TE, TR, TI",
-    coarse: tuple[int, int, int] | None = None,
+    composition: tuple[int, int, int] | None = None,
     parameters: Mapping[str, int] | None = None,
     pictures: Mapping[str, ArrayLike] | None = None,
 ) -> Figure:
@@ -54,16 +54,16 @@ def architecture(
         What the network is ("transformer, 12 × 384"), and the solver's steps.
     condition
         What steers the encoder's adaptive norm.
-    coarse
-        (channels, y, x) of the coarser latent that is generated; None where the latent itself is.
+    composition
+        (channels, y, x) of the latent of compositions that is generated; None where the VAE's own is.
     parameters
-        "encoder", "decoder", "denoiser", "coarse" → number of parameters.
+        "encoder", "decoder", "denoiser", "composition" → number of parameters.
     pictures
         Name → slice ``(y, x)`` for any of ``scans``, ``contrasts``, "PD", "T1", "T2" (inputs before outputs of
         the same name: write "in T1w" for another input picture); a grey field with the name otherwise.
     """
     parameters, pictures = parameters or {}, pictures or {}
-    middle = LOW + LANES + (COARSE if coarse else 0)
+    middle = LOW + LANES + (BESIDE if composition else 0)
     caption = middle - 1.2  # top of the line of names under the upper lane
     height = middle + ABOVE
     fig = plt.figure(figsize=(FIGURE_WIDTH, height))
@@ -162,31 +162,32 @@ def architecture(
     text(4.93, caption, "tissue", va="top")
     text(6.6, caption, "any contrast", va="top")
 
-    # Lower lane: noise becomes a latent, by way of a coarser one where there is one.
-    made, pink = coarse or latent, "#8c3f7d"
+    # Lower lane: noise becomes a latent, or a composition and then tissue.
+    made, pink = composition or latent, "#8c3f7d"
     _lattice(ax, 0.98, LOW, *made[1:], "0.55", noise=True)
     text(0.7, LOW, "noise", ha="right")
     arrow((1.22, LOW), (1.5, LOW), LATENT)
     box(2.1, LOW, 1.14, 0.4, fc="white", ec=LATENT, lw=1.2)
     text(2.1, LOW, denoiser + size_of("denoiser"), size=6, linespacing=1.25)
     told = f"from noise to a latent in {n_steps} steps"
-    if coarse is None:
+    if composition is None:
         ax.plot((2.7, z[0]), (LOW, LOW), color=LATENT, lw=0.9, solid_capstyle="butt")
         arrow((z[0], LOW), (z[0], caption - 0.3), LATENT)
         text(z[0] + 0.1, LOW, f"latent diffusion: {told}", ha="left", color=pink)
         return fig
     arrow((2.7, LOW), (z[0] - 0.22, LOW), LATENT)
-    _lattice(ax, z[0], LOW, *coarse[1:], LATENT)
-    text(z[0] + 0.27, LOW, f"coarse latent {coarse[0]}×{coarse[1]}×{coarse[2]}\nlatent diffusion: {told}", ha="left",
-         color=pink, linespacing=1.3)  # fmt: skip
-    level = (LOW + 0.28 + caption - 0.3) / 2  # halfway between the two latents
-    box(z[0], level, 0.9, 0.4, fc=SLAB, ec=INK, lw=0.6)
-    text(z[0], level, "coarse level" + size_of("coarse"), size=6, linespacing=1.25)
-    for x, colour, up in ((z[0] + 0.12, LATENT, True), (z[0] - 0.12, "0.5", False)):
-        for ends in (((x, LOW + 0.29), (x, level - 0.21)), ((x, level + 0.21), (x, caption - 0.3))):
-            arrow(*(ends if up else ends[::-1]), colour, ls="-" if up else (0, (2, 1.5)))
-    text(z[0] + 0.55, level, "restores $z$ from what is generated", ha="left", color=pink)
-    text(z[0] - 0.55, level, "squeezes $z$, in training", ha="right", color="0.4")
+    _lattice(ax, z[0], LOW, *composition[1:], LATENT)
+    size = "×".join(map(str, composition))
+    text(z[0] + 0.27, LOW, f"latent of compositions {size}\nlatent diffusion: {told}", ha="left", color=pink,
+         linespacing=1.3)  # fmt: skip
+    level = (LOW + 0.28 + caption - 0.3) / 2  # halfway between the latent and the maps
+    box(4.4, level, 1.2, 0.4, fc=SLAB, ec=INK, lw=0.6)
+    text(4.4, level, "composition level" + size_of("composition"), size=6, linespacing=1.25)
+    arrow((z[0] + 0.12, LOW + 0.29), (3.78, level - 0.08), LATENT)
+    arrow((4.93, level + 0.21), (4.93, caption - 0.2), LATENT)
+    arrow((3.78, level + 0.12), (z[0] - 0.12, LOW + 0.29), "0.5", ls=(0, (2, 1.5)))
+    text(5.06, level, "shares of tissues,\ntheir values, texture", ha="left", color=pink, linespacing=1.25, size=6.5)
+    text(z[0] - 0.25, level, "learned from inferred maps", ha="right", color="0.4")
     return fig
 
 

@@ -27,7 +27,7 @@ from ..physics import Protocol, TissueMaps, effective_protocol, signed_signal
 from ..scans import bids, nifti
 from ..scans.oasis3 import SESSION_CONTRASTS, oasis3_protocols
 from ..slices import MODALITIES, SPLITS, Slices, Truth
-from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t
+from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t, mix
 from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy, smooth_field
 
 MAP_SUFFIXES = ("PDmap", "T1map", "T2map")
@@ -52,6 +52,7 @@ class CohortRecipe:
     slice_mm: float = 2.0
     head: bool = False  # False: brain and its CSF only, easier to learn in minutes
     lesions: float = 0.0  # fraction of people with white-matter lesions
+    complete: bool = False  # every session holds all three contrasts; else as often as in OASIS-3
     noise: tuple[float, float] = (0.01, 0.025)  # SD of the Rician noise, of a scan's 99th percentile
     bias: float = 0.04  # SD of the log receive field, smooth over 60 mm, shared by a person's scans
     texture: float = 0.03  # SD of the log of each map inside a tissue, smooth over 12 mm
@@ -163,7 +164,7 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
         fractions = _add_lesions(fractions, recipe, generator)
     maps = _mix(fractions, in_vivo_3t().draw(rng), recipe, generator)
     pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
-    nominal = recipe.draw_session(rng, complete=subject.split == "test")
+    nominal = recipe.draw_session(rng, complete=recipe.complete or subject.split == "test")
     settings = torch.stack([effective_protocol(p).settings() if p else torch.zeros(4) for p in nominal])
     clean = signed_signal(TissueMaps.from_stack(maps), settings.expand(len(maps), -1, -1)).abs()
     images, gains = _scan(clean, recipe, rng, generator)
@@ -172,22 +173,14 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
 
 
 def _mix(fractions: Tensor, values: np.ndarray, recipe: CohortRecipe, generator) -> Tensor:
-    """Maps ``(z, 3, y, x)`` of voxels that hold several tissues.
-
-    PD adds up. One T1 and one T2 must stand for the mixture: the geometric mean weighted by water,
-    which keeps the truth inside what a single-compartment model can hold.
-    """
-    values = torch.from_numpy(values).float()
-    water = fractions * values[:, 0, None, None, None]
-    pd = water.sum(0)
-    share = water / pd.clamp_min(1e-6)
-    log_times = torch.einsum("kzyx,kt->tzyx", share, values[:, 1:].log())
-    texture = recipe.texture * smooth_field(pd.shape, 12 / recipe.voxel_mm, generator, 3)
+    """Maps ``(z, 3, y, x)`` of voxels that hold several tissues (:func:`tissue.mix`), with texture inside them."""
+    maps = mix(fractions.transpose(0, 1), torch.from_numpy(values).float())
+    texture = recipe.texture * smooth_field(maps[:, 0].shape, 12 / recipe.voxel_mm, generator, 3)
     texture[0] *= 0.5  # water content varies less inside a tissue than relaxation does
-    present = pd > AIR_PD
-    maps = torch.stack([pd * texture[0].exp(), *(log_times + texture[1:]).exp()], 1)
+    present = maps[:, :1] > AIR_PD
+    maps = maps * texture.transpose(0, 1).exp()
     maps[:, 0].clamp_(max=1.05)
-    return maps * present[:, None]
+    return maps * present
 
 
 def _add_lesions(fractions: Tensor, recipe: CohortRecipe, generator) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from ..errors import BadInput
 from ..physics import effective_protocol
 from ..slices import Person, Slices, Truth
-from ..weights import Weights
+from ..weights import Weights, drawn_from
 from .anatomy import Deformation, Folders, as_folders, find_anatomies, in_recipe
 from .cohort import CohortRecipe, Subject, simulate
 
@@ -49,7 +49,7 @@ def choose_heads(weights: Weights, anatomies: Folders, seen: bool = False) -> He
     record, found = weights.training.get("heads"), find_anatomies(anatomies)
     folders = as_folders(anatomies)
     where = ", ".join(map(str, folders)) or "the MNI152 template"
-    cohort = weights.training["vae"]["cohort"]
+    cohort = drawn_from(weights.training)
     if not record and "data" not in cohort:
         raise BadInput(
             f"{weights.folder}: does not say which heads it was trained on: export it from a run with its cohort"
@@ -77,7 +77,7 @@ def recipe_of(weights: Weights, anatomies: Folders, seed: int | None = None) -> 
 
     Weights trained on real scans get simulated people of their geometry, everything else as the recipe's defaults.
     """
-    cohort = weights.training["vae"]["cohort"]
+    cohort = drawn_from(weights.training)
     if "data" in cohort:
         keys = ("voxel_mm", "slice_mm", "n_slices", "head")
         recipe = CohortRecipe(shape=weights.shape, **{key: weights.config[key] for key in keys})

@@ -10,11 +10,11 @@ import pandas
 
 from ..errors import BadInput
 from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_folder, write_atomically
-from ..weights import Weights, load_weights
+from ..weights import Weights, drawn_from, load_weights
 from .report import in_percent
 
-PARTS = {"vae": "VAE", "coarse": "coarse level", "pipeline": "diffusion model"}
-"""What of a run is trained, in this order; a run in the VAE's own latent has no coarse level."""
+PARTS = {"vae": "VAE", "composition": "compositions", "pipeline": "diffusion model"}
+"""What of a run is trained, in this order; a run that draws the VAE's own latents has no compositions."""
 
 CARD_COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
 TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "histograms", "samples")
@@ -144,7 +144,7 @@ phyldm_core {config["version"]}, format {config["format"]}.
 `phyldm fit SCANS --weights {{this folder}} --out DIR` infers the maps of your own scans.{draws}
 
 ## Trained on
-{_trained_on(training["vae"]["cohort"])}:
+{_trained_on(training)}:
 {config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
 ({weights.slab_mm:g} mm), {kept}.{_named_heads(training["heads"])} All settings are in `training.json`.
 
@@ -154,7 +154,7 @@ phyldm_core {config["version"]}, format {config["format"]}.
 Made again by:
 
 ```bash
-{_command(config["profile"], training["vae"])}
+{_command(config["profile"], training)}
 phyldm export --run RUN --out DIR
 ```
 
@@ -173,7 +173,14 @@ code are under the MIT licence.
 """
 
 
-def _trained_on(cohort: dict) -> str:
+def _trained_on(training: dict) -> str:
+    cohort, first = drawn_from(training), training["vae"]["cohort"]
+    if cohort == first:
+        return _people(cohort)
+    return f"The VAE: {_people(first)}.\n\nThe generator, what that VAE inferred from scans of {_people(cohort)}"
+
+
+def _people(cohort: dict) -> str:
     if "data" in cohort:  # real people, whose T1, T2 and PD nobody knows
         return f"Real scans of the dataset {cohort['data']}, each with a gain of its own"
     folders = " and ".join(_folders(cohort))
@@ -202,7 +209,7 @@ def _named_heads(heads: dict[str, list[str]]) -> str:
 
 def _recipe(training: dict, logs: pandas.DataFrame) -> str:
     pipeline = training.get("pipeline", {})
-    made = {"vae": training["vae"], "coarse": pipeline.get("coarse"), "pipeline": pipeline or None}
+    made = {"vae": training["vae"], "composition": pipeline.get("composition"), "pipeline": pipeline or None}
     lines = ["| part | steps × batch | peak learning rate | minutes | validation loss |", "|---|---|---|---|---|"]
     for part, settings in made.items():
         log = logs[logs.part == part]
@@ -214,13 +221,14 @@ def _recipe(training: dict, logs: pandas.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _command(profile: str, made: dict) -> str:
-    cohort = made["cohort"]
+def _command(profile: str, training: dict) -> str:
+    made, cohort = training["vae"], drawn_from(training)
     if "data" in cohort:
         source = f" --data {cohort['data']}"
     else:
         source = "".join(f" --anatomies {folder}" for folder in _folders(cohort))
-    return f"phyldm train --profile {profile}{source} --seed {made['seed']} --out RUN"
+    given = " --vae WEIGHTS" if cohort != made["cohort"] else ""
+    return f"phyldm train --profile {profile}{source}{given} --seed {made['seed']} --out RUN"
 
 
 def _error_table(metrics: pandas.DataFrame) -> str:

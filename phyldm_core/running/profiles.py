@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..coarse import CoarseVAE
-from ..diffusion import TissueTransformer, paper_unet
+from ..composition import BRAIN, HEAD, CompositionVAE
+from ..diffusion import CONDITIONS, TissueTransformer, paper_unet
 from ..errors import BadInput
 from ..losses import VAELoss
 from ..people.cohort import CohortRecipe
@@ -26,9 +26,9 @@ class Profile:
     vae: dict  # arguments of vae.PoEVAE; what is left out is the paper's
     vae_loss: VAELoss
     vae_schedule: Schedule
-    coarse: dict | None  # arguments of coarse.CoarseVAE; None: diffusion in the VAE's own latent, as in the paper
-    coarse_kl: float
-    coarse_schedule: Schedule
+    composition: dict | None  # of composition.CompositionVAE; None: diffusion in the VAE's own latent, as in the paper
+    composition_kl: float
+    composition_schedule: Schedule
     process: str  # "flow" or "ddpm"
     denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
     diffusion_schedule: Schedule
@@ -47,9 +47,9 @@ SMOKE = Profile(
     },
     vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
     vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
-    coarse={"coarse_channels": 4, "widths": (16, 16), "blocks": 1},
-    coarse_kl=2e-3,
-    coarse_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
+    composition={"latent_channels": 4, "stem": 2, "widths": (16, 16), "blocks": 1},
+    composition_kl=0.3,
+    composition_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
     denoiser={"width": 32, "layers": 2, "heads": 2},
     diffusion_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
@@ -75,12 +75,12 @@ LAPTOP = Profile(
     # gain 1 is the paper's assumption; scans without a scale are half of what the encoder sees
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
-    coarse={},  # 24 channels on a 7×5 grid: few enough to learn in minutes
-    coarse_kl=8e-3,  # strong: what the diffusion model cannot predict is better left out
-    coarse_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1e-3, ema_decay=0.998),
+    composition={"stem": 2, "widths": (48, 96, 160), "latent_channels": 24},  # on a grid of 14×10
+    composition_kl=0.3,  # below 1: the diffusion model pays for what the latent leaves out
+    composition_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
-    diffusion_schedule=Schedule(steps=1500, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
+    diffusion_schedule=Schedule(steps=1400, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
     n_samples=64,
 )
@@ -89,19 +89,21 @@ RELEASE = Profile(
     name="release",
     why="Hours on two cores: 1 mm, the head kept, several heads; what data/weights/release was trained with.",
     cohort=CohortRecipe(
-        n_train=300, n_val=10, n_test=12, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=1.0,
+        n_train=464, n_val=10, n_test=12, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=1.0,
         shape=(224, 160), head=True, lesions=0.3,
+        complete=True,  # without all three, T2 of CSF is a fifth too short, and so would be that of drawn brains
     ),
     vae=LAPTOP.vae | {"latent_channels": 8},  # of a grid of 2 mm
     vae_loss=LAPTOP.vae_loss,
     vae_schedule=Schedule(steps=5000, batch_size=4, learning_rate=1.2e-3, ema_decay=0.999, save_every=250),
-    # 24 channels on a 14×10 grid: on the laptop's 7×5, ten heads with their skulls were blobs
-    coarse={"coarse_channels": 24, "widths": (64, 96, 128)},
-    coarse_kl=LAPTOP.coarse_kl,
-    coarse_schedule=Schedule(steps=2200, batch_size=6, learning_rate=1e-3, ema_decay=0.998, save_every=250),
+    composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
+    composition_kl=LAPTOP.composition_kl,
+    composition_schedule=Schedule(steps=3200, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
+                                  validate_every=400, save_every=200),
     process="flow",
-    denoiser=LAPTOP.denoiser | {"patch": 2},
-    diffusion_schedule=Schedule(steps=2500, batch_size=48, learning_rate=1e-3, ema_decay=0.999, save_every=500),
+    denoiser=LAPTOP.denoiser | {"width": 256},
+    diffusion_schedule=Schedule(steps=6800, batch_size=32, learning_rate=1e-3, warmup=100, ema_decay=0.999,
+                                validate_every=500, save_every=500),
     sampling_steps=20,
     n_samples=64,
 )  # fmt: skip
@@ -119,9 +121,9 @@ PAPER = Profile(
     ),
     vae_schedule=Schedule(steps=200_000, batch_size=4, learning_rate=5e-5, warmup=500, ema_decay=0.9999,
                           validate_every=2000, save_every=2000),
-    coarse=None,
-    coarse_kl=0.0,
-    coarse_schedule=Schedule(steps=0),
+    composition=None,
+    composition_kl=0.0,
+    composition_schedule=Schedule(steps=0),
     process="ddpm",
     denoiser=None,
     diffusion_schedule=Schedule(steps=100_000, batch_size=16, learning_rate=2.5e-5, warmup=500, ema_decay=0.9999,
@@ -154,16 +156,18 @@ def make_vae(profile: Profile) -> PoEVAE:
     return PoEVAE(**profile.vae)
 
 
-def make_coarse(profile: Profile, channels: int) -> CoarseVAE | None:
-    """The coarse level of latents of so many channels, untrained; None in a profile without one."""
-    return None if profile.coarse is None else CoarseVAE(channels, **profile.coarse)
+def make_composition(profile: Profile) -> CompositionVAE | None:
+    """The autoencoder of compositions, untrained; None in a profile that draws the VAE's own latents."""
+    if profile.composition is None:
+        return None
+    return CompositionVAE(HEAD if profile.cohort.head else BRAIN, **profile.composition)
 
 
 def make_denoiser(profile: Profile, channels: int, size: tuple[int, int]) -> nn.Module:
     """The diffusion model's network for latents ``(channels, *size)``, untrained."""
     if profile.denoiser is None:
         return paper_unet(channels, size)
-    return TissueTransformer(channels + 1, channels, size, **profile.denoiser)
+    return TissueTransformer(channels + 2 * len(CONDITIONS), channels, size, **profile.denoiser)
 
 
 def architecture_of(profile: Profile) -> dict:
@@ -176,23 +180,24 @@ def architecture_of(profile: Profile) -> dict:
     with torch.device("meta"):  # sizes only
         vae = make_vae(profile)
         latent = made = (vae.config.latent_channels, ny // vae.downsampling, nx // vae.downsampling)
-        coarse = make_coarse(profile, latent[0])
-        if coarse is not None:
-            made = tuple(coarse.encode(torch.empty(1, *latent)).mean.shape[1:])
+        composition = make_composition(profile)
+        if composition is not None:
+            cell = composition.downsampling
+            made = (composition.drawn_channels, ny // cell, nx // cell)
         denoiser = make_denoiser(profile, made[0], made[1:])
     if profile.denoiser is None:
         kind = "U-Net " + "/".join(map(str, denoiser.config.block_out_channels))
     else:
         kind = f"transformer, {denoiser.config.layers} × {denoiser.config.width}"
     count = {"encoder": (vae.encoder, vae.embed), "decoder": (vae.decoder,), "denoiser": (denoiser,)}
-    count |= {"coarse": (coarse,)} if coarse else {}
+    count |= {"composition": (composition,)} if composition else {}
     stem, widths = vae.config.stem, vae.config.encoder_channels
     return {
         "scans": MODALITIES,
         "encoder": [(c, (ny // (stem * 2**i), nx // (stem * 2**i))) for i, c in enumerate(widths)],
         "latent": latent,
         "decoder": [(c, (latent[1] * 2**i, latent[2] * 2**i)) for i, c in enumerate(vae.config.decoder_channels)],
-        "coarse": made if coarse else None,
+        "composition": made if composition else None,
         "denoiser": kind,
         "n_steps": profile.sampling_steps,
         "parameters": {name: sum(p.numel() for n in parts for p in n.parameters()) for name, parts in count.items()},

@@ -8,6 +8,7 @@ settings it was made with are those asked for; a changed setting makes it anew. 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,18 +17,15 @@ import diffusers
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__
 from ..calibration import LEVEL, NAME, calibrate
-from ..coarse import CoarseObjective, CoarseVAE, squeeze
+from ..composition import CompositionData, CompositionObjective, CompositionVAE
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
 from ..errors import BadInput
-from ..inference import INFERENCE_BATCH, encode
 from ..losses import VAEData, VAEObjective
 from ..machine.files import checksums, made_with, to_json, unfinished, whole_folder, write_atomically
-from ..machine.on_disk import in_a_file
-from ..machine.precision import best_precision
 from ..machine.processes import main_first
 from ..people import cohort
 from ..people.anatomy import Folders, as_folders, in_recipe
@@ -38,8 +36,9 @@ from ..physics import TissueMaps
 from ..slices import SPLITS, Slices, Truth, brightness
 from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
-from ..weights import CONVENTIONS, FORMAT
-from .profiles import PROFILES, Profile, find_profile, make_coarse, make_denoiser, make_vae
+from ..weights import CONVENTIONS, FORMAT, Weights
+from .latents import Composed, apart, composed, joined, latents
+from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 
 N_CALIBRATED = 5
 """People made from the validation heads, whose truth tells what the SD of the posterior misses."""
@@ -57,7 +56,10 @@ class Run:
     profile: Profile
     recipe: CohortRecipe | ScanRecipe
     seed: int
+    given: tuple[Path, dict] | None = None  # folder of a VAE to take instead of training one, and how that was made
     _encoded: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
+    _composed: dict[str, Composed] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
+    _joined: dict[str, Latents] = field(default_factory=dict, init=False, compare=False, repr=False)  # by split
 
     @property
     def common_scale(self) -> bool:
@@ -100,6 +102,8 @@ class Run:
     # --- the VAE ---------------------------------------------------------------------------------
 
     def _vae_settings(self) -> dict:
+        if self.given is not None:
+            return self.given[1]
         profile = self.profile
         return _as_json(
             cohort=cohort.as_json(self.recipe), network=profile.vae, loss=asdict(profile.vae_loss), seed=self.seed,
@@ -107,9 +111,15 @@ class Run:
         )  # fmt: skip
 
     def train_vae(self) -> Iterator[Step]:
-        """Train the VAE on the training scans, yielding every step; nothing happens where it exists."""
+        """Train the VAE on the training scans, yielding every step; where it exists or is given nothing happens."""
         settings = self._vae_settings()
         if made_with(self.folder / "vae") == settings:
+            return self._describe()
+        if self.given is not None:
+            with main_first():
+                if made_with(self.folder / "vae") != settings:
+                    with whole_folder(self.folder / "vae", settings) as part:
+                        shutil.copytree(self.given[0], part, dirs_exist_ok=True)
             return self._describe()
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
@@ -136,12 +146,14 @@ class Run:
         folder = self._finished("vae", self._vae_settings(), "VAE", "03_train_vae")
         return PoEVAE.from_pretrained(folder, local_files_only=True).eval()
 
-    # --- the coarse level ------------------------------------------------------------------------
+    # --- the level of compositions ---------------------------------------------------------------
 
-    def _coarse_settings(self) -> dict:
+    def _composition_settings(self) -> dict:
         profile = self.profile
-        return _as_json(vae=self._vae_settings(), network=profile.coarse, kl=profile.coarse_kl,
-                        schedule=asdict(profile.coarse_schedule))  # fmt: skip
+        return _as_json(
+            vae=self._vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition, seed=self.seed,
+            kl=profile.composition_kl, schedule=asdict(profile.composition_schedule),
+        )  # fmt: skip
 
     def fine_latents(self, split: str) -> Latents:
         """Posterior means of a split's scans under the trained VAE, mirror images included; encoded once.
@@ -153,55 +165,76 @@ class Run:
             self._encoded[split] = latents(self.vae(), self.scans(split), like, self.common_scale)
         return self._encoded[split]
 
-    def train_coarse(self) -> Iterator[Step]:
-        """Train the coarse level on the training scans' latents; nothing happens in a profile without one."""
-        settings = self._coarse_settings()
-        if self.profile.coarse is None or made_with(self.folder / "coarse") == settings:
-            return
-        train, held_out = self.fine_latents("train"), self.fine_latents("val")
-        torch.manual_seed(self.seed)
-        coarse = make_coarse(self.profile, train.values.shape[1])
-        objective = CoarseObjective(coarse, self.vae(), train, self.profile.coarse_kl)
-        schedule, keep = self.profile.coarse_schedule, coarse.save_pretrained
-        yield from self._train("coarse", settings, schedule, objective, train, held_out, keep)
+    def compositions(self, split: str) -> Composed:
+        """What the trained VAE infers from a split's scans, told apart into tissues; inferred once."""
+        if split not in self._composed:
+            vae, slices, network = self.vae(), self.scans(split), make_composition(self.profile)
+            level = brightness(slices.images, slices.observed, slices.subject)
+            rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
+            cell = network.downsampling // 2
+            self._composed[split] = composed(
+                vae, slices[rows], level[rows], network.config.tissues, cell, self.common_scale
+            )
+        return self._composed[split]
 
-    def coarse(self) -> CoarseVAE | None:
-        """The trained coarse level; None in a profile without one."""
-        if self.profile.coarse is None:
+    def train_composition(self) -> Iterator[Step]:
+        """Train the autoencoder of compositions on inferred maps; nothing happens in a profile without one."""
+        settings, profile = self._composition_settings(), self.profile
+        if profile.composition is None or made_with(self.folder / "composition") == settings:
+            return
+        train, held_out = (CompositionData(self.compositions(split).shares) for split in ("train", "val"))
+        torch.manual_seed(self.seed)
+        network = make_composition(profile)
+        objective, schedule = CompositionObjective(network, profile.composition_kl), profile.composition_schedule
+        yield from self._train("composition", settings, schedule, objective, train, held_out, network.save_pretrained)
+
+    def composition(self) -> CompositionVAE | None:
+        """The trained autoencoder of compositions; None in a profile without one."""
+        if self.profile.composition is None:
             return None
-        folder = self._finished("coarse", self._coarse_settings(), "coarse level", "04_train_diffusion")
-        return CoarseVAE.from_pretrained(folder, local_files_only=True).eval()
+        what = "autoencoder of compositions"
+        folder = self._finished("composition", self._composition_settings(), what, "04_train_diffusion")
+        return CompositionVAE.from_pretrained(folder, local_files_only=True).eval()
 
     # --- the diffusion model ---------------------------------------------------------------------
 
     def _diffusion_settings(self) -> dict:
         profile = self.profile
         return _as_json(
-            coarse=self._coarse_settings(), process=profile.process, denoiser=profile.denoiser,
+            composition=self._composition_settings(), process=profile.process, denoiser=profile.denoiser,
             schedule=asdict(profile.diffusion_schedule),
         )  # fmt: skip
 
+    def drawn_latents(self, split: str) -> Latents:
+        """The latents that the diffusion model learns to draw, mirror images included; made once.
+
+        All splits are normalised as the training people's.
+        """
+        if self.profile.composition is None:
+            return self.fine_latents(split)
+        if split not in self._joined:
+            like = None if split == "train" else self.drawn_latents("train")
+            self._joined[split] = joined(self.composition(), self.compositions(split), like)
+        return self._joined[split]
+
     def train_diffusion(self) -> Iterator[Step]:
-        """Encode the training scans once, train the diffusion model on their posterior means, yielding every step."""
+        """Encode the training people once, train the diffusion model on their latents, yielding every step."""
         settings = self._diffusion_settings()
         if made_with(self.folder / "pipeline") == settings:
             return self._describe()
-        coarse = self.coarse()
-        fine = train = self.fine_latents("train")
-        held_out = self.fine_latents("val")
-        if coarse is not None:
-            train = squeeze(coarse, fine)
-            held_out = squeeze(coarse, held_out, train)
+        decoder = self.composition() or self.vae()
+        train, held_out = (self.drawn_latents(split) for split in ("train", "val"))
         torch.manual_seed(self.seed)
         channels, size = train.values.shape[1], tuple(train.values.shape[2:])
         denoiser = make_denoiser(self.profile, channels, size)
         objective = DiffusionObjective(denoiser, self.profile.process)
 
         def keep(folder: Path):
-            TissuePipeline(
-                denoiser, make_scheduler(self.profile.process), self.vae(), coarse,
-                *(t.tolist() for t in (train.mean, train.scale, fine.mean, fine.scale)), size, self.recipe.voxel_mm,
-            ).save_pretrained(folder)  # fmt: skip
+            pipeline = TissuePipeline(
+                denoiser, make_scheduler(self.profile.process), decoder, train.mean.tolist(), train.scale.tolist(),
+                size, self.recipe.voxel_mm,
+            )  # fmt: skip
+            pipeline.to(torch.float16).save_pretrained(folder)  # half the size; it is loaded as float32
 
         yield from self._train("pipeline", settings, self.profile.diffusion_schedule, objective, train, held_out, keep)
 
@@ -292,8 +325,9 @@ class Run:
         """Split → heads its people were made from; empty where nobody can tell."""
         if not self.common_scale or cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
             return {}
-        people = cohort.participants(self.cohort_folder)
-        return {split: list(dict.fromkeys(people.anatomy[people.split == split])) for split in SPLITS}
+        people, before = cohort.participants(self.cohort_folder), self._vae_settings().get("heads", {})
+        seen = {split: [*before.get(split, []), *people.anatomy[people.split == split]] for split in SPLITS}
+        return {split: list(dict.fromkeys(names)) for split, names in seen.items()}
 
     # --- what was measured -----------------------------------------------------------------------
 
@@ -306,7 +340,9 @@ class Run:
         return write_table(table, self.folder / "metrics" / f"{name}.csv")
 
 
-def open_run(folder: str | Path, profile: str = "laptop", anatomies: Folders = None, seed: int = 7) -> Run:
+def open_run(
+    folder: str | Path, profile: str = "laptop", anatomies: Folders = None, seed: int = 7, given: Weights | None = None
+) -> Run:
     """The run of a profile in a folder, which need not exist yet.
 
     Parameters
@@ -314,18 +350,27 @@ def open_run(folder: str | Path, profile: str = "laptop", anatomies: Folders = N
     anatomies
         A folder of label maps or several; empty: the MNI152 template that nilearn ships. Without effect in a
         folder whose cohort are real people (``phyldm train``), which opens as it was trained.
+    given
+        Weights whose VAE is taken instead of one trained on these people; it must see slices like theirs.
 
     Raises
     ------
     BadInput
-        Unknown profile.
+        Unknown profile, or the given VAE is of other slices.
     """
     settings = find_profile(profile)
     recorded = cohort.read_recipe(Path(folder) / "cohort")
     if recorded and "data" in recorded:
         return scan_run(folder, settings, read_scan_recipe(recorded), seed)
     recipe = replace(settings.cohort, anatomies=in_recipe(anatomies))
-    return Run(Path(folder), settings, recipe, seed)
+    if given is not None and (given.voxel_mm, given.head) != (recipe.voxel_mm, recipe.head):
+        kept = "with the head" if given.head else "of the brain alone"
+        raise BadInput(
+            f"{given.folder}: its VAE knows slices of {given.voxel_mm:g} mm {kept}, profile {profile} has others: "
+            "leave out --vae, or choose the profile it was trained with"
+        )
+    made = given and (given.folder / "vae", given.training["vae"] | {"heads": given.training["heads"]})
+    return Run(Path(folder), settings, recipe, seed, made)
 
 
 def reopen(folder: str | Path) -> Run:
@@ -336,11 +381,15 @@ def reopen(folder: str | Path) -> Run:
     MissingResult
         It holds no VAE of a known profile.
     """
-    made = made_with(Path(folder) / "vae") or {}
+    vae = Path(folder) / "vae"
+    made = made_with(vae) or {}
+    given, own = (vae, made) if "heads" in made else None, made  # only a VAE from elsewhere brings its heads along
+    if given:
+        own = made_with(Path(folder) / "composition") or made
     for profile in PROFILES if made else ():
-        run = open_run(folder, profile, made["cohort"].get("anatomies"), made["seed"])
-        if run._vae_settings() == made:
-            return run
+        run = open_run(folder, profile, own["cohort"].get("anatomies"), own["seed"])
+        if _as_json(**run.profile.vae) == made["network"] and (given or run._vae_settings() == made):
+            return replace(run, given=given)
     raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")
 
 
@@ -348,28 +397,6 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
     """The run of a profile on real scans: no common scale, so every gain is solved for."""
     loss = replace(profile.vae_loss, gain="solved", unscaled=1.0)
     return Run(Path(folder), replace(profile, vae_loss=loss), recipe, seed)
-
-
-# --- latents --------------------------------------------------------------------------------------
-
-
-def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_scale: bool = True) -> Latents:
-    """Posterior means of all slices and of their mirror images, encoded once; normalised ``like`` others if given.
-
-    In the precision of training: bf16 rounds far below the spread of a posterior.
-    """
-    scale, half = brightness(slices.images, slices.observed, slices.subject), best_precision() == "bf16"
-
-    def means() -> Iterator[Tensor]:
-        for mirrored in (False, True):
-            for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
-                part = slices[rows]
-                part = replace(part, images=part.images.flip(-1)) if mirrored else part
-                with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                    posterior = encode(vae, part, common_scale, scale=scale[rows])
-                yield posterior.mean.float()
-
-    return Latents(in_a_file(means()), slices.position.repeat(2), like)
 
 
 def _as_json(**settings) -> dict:

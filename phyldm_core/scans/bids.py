@@ -355,4 +355,3 @@ def makers(folder: Path) -> list[dict]:
         return [maker for maker in listed if isinstance(maker, dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-

@@ -17,8 +17,6 @@ from ..physics import SEQUENCE_OF, Protocol, effective_protocol
 OASIS3_TABLE = carried("data/oasis3_protocols.csv")
 
 
-
-
 SESSION_CONTRASTS = {
     ("T1w", "T2w", "FLAIR"): 484,
     ("T1w", "T2w"): 1120,

@@ -79,7 +79,7 @@ def run_dir(smoke_run, tmp_path_factory) -> Path:
     samples.mkdir()
     save_file({k: v.contiguous() for k, v in simulate_person(3).maps._asdict().items()}, samples / "maps.safetensors")
     cohort = {"voxel_mm": 2.0, "slice_mm": 2.0}
-    (samples / "made_with.json").write_bytes(to_json({"pipeline": {"coarse": {"vae": {"cohort": cohort}}}}))
+    (samples / "made_with.json").write_bytes(to_json({"pipeline": {"composition": {"vae": {"cohort": cohort}}}}))
     index = folder / "pipeline" / "model_index.json"
     config = json.loads(index.read_text())
     spread = {scale: [300 * value for value in config[scale]] for scale in ("latent_scale", "fine_scale")}

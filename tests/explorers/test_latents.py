@@ -44,17 +44,19 @@ def settled(explorer):
 class FakePipeline:
     """Instant brains whose T1 tells their noise; ``gate`` holds each denoising step until it is let go."""
 
+    conditional = True
+
     def __init__(self, gate: threading.Event | None = None):
         self.config = SimpleNamespace(latent_mean=[0.0, 0.0], latent_size=[4, 3], voxel_mm=6.0)
         self.gate, self.steps_done, self.first_step = gate, 0, threading.Event()
 
-    def denoise(self, noise, n, position, on_step):
+    def denoise(self, noise, n, height, csf_share, on_step):
         x = noise
         for i in range(n):
             self.first_step.set()
             if self.gate is not None:
                 assert self.gate.wait(PATIENCE)
-            x = 0.9 * x + 0.01 * position
+            x = 0.9 * x + 0.01 * height + 0.1 * (csf_share or 0)
             self.steps_done += 1
             on_step(i, x)
         return x
@@ -97,7 +99,7 @@ def test_a_and_b_are_the_brains_that_their_seeds_stand_for(smoke_run):
     settled(explorer)
     for stop, seed in ((0, 3), (STOPS - 1, 4)):
         explorer.between.value = stop
-        drawn = pipe(1, seed=seed, num_inference_steps=2, position=0.5)
+        drawn = pipe(1, seed=seed, num_inference_steps=2, height=0.5)
         for one, other in zip(explorer.chosen(), drawn, strict=True):
             torch.testing.assert_close(one, other[0], rtol=1e-4, atol=1e-5)
 
@@ -143,7 +145,9 @@ def test_the_middle_of_two_latents_is_not_the_brain_of_the_middle_noise(noise):
     assert middle[WAYS[0]] > 1.2 * middle[WAYS[2]]  # the straight way passes nearer to the mean
 
 
-@pytest.mark.parametrize(("control", "value"), [("a", 99), ("b", 99), ("height", 1.0), ("steps", 4)])
+@pytest.mark.parametrize(
+    ("control", "value"), [("a", 99), ("b", 99), ("height", 1.0), ("csf_share", 0.2), ("steps", 4)]
+)
 def test_what_changes_the_brains_draws_them_anew(noise, control, value):
     before = noise.maps.t1.clone()
     getattr(noise, control).value = value

@@ -25,7 +25,7 @@ def run_dir(tmp_path):
     samples = tmp_path / "run" / "samples"
     samples.mkdir(parents=True)
     save_file(MAPS._asdict(), samples / "maps.safetensors")
-    made = {"pipeline": {"coarse": {"vae": {"cohort": {"voxel_mm": 1.5, "slice_mm": 4.0}}}}}
+    made = {"pipeline": {"composition": {"vae": {"cohort": {"voxel_mm": 1.5, "slice_mm": 4.0}}}}}
     (samples / "made_with.json").write_bytes(to_json(made))
     return tmp_path / "run"
 

@@ -267,7 +267,7 @@ FIGURES = {
         **NETWORK, pictures={**s, **dict(zip(figures.MAPS, m, strict=True))}
     ),
     "architecture without pictures": lambda m, s: figures.architecture(**NETWORK),
-    "architecture with a coarse level": lambda m, s: figures.architecture(**NETWORK, coarse=(24, 7, 5)),
+    "architecture with a composition level": lambda m, s: figures.architecture(**NETWORK, composition=(45, 14, 10)),
     **{
         f"architecture of profile {name}": lambda m, s, profile=profile: figures.architecture(
             **architecture_of(profile)

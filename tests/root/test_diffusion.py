@@ -11,6 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from phyldm_core.diffusion import (
+    CONDITIONS,
+    LEFT_FREE,
+    SMALLEST_SCALE,
     TRAIN_STEPS,
     DiffusionObjective,
     LatentBatch,
@@ -20,7 +23,7 @@ from phyldm_core.diffusion import (
     make_scheduler,
     paper_noise,
     paper_unet,
-    with_position,
+    with_conditions,
 )
 from phyldm_core.errors import BadInput
 from phyldm_core.running.profiles import SMOKE
@@ -56,7 +59,7 @@ def untrained_vae() -> PoEVAE:
 
 
 def pipeline(denoiser, process="flow") -> TissuePipeline:
-    normalised = {"latent_mean": [0.5] * C, "latent_scale": [2.0] * C, "fine_mean": [0.5] * C, "fine_scale": [2.0] * C}
+    normalised = {"latent_mean": [0.5] * C, "latent_scale": [2.0] * C}
     pipe = TissuePipeline(
         denoiser.eval(), make_scheduler(process), untrained_vae(), latent_size=(Y, X), voxel_mm=6.0, **normalised
     )
@@ -64,7 +67,7 @@ def pipeline(denoiser, process="flow") -> TissuePipeline:
     return pipe
 
 
-def transformer(in_channels=C + 1) -> TissueTransformer:
+def transformer(in_channels=C + 4) -> TissueTransformer:
     torch.manual_seed(0)
     return TissueTransformer(in_channels, C, (Y, X), **SMOKE.denoiser)
 
@@ -116,7 +119,7 @@ def test_a_denoiser_that_knows_the_answer_arrives_at_it(process, steps, off):
 @pytest.mark.parametrize("process", ["flow", "ddpm"])
 def test_a_denoiser_that_knows_the_answer_has_no_loss(process):
     oracle = Oracle(process)
-    batch = LatentBatch(oracle.clean.detach().expand(16, -1, -1, -1), torch.zeros(16))
+    batch = LatentBatch(oracle.clean.detach().expand(16, -1, -1, -1), torch.zeros(16, 2))
     torch.manual_seed(0)
     assert DiffusionObjective(oracle, process)(batch, 0)["total"] < 1e-4
     elsewhere = batch._replace(latents=batch.latents + 1)
@@ -179,22 +182,22 @@ def test_the_transformer_sees_the_whole_brain_at_once():
 def test_latents_are_normalised_per_channel_and_held_out_ones_like_the_others():
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(50, C, Y, X, generator=generator) * torch.tensor([1.0, 5, 0.1, 2])[:, None, None] + 3
-    train = Latents(means, torch.zeros(50))
+    train = Latents(means, torch.zeros(50, 2))
     torch.testing.assert_close(train.values.std((0, 2, 3)), torch.ones(C))
     torch.testing.assert_close(train.values.mean((0, 2, 3)), torch.zeros(C), atol=1e-5, rtol=0)
-    held_out = Latents(means[:5] + 1, torch.zeros(5), train)
+    held_out = Latents(means[:5] + 1, torch.zeros(5, 2), train)
     torch.testing.assert_close(held_out.values, train.values[:5] + (1 / train.scale)[:, None, None])
-    assert torch.isfinite(Latents(torch.ones(4, C, Y, X), torch.zeros(4)).values).all()  # a dead channel
+    dead = Latents(1 + 1e-4 * torch.randn(4, C, Y, X), torch.zeros(4, 2))
+    assert dead.values.abs().max() < 1e-3 / SMALLEST_SCALE  # a channel that says nothing is not blown up
 
 
 def test_the_pipeline_undoes_the_normalisation(pipe):
     means = torch.randn(10, C, Y, X) * 3 + 1
-    train = Latents(means, torch.zeros(10))
+    train = Latents(means, torch.zeros(10, 2))
     shift, scale = train.mean.tolist(), train.scale.tolist()
-    normalised = {"latent_mean": shift, "latent_scale": scale, "fine_mean": shift, "fine_scale": scale}
-    other = TissuePipeline(pipe.denoiser, pipe.scheduler, pipe.vae, latent_size=(Y, X), **normalised)
+    other = TissuePipeline(pipe.denoiser, pipe.scheduler, pipe.decoder, shift, scale, (Y, X))
     with torch.no_grad():
-        torch.testing.assert_close(other.decode(train.values).stack(), pipe.vae.decode(means).stack())
+        torch.testing.assert_close(other.decode(train.values).stack(), pipe.decoder.decode(means).stack())
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -229,21 +232,37 @@ def test_as_many_steps_are_taken_as_asked(pipe):
     torch.testing.assert_close(seen[-1][1], z)
 
 
-def test_height_in_the_stack_changes_the_brain(pipe):
-    def sample(position):
-        return pipe(3, seed=0, num_inference_steps=4, position=position).pd
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_what_is_asked_for_changes_the_brain(pipe, name):
+    def sample(value):
+        return pipe(3, seed=0, num_inference_steps=4, **{name: value}).pd
 
-    assert (sample(-1.0) - sample(1.0)).abs().max() > 1e-4
-    assert torch.equal(sample(0.5), sample(torch.tensor([0.5, 0.5, 0.5])))
-    assert torch.equal(sample(None), sample(torch.tensor([-1.0, 0.0, 1.0])))  # spread over the stack
+    low, high = (0.5, 1.0) if name == "height" else (0.15, 0.35)
+    assert (sample(low) - sample(high)).abs().max() > 1e-4
+    assert torch.equal(sample(low), sample(torch.tensor([low] * 3)))
 
 
-def test_height_is_one_constant_channel_for_networks_that_have_it():
-    noisy, position = torch.randn(2, C, Y, X), torch.tensor([-1.0, 0.5])
-    both = with_position(transformer(), noisy, position)
+def test_slices_are_spread_over_the_stack_unless_told(pipe):
+    spread = pipe(3, seed=0, num_inference_steps=4, height=torch.tensor([-1.0, 0.0, 1.0])).pd
+    assert torch.equal(pipe(3, seed=0, num_inference_steps=4).pd, spread)
+
+
+def test_a_condition_is_two_constant_channels_and_a_free_one_is_nothing():
+    noisy, asked = torch.randn(2, C, Y, X), torch.tensor([[0.6, torch.nan], [torch.nan, 0.35]])
+    both = with_conditions(transformer(), noisy, asked)
     assert torch.equal(both[:, :C], noisy)
-    assert (both[0, C] == -1).all() and (both[1, C] == 0.5).all()
-    assert with_position(Oracle(), noisy, position) is noisy
+    planes = both[:, C:, 0, 0]  # whether height and share are asked for, then their values about the middle
+    torch.testing.assert_close(planes, torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 1]]))
+    assert (both[:, C:] == planes[..., None, None]).all()
+    assert with_conditions(Oracle(), noisy, asked) is noisy
+
+
+def test_either_condition_is_left_free_in_some_of_the_batches():
+    latents = Latents(torch.randn(8, C, Y, X), torch.zeros(8, 2))
+    batch = latents.batch(torch.randint(8, (2000,)), torch.Generator().manual_seed(0))
+    free = batch.conditions.isnan().float()
+    torch.testing.assert_close(free.mean(0), torch.full((2,), LEFT_FREE), atol=0.04, rtol=0)
+    assert free.prod(1).mean() == pytest.approx(LEFT_FREE**2, abs=0.02)  # one has nothing to do with the other
 
 
 def test_a_u_net_samples_with_the_paper_s_noise():

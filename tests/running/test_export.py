@@ -52,7 +52,7 @@ def test_a_folder_says_what_it_is_and_names_no_machine(exported, smoke_run):
     assert str(smoke_run.folder) not in text and "_name_or_path" not in text
     card = (exported / "README.md").read_text()
     assert "profile smoke" in card and "Nothing was measured in this run" in card and "32×32 pixels" in card
-    assert "phyldm train --profile smoke --seed 7 --out RUN" in card and "| coarse level | 8 × 4 | 0.001 |" in card
+    assert "phyldm train --profile smoke --seed 7 --out RUN" in card and "| compositions | 8 × 4 | 0.001 |" in card
     assert json.loads((exported / "training.json").read_text())["vae"]["cohort"]["n_train"] == SMOKE.cohort.n_train
 
 
@@ -87,7 +87,8 @@ def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path)
     geometry = {
         key: told["vae"]["cohort"][key] for key in ("voxel_mm", "slice_mm", "shape", "n_slices", "head", "seed")
     }
-    told["vae"]["cohort"] = geometry | {"data": "oasis3", "sessions": "ab12"}
+    real = geometry | {"data": "oasis3", "sessions": "ab12"}
+    told["vae"]["cohort"] = told["pipeline"]["composition"]["cohort"] = real
     path.write_text(json.dumps(told))
     edit(run, files=json.loads((run / "config.json").read_text())["files"] | {"training.json": sha256(path)})
     card = (export_weights(run, tmp_path / "w").folder / "README.md").read_text()
@@ -95,7 +96,9 @@ def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path)
 
 
 def test_several_folders_of_heads_are_named_without_their_places(smoke_run, tmp_path):
-    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline", "coarse")))
+    run = Path(
+        shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline", "composition"))
+    )
     for path in (run / "vae" / "made_with.json", run / "cohort" / "recipe.json"):
         made = json.loads(path.read_text())
         made.get("cohort", made)["anatomies"] = ["/far/away/heads", "/far/away/more"]

@@ -27,31 +27,32 @@ def count(*parts) -> int:
 
 def test_what_is_drawn_are_the_networks_that_were_trained(smoke_run):
     drawn, pipe = architecture_of(smoke_run.profile), smoke_run.pipeline()
-    vae = pipe.vae
+    vae = smoke_run.vae()
     assert drawn["parameters"] == {
         "encoder": count(vae.encoder, vae.embed), "decoder": count(vae.decoder),
-        "denoiser": count(pipe.denoiser), "coarse": count(pipe.coarse),
+        "denoiser": count(pipe.denoiser), "composition": count(pipe.decoder),
     }  # fmt: skip
     assert drawn["latent"] == tuple(smoke_run.fine_latents("val").values.shape[1:])
-    assert drawn["coarse"] == (len(pipe.config.latent_mean), *pipe.config.latent_size)
+    assert drawn["composition"] == (len(pipe.config.latent_mean), *pipe.config.latent_size)
     assert drawn["decoder"][-1][1][0] * vae.config.decoder_stem == smoke_run.recipe.shape[0]
 
 
-def test_the_paper_s_networks_have_the_published_sizes_and_no_coarse_level():
+def test_the_paper_s_networks_have_the_published_sizes_and_no_compositions():
     drawn = architecture_of(PAPER)
-    assert drawn["coarse"] is None and "coarse" not in drawn["parameters"]
+    assert drawn["composition"] is None and "composition" not in drawn["parameters"]
     assert drawn["latent"] == (6, 28, 20)
     assert drawn["parameters"]["denoiser"] == 183_994_886
-    assert "coarse" not in words(PAPER)
+    assert "composition" not in words(PAPER)
 
 
-@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.coarse is not None])
-def test_a_coarse_level_is_drawn_with_its_size(name):
+@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.composition is not None])
+def test_compositions_are_drawn_with_its_size(name):
     drawn = architecture_of(PROFILES[name])
-    assert "coarse latent {}×{}×{}".format(*drawn["coarse"]) in words(PROFILES[name])
+    assert "latent of compositions {}×{}×{}".format(*drawn["composition"]) in words(PROFILES[name])
 
 
 def test_another_configuration_is_another_picture():
-    wider = replace(LAPTOP, vae=LAPTOP.vae | {"latent_channels": 5}, coarse={"coarse_channels": 17}, sampling_steps=33)
-    for number in ("5×56×40", "17×7×5", "33 steps"):
+    composition = LAPTOP.composition | {"latent_channels": 17}
+    wider = replace(LAPTOP, vae=LAPTOP.vae | {"latent_channels": 5}, composition=composition, sampling_steps=33)
+    for number in ("5×56×40", "38×14×10", "33 steps"):
         assert number in words(wider) and number not in words(LAPTOP)

@@ -14,9 +14,12 @@ from phyldm_core import inference
 from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import TissueMaps
+from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
+from phyldm_core.running.export import export_weights
+from phyldm_core.running.latents import apart, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
-from phyldm_core.running.run import MissingResult, Run, latents, open_run
+from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.vae import PoEVAE
 from phyldm_core.weights import load_weights
 
@@ -48,7 +51,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
     assert isinstance(maps, TissueMaps)
     assert maps.pd.shape == (SMOKE.n_samples, *SMOKE.cohort.shape)
     assert all((m > 0).all() and torch.isfinite(m).all() for m in maps)
-    parts = ["coarse", "cohort", "config.json", "pipeline", "samples", "training.json", "vae"]
+    parts = ["cohort", "composition", "config.json", "pipeline", "samples", "training.json", "vae"]
     assert sorted(p.name for p in copy.folder.iterdir()) == parts
     assert not [f for f in copy.folder.rglob("*") if f.suffix in (".pt", ".bin", ".pkl", ".part")]
 
@@ -56,7 +59,7 @@ def test_a_run_leaves_what_later_chapters_need(copy):
 def test_the_second_time_nothing_is_made(copy):
     copy.make_samples()
     before = files(copy.folder)
-    for part in (copy.make_cohort, copy.train_vae, copy.train_coarse, copy.train_diffusion):
+    for part in (copy.make_cohort, copy.train_vae, copy.train_composition, copy.train_diffusion):
         assert list(part()) == []
     copy.make_samples()
     assert files(copy.folder) == before
@@ -68,14 +71,51 @@ def test_samples_are_those_of_the_pipeline_and_the_seed(copy):
     torch.testing.assert_close(kept.stack(), drawn.stack())
 
 
-def test_the_pipeline_decodes_with_the_run_s_vae(smoke_run):
-    for a, b in zip(smoke_run.vae().parameters(), smoke_run.pipeline().vae.parameters(), strict=True):
+def test_the_pipeline_decodes_with_the_run_s_composition_autoencoder(smoke_run):
+    parts = smoke_run.composition(), smoke_run.pipeline().decoder
+    for a, b in zip(*(part.parameters() for part in parts), strict=True):
+        torch.testing.assert_close(a.half().float(), b, rtol=0, atol=0)  # kept in half precision
+
+
+def test_slices_that_are_almost_one_are_not_trained_on_twice(smoke_run):
+    slices = smoke_run.scans("train")
+    assert torch.equal(apart(slices, slice_mm=6.0), torch.arange(len(slices)))
+    rows = apart(slices, slice_mm=1.0)  # two a person here: the lower one of the first, the upper of the second …
+    assert slices.subject[rows].tolist() == slices.subject.unique().tolist()
+    assert slices.position[rows].tolist() == [-1, 1, -1, 1]
+
+
+def test_mirror_images_are_drawn_from_too(smoke_run):
+    composed, latents = smoke_run.compositions("train"), smoke_run.drawn_latents("train")
+    n = len(composed.shares)
+    assert len(latents) == 2 * n
+    assert torch.equal(latents.conditions[:n], latents.conditions[n:])
+    k = smoke_run.composition().config.latent_channels
+    texture = (latents.values * latents.scale[:, None, None] + latents.mean[:, None, None])[:, k : k + 12]
+    here, there = (torch.nn.functional.pixel_shuffle(part, 2) for part in texture.split(n))
+    torch.testing.assert_close(here, there.flip(-1), atol=1e-5, rtol=1e-3)
+
+
+def test_a_given_vae_is_taken_and_not_trained(smoke_run, tmp_path):
+    given = export_weights(smoke_run, tmp_path / "weights")
+    run = open_run(tmp_path / "run", "smoke", seed=8, given=given)
+    shutil.copytree(smoke_run.cohort_folder, run.cohort_folder)
+    assert list(run.train_vae()) == []
+    for a, b in zip(run.vae().parameters(), smoke_run.vae().parameters(), strict=True):
         assert torch.equal(a, b)
+    assert len(list(run.train_composition())) == SMOKE.composition_schedule.steps
+    assert len(list(run.train_diffusion())) == SMOKE.diffusion_schedule.steps
+    trained = load_weights(run.folder)
+    assert trained.training["vae"]["seed"] == smoke_run.seed  # the record is the given one's
+    assert trained.training["heads"] == given.training["heads"]
+    assert reopen(run.folder).pipeline().config == run.pipeline().config
+    with pytest.raises(BadInput, match="its VAE knows slices of 6 mm of the brain alone, profile release has others"):
+        open_run(tmp_path / "other", "release", given=given)
 
 
 def test_training_is_kept_as_a_table(smoke_run):
     schedules = {
-        "vae": SMOKE.vae_schedule, "coarse": SMOKE.coarse_schedule,
+        "vae": SMOKE.vae_schedule, "composition": SMOKE.composition_schedule,
         "pipeline": SMOKE.diffusion_schedule,
     }  # fmt: skip
     for part, schedule in schedules.items():
@@ -103,7 +143,7 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
     assert len(list(changed.train_vae())) == SMOKE.vae_schedule.steps
     with pytest.raises(MissingResult, match="04_train_diffusion"):
         changed.pipeline()  # the old one speaks the old VAE's latents
-    assert len(list(changed.train_coarse())) == SMOKE.coarse_schedule.steps
+    assert len(list(changed.train_composition())) == SMOKE.composition_schedule.steps
     assert len(list(changed.train_diffusion())) == SMOKE.diffusion_schedule.steps
     changed.pipeline()
     with pytest.raises(MissingResult):
@@ -112,7 +152,7 @@ def test_another_setting_is_trained_anew_and_what_depends_on_it_too(copy):
 
 def test_another_sampler_needs_no_training(copy):
     changed = replace(copy, profile=replace(SMOKE, sampling_steps=2))
-    assert [*changed.train_vae(), *changed.train_coarse(), *changed.train_diffusion()] == []
+    assert [*changed.train_vae(), *changed.train_composition(), *changed.train_diffusion()] == []
     assert (changed.make_samples().pd - copy.make_samples().pd).abs().max() > 0
 
 
@@ -131,7 +171,7 @@ def test_the_seed_is_part_of_the_settings(copy):
         (lambda run: run.truth("test"), "02_cohort"),
         (lambda run: next(run.train_vae()), "02_cohort"),
         (lambda run: run.vae(), "03_train_vae"),
-        (lambda run: next(run.train_coarse()), "03_train_vae"),
+        (lambda run: next(run.train_composition()), "03_train_vae"),
         (lambda run: next(run.train_diffusion()), "04_train_diffusion"),
         (lambda run: run.pipeline(), "04_train_diffusion"),
         (lambda run: run.make_samples(), "04_train_diffusion"),
@@ -246,7 +286,7 @@ def test_in_scanner_units_an_arbitrary_gain_changes_nothing(smoke_run):
 
 @pytest.mark.parametrize("precision, off", [("no", 1e-5), ("bf16", 0.1)])  # of a spread
 def test_latents_are_posterior_means_of_all_slices_and_their_mirror_images(smoke_run, monkeypatch, precision, off):
-    monkeypatch.setattr(module, "best_precision", lambda: precision)
+    monkeypatch.setattr(latents_module, "best_precision", lambda: precision)
     vae, slices = smoke_run.vae(), smoke_run.scans("train")
     train = latents(vae, slices)
     assert len(train) == 2 * len(slices) and train.values.dtype == torch.float32

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from phyldm_core.coarse import CoarseVAE
-from phyldm_core.diffusion import DiffusionObjective, LatentBatch, TissueTransformer
+from phyldm_core.composition import BRAIN, HEAD, CompositionVAE, compose
+from phyldm_core.diffusion import CONDITIONS, DiffusionObjective, LatentBatch, TissueTransformer
 from phyldm_core.losses import VAEBatch
 from phyldm_core.machine.precision import best_precision
 from phyldm_core.running.profiles import LAPTOP, Profile
@@ -18,28 +18,30 @@ from .vae_step import PlainPaperVAE, oasis3_batch
 
 
 def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile, half: bool = False) -> Callable:
-    """One step of a profile with a coarse level, ``half`` in bf16.
+    """One step of a profile that draws compositions, ``half`` in bf16.
 
     ``encoder`` encodes the scans in it, None finds their latents done.
     """
     torch.manual_seed(0)
     vae = (encoder or PoEVAE)(**profile.vae).eval()
-    coarse = CoarseVAE(vae.config.latent_channels, **profile.coarse).eval()
+    tissues = HEAD if profile.cohort.head else BRAIN
+    composition = CompositionVAE(tissues, **profile.composition).eval()
 
     @torch.no_grad()
     def latents():
         fine = vae.encode(batch.images, batch.settings, batch.observed, batch.level, batch.common).mean
-        return coarse.encode(fine).mean
+        return composition.join(compose(vae.decode(fine), tissues, composition.downsampling // 2))
 
     kept = latents()
     channels, size = kept.shape[1], tuple(kept.shape[2:])
-    objective = DiffusionObjective(TissueTransformer(channels + 1, channels, size, **profile.denoiser), profile.process)
+    denoiser = TissueTransformer(channels + 2 * len(CONDITIONS), channels, size, **profile.denoiser)
+    objective = DiffusionObjective(denoiser, profile.process)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-6)
-    position = torch.zeros(len(kept))
+    conditions = torch.full((len(kept), len(CONDITIONS)), 0.2)
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = objective(LatentBatch(latents() if encoder else kept, position), 0)["total"]
+            loss = objective(LatentBatch(latents() if encoder else kept, conditions), 0)["total"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -13,8 +13,8 @@ import pandas
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from phyldm_core.coarse import CoarseVAE
-from phyldm_core.diffusion import TissuePipeline, TissueTransformer, make_scheduler, paper_noise, paper_unet
+from phyldm_core.composition import BRAIN, CompositionVAE
+from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler, paper_noise, paper_unet
 from phyldm_core.evaluation.tables import sample_histograms
 from phyldm_core.running.profiles import LAPTOP, PAPER
 from phyldm_core.running.run import Run
@@ -28,12 +28,11 @@ TIMED_STEPS = 2  # of DDIM's 50, which cost the same each: one image takes minut
 
 def laptop_pipeline() -> TissuePipeline:
     """The laptop profile's networks, untrained."""
-    vae, coarse = PoEVAE(**LAPTOP.vae), CoarseVAE(**LAPTOP.coarse)
-    fine, size = vae.config.latent_channels, tuple(side // vae.downsampling for side in LAPTOP.cohort.shape)
-    with torch.no_grad():
-        channels, *size = coarse.encode(torch.zeros(1, fine, *size)).mean.shape[1:]
-    denoiser = TissueTransformer(channels + 1, channels, tuple(size), **LAPTOP.denoiser)
-    return _pipeline(denoiser, make_scheduler("flow"), vae, coarse, channels, size)
+    composition = CompositionVAE(BRAIN, **LAPTOP.composition)
+    size = [side // composition.downsampling for side in LAPTOP.cohort.shape]
+    channels = composition.drawn_channels
+    denoiser = TissueTransformer(channels + 2 * len(CONDITIONS), channels, tuple(size), **LAPTOP.denoiser)
+    return _pipeline(denoiser, make_scheduler("flow"), composition, channels, size)
 
 
 def paper_pipeline() -> TissuePipeline:
@@ -41,16 +40,11 @@ def paper_pipeline() -> TissuePipeline:
     vae = PoEVAE(**PAPER.vae)
     size = [side // vae.downsampling for side in PAPER.cohort.shape]
     channels = vae.config.latent_channels
-    return _pipeline(paper_unet(channels, tuple(size)), DDIMScheduler(**paper_noise()), vae, None, channels, size)
+    return _pipeline(paper_unet(channels, tuple(size)), DDIMScheduler(**paper_noise()), vae, channels, size)
 
 
-def _pipeline(denoiser, scheduler, vae, coarse, channels: int, size: list[int]) -> TissuePipeline:
-    fine = vae.config.latent_channels
-    networks = [network if network is None else network.eval() for network in (denoiser, vae, coarse)]
-    pipe = TissuePipeline(
-        networks[0], scheduler, networks[1], networks[2],
-        [0.0] * channels, [1.0] * channels, [0.0] * fine, [1.0] * fine, list(size),
-    )  # fmt: skip
+def _pipeline(denoiser, scheduler, decoder, channels: int, size: list[int]) -> TissuePipeline:
+    pipe = TissuePipeline(denoiser.eval(), scheduler, decoder.eval(), [0.0] * channels, [1.0] * channels, size)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

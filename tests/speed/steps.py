@@ -16,8 +16,8 @@ import pandas
 import torch
 import typer
 
-from phyldm_core.coarse import CoarseObjective, CoarseVAE
-from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
+from phyldm_core.composition import BRAIN, CompositionBatch, CompositionObjective, CompositionVAE
+from phyldm_core.diffusion import CONDITIONS, DiffusionObjective, LatentBatch, TissueTransformer
 from phyldm_core.losses import VAEBatch, VAEObjective
 from phyldm_core.physics import REFERENCE
 from phyldm_core.running.profiles import LAPTOP
@@ -35,26 +35,24 @@ def vae_step() -> Callable:
     return lambda: objective(batch, 0)["total"]
 
 
-def coarse_step() -> Callable:
-    vae, n = PoEVAE(**LAPTOP.vae), LAPTOP.coarse_schedule.batch_size
-    size = [side // vae.downsampling for side in LAPTOP.cohort.shape]
-    fine = Latents(torch.randn(n, vae.config.latent_channels, *size), torch.zeros(n), None)
-    objective = CoarseObjective(CoarseVAE(vae.config.latent_channels, **LAPTOP.coarse), vae, fine, LAPTOP.coarse_kl)
-    batch = fine.batch(torch.arange(n), torch.Generator().manual_seed(0))
-    return lambda: objective(batch, 0)["total"]
+def composition_step() -> Callable:
+    objective = CompositionObjective(CompositionVAE(BRAIN, **LAPTOP.composition), LAPTOP.composition_kl, halved=0)
+    shares = torch.rand(LAPTOP.composition_schedule.batch_size, 1 + len(BRAIN), *LAPTOP.cohort.shape).softmax(1)
+    return lambda: objective(CompositionBatch(shares), 0)["total"]
 
 
 def diffusion_step() -> Callable:
-    network, n = TissueTransformer(**LAPTOP.denoiser), LAPTOP.diffusion_schedule.batch_size
-    coarse = Latents(torch.randn(n, network.config.out_channels, *network.config.size), torch.zeros(n), None)
+    composition, n = CompositionVAE(BRAIN, **LAPTOP.composition), LAPTOP.diffusion_schedule.batch_size
+    channels, size = composition.drawn_channels, tuple(s // composition.downsampling for s in LAPTOP.cohort.shape)
+    network = TissueTransformer(channels + 2 * len(CONDITIONS), channels, size, **LAPTOP.denoiser)
     objective = DiffusionObjective(network, LAPTOP.process)
-    batch = coarse.batch(torch.arange(n), torch.Generator().manual_seed(0))
+    batch = LatentBatch(torch.randn(n, channels, *size), torch.full((n, len(CONDITIONS)), 0.2))
     return lambda: objective(batch, 0)["total"]
 
 
 def main(rounds: int = 7):
     rows = []
-    for name, make in {"VAE": vae_step, "coarse level": coarse_step, "diffusion": diffusion_step}.items():
+    for name, make in {"VAE": vae_step, "compositions": composition_step, "diffusion": diffusion_step}.items():
         step = make()
         for round_ in range(rounds + 1):  # the first warms up
             for way, (half, threads) in WAYS.items():

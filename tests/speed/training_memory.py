@@ -12,8 +12,8 @@ from phyldm_core.diffusion import DiffusionObjective, TissueTransformer
 from phyldm_core.losses import VAEData, VAEObjective
 from phyldm_core.machine.on_disk import in_a_file
 from phyldm_core.physics import REFERENCE
+from phyldm_core.running.latents import latents
 from phyldm_core.running.profiles import LAPTOP
-from phyldm_core.running.run import latents
 from phyldm_core.slices import MODALITIES, Slices
 from phyldm_core.training import training_loop
 from phyldm_core.vae import PoEVAE

@@ -27,8 +27,8 @@ from .physics import TissueMaps
 from .tissue import TISSUES, in_vivo_3t, mix
 from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior
 
-BRAIN = ("WM", "GM", "CSF")
-HEAD = ("WM", "GM", "CSF", "fat", "muscle", "lesion")
+BRAIN_PARTS = ("WM", "GM", "CSF")
+HEAD_PARTS = ("WM", "GM", "CSF", "fat", "muscle", "lesion")
 """Tissues that a stripped brain and a whole head are told apart into; air and bone, which give no signal, come first
 in every composition and are in neither list. Muscle stands for blood and skin too: all have a short T2."""
 
@@ -108,7 +108,7 @@ def unmix(maps: Tensor, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
     return torch.cat([1 - full, full * volume / whole], 1)
 
 
-def tissue_values(maps: Tensor, tissues: tuple[str, ...]) -> Tensor:
+def own_values(maps: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """``(n, k, 3)``: PD, T1 (s), T2 (s) that each tissue measures in maps ``(n, 3, y, x)``.
 
     The mode of T1 among the voxels that hold most of the tissue, found by going to their mean within an ever shorter
@@ -133,12 +133,12 @@ def compose(maps: TissueMaps, tissues: tuple[str, ...], cell: int) -> Compositio
     Parameters
     ----------
     tissues
-        :data:`BRAIN` or :data:`HEAD`.
+        :data:`BRAIN_PARTS` or :data:`HEAD_PARTS`.
     cell
         Voxels along each side of a cell of the texture; divides y and x.
     """
     stack = maps.stack()
-    values = tissue_values(stack, tissues)
+    values = own_values(stack, tissues)
     shares = unmix(stack, values, tissues)
     full = (shares[:, :1] < 0.1).float()  # at the rim PD is shared with air
     rest = (stack.clamp_min(1e-3).log() - mix(shares[:, 1:], values).clamp_min(1e-3).log()).clamp(-0.5, 0.5)
@@ -161,7 +161,7 @@ def csf_share(shares: Tensor) -> Tensor:
     """``(n,)``: what part of the skull's inside is CSF, of shares ``(n, 1 + k, y, x)``."""
     area = shares.sum((2, 3))
     inside = area[:, 1:4].sum(1)  # WM, GM, CSF
-    return area[:, 1 + BRAIN.index("CSF")] / inside.clamp_min(1e-6)
+    return area[:, 1 + BRAIN_PARTS.index("CSF")] / inside.clamp_min(1e-6)
 
 
 # --- the network --------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class CompositionVAE(ModelMixin, ConfigMixin):
     Parameters
     ----------
     tissues
-        :data:`BRAIN` or :data:`HEAD`.
+        :data:`BRAIN_PARTS` or :data:`HEAD_PARTS`.
     latent_channels
         Of the latent.
     stem
@@ -188,7 +188,7 @@ class CompositionVAE(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        tissues: tuple[str, ...] = HEAD,
+        tissues: tuple[str, ...] = HEAD_PARTS,
         latent_channels: int = 24,
         stem: int = 4,
         widths: tuple[int, ...] = (64, 96, 160),

@@ -26,7 +26,7 @@ CORE = 0.5
 """Of the brain's greatest depth: deeper lie ventricles and deep grey matter, further out cortex and its sulci."""
 
 N_RAYS = 360
-SOFT_TISSUE = 1 / 3  # of water's signal in a PD-weighted scan: soft tissue is above, bone and air are below
+SOFT_SIGNAL = 1 / 3  # of water's signal in a PD-weighted scan: soft tissue is above, bone and air are below
 GAP_RAYS = 5  # that may miss bone or scalp side by side, 7 mm of outline: in a true temple bone is a pixel thin
 CUT_MM = 15.0  # nearer to the edge of the picture than this, a head may go on outside it: nothing can be said
 
@@ -150,7 +150,7 @@ def cortex(t1: NDArray, labels: NDArray, inner: NDArray, voxel_mm: float) -> tup
 def measure_shapes(maps: TissueMaps, voxel_mm: float) -> pandas.DataFrame:
     """:data:`MEASURES` of every slice, a row each; NaN where a slice lacks what is measured (skull: not closed)."""
     labels, rows = tissue_labels(maps), []
-    seen = (render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > SOFT_TISSUE).numpy()
+    seen = (render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > SOFT_SIGNAL).numpy()
     for soft, t1, of in zip(seen, maps.t1.numpy(), labels, strict=True):
         brain = of > 0
         if not brain.any():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..composition import BRAIN, HEAD, CompositionVAE
+from ..composition import BRAIN_PARTS, HEAD_PARTS, CompositionVAE
 from ..diffusion import CONDITIONS, TissueTransformer, paper_unet
 from ..errors import BadInput
 from ..losses import VAELoss
@@ -160,7 +160,7 @@ def make_composition(profile: Profile) -> CompositionVAE | None:
     """The autoencoder of compositions, untrained; None in a profile that draws the VAE's own latents."""
     if profile.composition is None:
         return None
-    return CompositionVAE(HEAD if profile.cohort.head else BRAIN, **profile.composition)
+    return CompositionVAE(HEAD_PARTS if profile.cohort.head else BRAIN_PARTS, **profile.composition)
 
 
 def make_denoiser(profile: Profile, channels: int, size: tuple[int, int]) -> nn.Module:

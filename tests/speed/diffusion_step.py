@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from phyldm_core.composition import BRAIN, HEAD, CompositionVAE, compose
+from phyldm_core.composition import BRAIN_PARTS, HEAD_PARTS, CompositionVAE, compose
 from phyldm_core.diffusion import CONDITIONS, DiffusionObjective, LatentBatch, TissueTransformer
 from phyldm_core.losses import VAEBatch
 from phyldm_core.machine.precision import best_precision
@@ -24,7 +24,7 @@ def make_step(batch: VAEBatch, encoder: type[PoEVAE] | None, profile: Profile, h
     """
     torch.manual_seed(0)
     vae = (encoder or PoEVAE)(**profile.vae).eval()
-    tissues = HEAD if profile.cohort.head else BRAIN
+    tissues = HEAD_PARTS if profile.cohort.head else BRAIN_PARTS
     composition = CompositionVAE(tissues, **profile.composition).eval()
 
     @torch.no_grad()

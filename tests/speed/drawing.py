@@ -13,7 +13,7 @@ import pandas
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from phyldm_core.composition import BRAIN, CompositionVAE
+from phyldm_core.composition import BRAIN_PARTS, CompositionVAE
 from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler, paper_noise, paper_unet
 from phyldm_core.evaluation.tables import sample_histograms
 from phyldm_core.running.profiles import LAPTOP, PAPER
@@ -28,7 +28,7 @@ TIMED_STEPS = 2  # of DDIM's 50, which cost the same each: one image takes minut
 
 def laptop_pipeline() -> TissuePipeline:
     """The laptop profile's networks, untrained."""
-    composition = CompositionVAE(BRAIN, **LAPTOP.composition)
+    composition = CompositionVAE(BRAIN_PARTS, **LAPTOP.composition)
     size = [side // composition.downsampling for side in LAPTOP.cohort.shape]
     channels = composition.drawn_channels
     denoiser = TissueTransformer(channels + 2 * len(CONDITIONS), channels, tuple(size), **LAPTOP.denoiser)

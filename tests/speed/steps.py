@@ -16,7 +16,7 @@ import pandas
 import torch
 import typer
 
-from phyldm_core.composition import BRAIN, CompositionBatch, CompositionObjective, CompositionVAE
+from phyldm_core.composition import BRAIN_PARTS, CompositionBatch, CompositionObjective, CompositionVAE
 from phyldm_core.diffusion import CONDITIONS, DiffusionObjective, LatentBatch, TissueTransformer
 from phyldm_core.losses import VAEBatch, VAEObjective
 from phyldm_core.physics import REFERENCE
@@ -36,13 +36,13 @@ def vae_step() -> Callable:
 
 
 def composition_step() -> Callable:
-    objective = CompositionObjective(CompositionVAE(BRAIN, **LAPTOP.composition), LAPTOP.composition_kl, halved=0)
-    shares = torch.rand(LAPTOP.composition_schedule.batch_size, 1 + len(BRAIN), *LAPTOP.cohort.shape).softmax(1)
+    objective = CompositionObjective(CompositionVAE(BRAIN_PARTS, **LAPTOP.composition), LAPTOP.composition_kl, halved=0)
+    shares = torch.rand(LAPTOP.composition_schedule.batch_size, 1 + len(BRAIN_PARTS), *LAPTOP.cohort.shape).softmax(1)
     return lambda: objective(CompositionBatch(shares), 0)["total"]
 
 
 def diffusion_step() -> Callable:
-    composition, n = CompositionVAE(BRAIN, **LAPTOP.composition), LAPTOP.diffusion_schedule.batch_size
+    composition, n = CompositionVAE(BRAIN_PARTS, **LAPTOP.composition), LAPTOP.diffusion_schedule.batch_size
     channels, size = composition.drawn_channels, tuple(s // composition.downsampling for s in LAPTOP.cohort.shape)
     network = TissueTransformer(channels + 2 * len(CONDITIONS), channels, size, **LAPTOP.denoiser)
     objective = DiffusionObjective(network, LAPTOP.process)

@@ -71,7 +71,7 @@ class Composition:
     texture: Tensor
 
 
-def literature(tissues: tuple[str, ...]) -> Tensor:
+def medians_of(tissues: tuple[str, ...]) -> Tensor:
     """``(k, 3)``: median PD, T1 (s), T2 (s) in vivo at 3 T."""
     return torch.from_numpy(in_vivo_3t().median[[TISSUES.index(t) for t in tissues]]).float()
 
@@ -116,7 +116,7 @@ def own_values(maps: Tensor, tissues: tuple[str, ...]) -> Tensor:
     :data:`PRIOR_VOXELS`.
     """
     maps = maps[..., ::2, ::2]  # enough to tell, for a quarter of the cost
-    logs, known = maps.clamp_min(1e-3).log(), literature(tissues).log().to(maps.device)
+    logs, known = maps.clamp_min(1e-3).log(), medians_of(tissues).log().to(maps.device)
     values = known.expand(len(maps), -1, -1)
     for reach in REACH:
         mostly = unmix(maps, values.exp(), tissues)[:, 1:] > 0.5

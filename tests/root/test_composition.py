@@ -14,7 +14,7 @@ from phyldm_core.composition import (
     CompositionVAE,
     compose,
     csf_share,
-    literature,
+    medians_of,
     restore,
     unmix,
 )
@@ -54,7 +54,7 @@ def rings(n: int = 4, size: int = 64) -> torch.Tensor:
     ids=["white matter", "its border with cortex", "a sulcus", "under the skin", "a lesion"],
 )
 def test_a_voxel_is_told_apart_into_what_it_was_mixed_from(parts):
-    shares, values = of(*parts), literature(HEAD_PARTS)
+    shares, values = of(*parts), medians_of(HEAD_PARTS)
     found = unmix(mix(shares[:, 1:], values), values, HEAD_PARTS)
     torch.testing.assert_close(found, shares, atol=0.02, rtol=0)
 
@@ -63,16 +63,16 @@ def test_what_gives_no_signal_is_air_and_bone_whatever_its_times():
     bone = torch.tensor([0.12, 0.25, 0.001]).view(1, 3, 1, 1)
     air = torch.tensor([0.02, 1.3, 0.09]).view(1, 3, 1, 1)  # noise has some T1
     for maps in (bone, air, torch.zeros(1, 3, 1, 1)):
-        assert unmix(maps, literature(HEAD_PARTS), HEAD_PARTS)[0, AIR] > 0.9
+        assert unmix(maps, medians_of(HEAD_PARTS), HEAD_PARTS)[0, AIR] > 0.9
 
 
 def test_half_a_voxel_of_scalp_is_half_empty():
-    half = mix(of((FAT, 0.5))[:, 1:], literature(HEAD_PARTS))
-    assert unmix(half, literature(HEAD_PARTS), HEAD_PARTS)[0, AIR, 0, 0] == pytest.approx(0.5, abs=0.05)
+    half = mix(of((FAT, 0.5))[:, 1:], medians_of(HEAD_PARTS))
+    assert unmix(half, medians_of(HEAD_PARTS), HEAD_PARTS)[0, AIR, 0, 0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_tissue_values_are_the_person_s_own():
-    shares, values = rings(2), literature(HEAD_PARTS).expand(2, -1, -1).clone()
+    shares, values = rings(2), medians_of(HEAD_PARTS).expand(2, -1, -1).clone()
     values[0, 0, 1] *= 1.08  # white matter with a long T1
     values[1, 1, 1] *= 0.92  # cortex with a short one
     values[1, 2, 2] *= 0.8  # fluid with a short T2
@@ -82,7 +82,7 @@ def test_tissue_values_are_the_person_s_own():
 
 
 def test_maps_come_back_with_their_texture():
-    shares, values = rings(2), literature(HEAD_PARTS).expand(2, -1, -1)
+    shares, values = rings(2), medians_of(HEAD_PARTS).expand(2, -1, -1)
     texture = 0.05 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     field = functional.interpolate(texture, size=(64, 64), mode="bicubic").exp()
     maps = TissueMaps.from_stack(mix(shares[:, 1:], values) * field)
@@ -94,7 +94,7 @@ def test_maps_come_back_with_their_texture():
 
 
 def test_t1_and_t2_are_zero_where_nothing_is():
-    found = restore(Composition(rings(1), literature(HEAD_PARTS)[None], torch.zeros(1, 3, 8, 8)))
+    found = restore(Composition(rings(1), medians_of(HEAD_PARTS)[None], torch.zeros(1, 3, 8, 8)))
     assert (found.t1[rings(1)[:, AIR] == 1] == 0).all()
     assert (found.stack()[:, :, 32, 32] > 0).all()
 
@@ -153,7 +153,7 @@ def test_half_of_the_training_slices_are_mirrored():
 
 
 def test_anatomy_texture_and_values_are_one_latent_and_come_apart_again(autoencoder):
-    values = literature(HEAD_PARTS).expand(4, -1, -1) * torch.linspace(0.9, 1.1, 4)[:, None, None]
+    values = medians_of(HEAD_PARTS).expand(4, -1, -1) * torch.linspace(0.9, 1.1, 4)[:, None, None]
     texture = 0.1 * torch.randn(4, 3, 16, 16)
     latent = autoencoder.join(Composition(rings(), values, texture))
     assert latent.shape == (4, autoencoder.drawn_channels, 8, 8)
@@ -167,7 +167,7 @@ def test_a_pipeline_with_compositions_survives_saving(autoencoder, tmp_path):
     n = autoencoder.drawn_channels
     denoiser = TissueTransformer(n + 2 * len(CONDITIONS), n, (8, 8), width=16, layers=1, heads=2)
     parts = denoiser.eval(), make_scheduler("flow"), autoencoder.eval()
-    mean = autoencoder.join(Composition(rings(), literature(HEAD_PARTS).expand(4, -1, -1), torch.zeros(4, 3, 16, 16)))
+    mean = autoencoder.join(Composition(rings(), medians_of(HEAD_PARTS).expand(4, -1, -1), torch.zeros(4, 3, 16, 16)))
     pipe = TissuePipeline(*parts, mean.mean((0, 2, 3)).tolist(), [0.1] * n, (8, 8), 1.0)
     pipe.save_pretrained(tmp_path)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]

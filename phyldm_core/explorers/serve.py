@@ -21,15 +21,15 @@ THIS_MACHINE_ONLY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data
 
 PAGES = {
     "contrasts": """\
-from phyldm_core.contrasts import ContrastExplorer
-from phyldm_core.subjects import find_subjects, weights_of
+from phyldm_core.explorers.contrasts import ContrastExplorer
+from phyldm_core.explorers.subjects import find_subjects, weights_of
 ContrastExplorer(find_subjects({run!r}), weights_dir=weights_of({run!r}))""",
     "histograms": """\
-from phyldm_core.histograms import HistogramExplorer
-from phyldm_core.populations import find_populations
+from phyldm_core.explorers.histograms import HistogramExplorer
+from phyldm_core.explorers.populations import find_populations
 HistogramExplorer(find_populations({run!r}), "figures")""",
     "latents": """\
-from phyldm_core.latent_explorer import LatentExplorer
+from phyldm_core.explorers.latents import LatentExplorer
 LatentExplorer({run!r})""",
 }
 """What each page runs; the chapters show the same explorers."""

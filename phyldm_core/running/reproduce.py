@@ -258,8 +258,6 @@ def check_parameters(notebook: Path, parameters: dict):
         raise BadInput(f"{notebook.name} has no {', '.join(missing)} in a cell tagged `parameters`: add it there")
 
 
-
-
 def check_writable(folder: Path, option: str):
     """Make the folder and try to write in it."""
     try:

@@ -37,22 +37,15 @@ from phyldm_core.physics import Protocol, render
 from phyldm_core.slices import MAPS
 from phyldm_core.tissue import three_medians
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 PATIENCE = 180_000  # ms, for a kernel to start on a busy machine
 SIZES = {"laptop": (1280, 720), "projector": (1920, 1080)}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make browser-test says how to get it"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 SLOW = """\
 import torch
-from phyldm_core.contrasts import ContrastExplorer
+from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.physics import TissueMaps
 
 def slow(progress):
@@ -62,7 +55,9 @@ def slow(progress):
 
 ContrastExplorer({{"quick": TissueMaps(*(torch.full((56, 40), v) for v in (0.7, 1.0, 0.1))), "slow": slow}})"""
 """A page whose second subject keeps the kernel computing for longer than any test waits."""
-EXPLORE = f"from phyldm_core import cli, explore; explore.PAGES['slow'] = {SLOW!r}; cli.app()"
+EXPLORE = (
+    f"from phyldm_core import cli; from phyldm_core.explorers import serve; serve.PAGES['slow'] = {SLOW!r}; cli.app()"
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +83,6 @@ def run_dir(smoke_run, tmp_path_factory) -> Path:
     files = told["files"] | {"pipeline/model_index.json": sha256(index)}
     (folder / "config.json").write_bytes(to_json(told | {"files": files}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -r requirements.txt")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

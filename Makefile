@@ -21,7 +21,7 @@ test: environment
 browser-test: environment
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
 		{ echo "No Chromium here: make chromium (apt, as root), or install it as your system does."; exit 1; }
-	$(VENV)/bin/pytest -n 0 -m slow -s tests/explorers/test_browser.py $(ARGS)
+	$(VENV)/bin/pytest -n 0 -m slow -s tests/explorers $(ARGS)
 
 chromium:
 	apt-get update

@@ -79,12 +79,16 @@ def reproduce_command(
     seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
     pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
 ):
-    """Run every notebook: cohort, training, samples, figures, one report. A second run reuses what is trained."""
+    """Run every notebook: cohort, training, samples, figures, a page, one report. A second run reuses training."""
     from .running.reproduce import reproduce
 
-    reproduce(
-        profile, anatomies=anatomies, only=only, start=start, run_dir=out, figures_dir=figures, seed=seed, pdf=pdf
-    )
+    def page(run_dir: Path, figures_dir: Path) -> Path:
+        from .explorers.page import make_page  # seconds of imports, and only once the notebooks have run
+
+        return make_page(run_dir, figures_dir)
+
+    places = {"anatomies": anatomies, "run_dir": out, "figures_dir": figures}
+    reproduce(profile, only=only, start=start, seed=seed, pdf=pdf, make_page=page, **places)
 
 
 SchedulerOption = Annotated[

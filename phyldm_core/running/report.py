@@ -32,6 +32,7 @@ PAPER_FIGURES = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own
 RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 PAGE_TITLE = "# Figures, with what they show\n"
+EXPLORE = "explore.html"  # beside the figures: tissue under any protocol
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
 
 STYLE = """
@@ -59,7 +60,7 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     run_dir
         Holds ``notebooks/*.ipynb`` as executed, and ``metrics/*.csv``.
     figures_dir
-        Holds ``figNN_topic.png``.
+        Holds ``figNN_topic.png``, and maybe :data:`EXPLORE`.
 
     Returns
     -------
@@ -89,7 +90,9 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {topic(path)}' for path in theirs]
     contents += ['<li><a href="#table1">Table 1</a> how well scans are explained'] if table1 else []
     contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {topic(p)}' for p in paths if p not in theirs]
-    body = f"""<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
+    page = figures_dir / EXPLORE
+    link = f'<p><a href="{os.path.relpath(page, run_dir)}">Drag TE, TR and TI</a> and watch tissue become contrast.</p>'
+    body = f"""{link if page.exists() else ""}<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
 <h2 id="paper">Figures and table of the paper</h2>
 {f'<p class="quiet">Not made in this run: {", ".join(missing)}.</p>' if missing else ""}
 {"".join(shown[path] for path in theirs)}{"".join(table1)}

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -48,6 +49,7 @@ def reproduce(
     seed: int = 7,
     pdf: bool = False,
     notebooks_dir: Path = NOTEBOOKS,
+    make_page: Callable[[Path, Path], Path] | None = None,
 ) -> Path:
     """Run the notebooks and write the report.
 
@@ -70,6 +72,8 @@ def reproduce(
         Every figure also as a PDF.
     notebooks_dir
         Where the notebooks are.
+    make_page
+        Makes ``explore.html`` of the run's folder in that of the figures, after the notebooks (:mod:`explorers.page`).
 
     Returns
     -------
@@ -105,11 +109,14 @@ def reproduce(
     began = time.monotonic()
     for notebook in notebooks:
         run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
+    page = make_page(run_dir, figures_dir) if make_page else None
     report = write_report(run_dir, figures_dir)
     write_figures_page(figures_dir, notebooks_dir)
 
     print(f"\nDone in {duration(time.monotonic() - began)}.")
     print(f"  report     {os.path.relpath(report)}")
+    if page:
+        print(f"  page       {os.path.relpath(page)}")
     print(f"  figures    {os.path.relpath(figures_dir)}")
     print(f"  numbers    {os.path.relpath(run_dir / 'metrics')}")
     print(f"  notebooks  {os.path.relpath(run_dir / 'notebooks')}")

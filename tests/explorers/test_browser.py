@@ -37,17 +37,10 @@ from phyldm_core.physics import Protocol, render
 from phyldm_core.slices import MAPS
 from phyldm_core.tissue import three_medians
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 PATIENCE = 180_000  # ms, for a kernel to start on a busy machine
 SIZES = {"laptop": (1280, 720), "projector": (1920, 1080)}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make browser-test says how to get it"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 SLOW = """\
@@ -88,15 +81,6 @@ def run_dir(smoke_run, tmp_path_factory) -> Path:
     files = told["files"] | {"pipeline/model_index.json": sha256(index)}
     (folder / "config.json").write_bytes(to_json(told | {"files": files}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -r requirements.txt")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

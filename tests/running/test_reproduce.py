@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 
 from phyldm_core import cli, physics
 from phyldm_core.errors import BadInput
+from phyldm_core.explorers import page as explore
 from phyldm_core.people import fetch
 from phyldm_core.running import profiles, reproduce
 from phyldm_core.running.report import duration, figures_page, write_report
@@ -81,11 +82,17 @@ def refusal(*arguments) -> str:
     return said
 
 
+def without_brains(run_dir: Path, figures_dir: Path) -> Path:
+    """The page that ends a run, without the half minute that drawing its brains takes."""
+    return explore.write_page(figures_dir / "explore.html", {})
+
+
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A repository with its own notebooks, in which the commands run."""
     runner = functools.partial(reproduce.reproduce, notebooks_dir=tmp_path / "notebooks")
     monkeypatch.setattr(reproduce, "reproduce", runner)
+    monkeypatch.setattr(explore, "make_page", without_brains)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -111,6 +118,7 @@ def finished(tmp_path_factory):
         patch.chdir(root)
         runner = functools.partial(reproduce.reproduce, notebooks_dir=root / "notebooks")
         patch.setattr(reproduce, "reproduce", runner)
+        patch.setattr(explore, "make_page", without_brains)
         code, out, err = phyldm("reproduce", "--profile", "smoke", "--out", "runs/smoke", "--seed", "11")
     assert code == 0, err
     return root, out, err
@@ -124,7 +132,7 @@ def printed(path: Path) -> str:
 def test_the_terminal_shows_a_line_per_notebook_and_where_things_are(finished):
     _, out, err = finished
     assert re.search(r"^00 tissue … \d+ s\n01 training … \d+ s\n", out)
-    for place in ("report.html", "figures", "metrics", "notebooks"):
+    for place in ("report.html", "figures", "figures/explore.html", "metrics", "notebooks"):
         assert re.search(rf"^  \w+ +{re.escape(os.path.join('runs', 'smoke', place))}$", out, re.MULTILINE)
     assert err == ""
 
@@ -164,6 +172,7 @@ def test_the_report_is_one_page_with_every_figure_and_number(finished):
     assert "<td>7.123</td>" in page
     assert "00 · On tissue" in page
     assert "Profile smoke, anatomy: MNI152, seed 11." in page
+    assert '<p><a href="figures/explore.html">Drag TE, TR and TI</a>' in page
     assert f"torch {metadata.version('torch')}" in page
     assert str(root) not in page
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page)  # nothing is loaded from elsewhere

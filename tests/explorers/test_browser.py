@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SLOW = """\
 import torch
-from phyldm_core.contrasts import ContrastExplorer
+from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.physics import TissueMaps
 
 def slow(progress):
@@ -55,7 +55,9 @@ def slow(progress):
 
 ContrastExplorer({{"quick": TissueMaps(*(torch.full((56, 40), v) for v in (0.7, 1.0, 0.1))), "slow": slow}})"""
 """A page whose second subject keeps the kernel computing for longer than any test waits."""
-EXPLORE = f"from phyldm_core import cli, explore; explore.PAGES['slow'] = {SLOW!r}; cli.app()"
+EXPLORE = (
+    f"from phyldm_core import cli; from phyldm_core.explorers import serve; serve.PAGES['slow'] = {SLOW!r}; cli.app()"
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from ..running.report import EXPLORE
 from ..tissue import three_medians
 from ..weights import RELEASE
 from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, SHORTEST_TR, USUAL
-from .subjects import Subject, draw_person, of_maps, weights_of
+from .people import Subject, draw_person, of_maps, weights_of
 
 FOLDER = Path(__file__).parent
 PARTS = ("page.css", "page_physics.js", "page_curves.js", "page.js")

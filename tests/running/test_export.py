@@ -96,13 +96,14 @@ def test_a_run_on_real_scans_does_not_claim_to_be_simulated(smoke_run, tmp_path)
 
 
 def test_several_folders_of_heads_are_named_without_their_places(smoke_run, tmp_path):
-    run = Path(
-        shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline", "composition"))
-    )
+    left_out, folders = shutil.ignore_patterns("pipeline", "composition", "config.json"), ("/far/heads", "/far/more")
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run", ignore=left_out))
     for path in (run / "vae" / "made_with.json", run / "cohort" / "recipe.json"):
         made = json.loads(path.read_text())
-        made.get("cohort", made)["anatomies"] = ["/far/away/heads", "/far/away/more"]
+        made.get("cohort", made)["anatomies"] = folders
         path.write_text(json.dumps(made))
+    trained = replace(smoke_run, folder=run, recipe=replace(smoke_run.recipe, anatomies=folders))
+    assert list(trained.train_vae()) == []  # it is trained, and says so anew
     export_weights(run, tmp_path / "weights")
     training = (tmp_path / "weights" / "training.json").read_text()
     assert json.loads(training)["vae"]["cohort"]["anatomies"] == ["heads", "more"] and "/far" not in training

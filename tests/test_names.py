@@ -1,9 +1,13 @@
-"""One name, one meaning: no public name is defined in two files of the package."""
+"""One name, one meaning: no public name is defined in two files of the package, and chapters name what is there."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "phyldm_core"
 
@@ -44,3 +48,21 @@ def test_twins_are_found_and_imports_are_none():
         "b.py": "from a import f\nHIGH = 3\n_own = 1\ndef n(): pass",
     }
     assert twins(files) == {"HIGH": ["a.py:1", "b.py:2"], "n": ["a.py:4", "b.py:4"]}
+
+
+@pytest.mark.parametrize("chapter", sorted((PACKAGE.parent / "notebooks" / "text").glob("*.py")), ids=lambda p: p.stem)
+def test_what_a_chapter_names_is_there(chapter):
+    """Told without running it: each name it imports, and each that it reads from a module, also in its solutions."""
+    text, missing, modules = chapter.read_text(encoding="utf-8"), [], {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == PACKAGE.name:
+            for name in (alias.name for alias in node.names):
+                try:
+                    modules[name] = importlib.import_module(f"{node.module}.{name}")
+                except ModuleNotFoundError:
+                    found = hasattr(importlib.import_module(node.module), name)
+                    missing += [] if found else [f"{node.module}.{name}"]
+    for module, name in re.findall(rf"(?<![\w./'\"])({'|'.join(modules) or '-'})\.([a-zA-Z]\w*)", text):
+        if not hasattr(modules[module], name):
+            missing.append(f"{module}.{name}")
+    assert not missing

@@ -315,7 +315,7 @@ print(f"next seed, mean difference of log T1: {float((one.t1 / other.t1).log().a
 #
 # ## Anatomy in numbers
 # Eyes forgive. Two properties of a slice can be measured without a template: how much of each tissue it holds, and how
-# symmetric it is. Tissue is told by three-class thresholds on the rendered T1w (`metrics.segment_tissue`), in the same
+# symmetric it is. Tissue is told by three-class thresholds on the rendered T1w (`segmentation.segment_tissue`), in the same
 # way for samples and truth; symmetry is the correlation of the T1w with its mirror image, both centred.
 
 # %%

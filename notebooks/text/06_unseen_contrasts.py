@@ -291,7 +291,7 @@ explorer.still()
 # ```python
 # for te in (0.091, 0.182):
 #     p = Protocol("FLAIR", te, 9.0, 2.5)
-#     table = evaluation.unseen_errors(inferred, truth, test, [p])
+#     table = tables.unseen_errors(inferred, truth, test, [p])
 #     print(te, table[table.quantity == str(p)][["metric", "value"]].to_string(index=False, header=False))
 # ```
 # The longer the echo, the more the image rests on T2, which enters as $e^{-TE/T_2}$: an error of 10 % in a T2 of 80 ms
@@ -304,7 +304,7 @@ explorer.still()
 # ```python
 # tries = [Protocol("spin echo", te, tr) for te in (0.01, 0.05, 0.1, 0.2, 0.4) for tr in (0.5, 2.0, 6.0)]
 # tries += [Protocol("MPRAGE", 0.003, 2.4, ti) for ti in (0.2, 0.4, 0.6, 0.8, 1.2, 1.8)]
-# table = evaluation.unseen_errors(inferred, truth, test, [p for p in tries if metrics.leaves_signal(p)])
+# table = tables.unseen_errors(inferred, truth, test, [p for p in tries if tissue.leaves_signal(p)])
 # table[table.metric == "psnr"].sort_values("value")[["quantity", "value"]].head()
 # ```
 # Two kinds compete: long echoes, which rest on the T2 of CSF, and inversion times near a null point, where the sign
@@ -314,8 +314,8 @@ explorer.still()
 # <details><summary>Solution 3</summary>
 #
 # ```python
-# lit = [p for p in UNSEEN if metrics.leaves_signal(p, floor=0.02)]
-# table = psnr[(psnr.inputs == evaluation.ALL_SCANS) & psnr.quantity.isin(map(str, lit))]
+# lit = [p for p in UNSEEN if tissue.leaves_signal(p, floor=0.02)]
+# table = psnr[(psnr.inputs == ALL_SCANS) & psnr.quantity.isin(map(str, lit))]
 # print(len(lit), "settings,", round(table.value.mean(), 1), "dB")
 # ```
 # The floor was fixed before any error was seen. A number that can be improved by moving a threshold should be shown

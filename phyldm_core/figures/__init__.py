@@ -3,7 +3,7 @@
 from ..slices import MAPS
 from .architecture import architecture
 from .curves import CORE_BAND, agreement, studies, tissue_histograms, training_curves
-from .grids import Panel, inference, map_grid, mosaic, samples, unseen
+from .grids import T1W_WHITE, Panel, compared_maps, inference, map_grid, mosaic, samples, unseen
 from .style import (
     FIGURE_WIDTH,
     NO_VALUE,
@@ -15,6 +15,7 @@ from .style import (
     save_figure,
     show_image,
     show_map,
+    symbol,
     to_png,
     to_rgb,
     use_house_style,
@@ -22,8 +23,8 @@ from .style import (
 
 __all__ = [
     "FIGURE_WIDTH", "MAPS", "NO_VALUE", "QUANTITIES", "TISSUE_COLOURS", "colour_bar", "percentile_window",
-    "relaxation_norm", "save_figure", "show_image", "show_map", "to_png", "to_rgb", "use_house_style",
-    "Panel", "map_grid", "mosaic", "inference", "samples", "unseen",
+    "relaxation_norm", "save_figure", "show_image", "show_map", "symbol", "to_png", "to_rgb", "use_house_style",
+    "T1W_WHITE", "Panel", "compared_maps", "map_grid", "mosaic", "inference", "samples", "unseen",
     "CORE_BAND", "agreement", "studies", "tissue_histograms", "training_curves",
     "architecture",
 ]  # fmt: skip

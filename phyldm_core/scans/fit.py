@@ -2,7 +2,7 @@
 
 A session is prepared (one grid, one world), cut into axial slices of the network's size, and every slice is
 inferred from the scans that cover it. A scan has one brightness for the whole volume, so that its slices agree.
-Reading and writing files is :mod:`fit_files`.
+Reading and writing files is :mod:`fit_dataset`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 import torch
 from nibabel.affines import apply_affine
@@ -25,7 +24,8 @@ from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..voxelwise.refine import refine
 from ..weights import Weights
-from .nifti import MM_PER_UNIT, Grid, Scan, head_centre
+from .grids import Grid, head_centre
+from .nifti import Scan, Stored
 from .prepare import TEMPLATE, Prepared, prepare_session
 
 COVERED = 0.5
@@ -92,18 +92,26 @@ class Window(NamedTuple):
         return tuple(zip(*pairs, strict=True))
 
 
-def prepare(scans: list[Scan], weights: Weights, mask: str | Path | np.ndarray | None = None) -> Prepared:
-    """A session on the grid of the weights, with its brain.
+def prepare(
+    scans: list[Scan],
+    weights: Weights,
+    mask: str | Path | np.ndarray | None = None,
+    left_out: dict[Path, str] | None = None,
+) -> Prepared:
+    """A session on the grid of the weights, with its brain; refused is a scan whose brightness they would mistake.
 
     Parameters
     ----------
     mask
         As :func:`prepare.prepare_session` takes it. None: weights trained on brains without skull get the brain
         that :mod:`brain` finds (or what a stripped scan shows), weights trained on heads the head.
+    left_out
+        As :func:`prepare.prepare_session` takes it.
     """
     if mask is None and not weights.head:
         mask = TEMPLATE
-    return prepare_session(scans, voxel_mm=weights.voxel_mm, mask=mask)
+    scale_of = "head" if weights.head else "brain"
+    return prepare_session(scans, voxel_mm=weights.voxel_mm, mask=mask, left_out=left_out, scale_of=scale_of)
 
 
 def session_slices(
@@ -228,15 +236,7 @@ def volume_brightness(slices: Slices) -> torch.Tensor:
     return scale
 
 
-def native_grid(scan: Scan) -> Grid:
-    """The voxels of a scan as its file has them, in their own order, not turned to RAS."""
-    header = nibabel.load(scan.path)
-    affine = header.affine.astype(np.float64)
-    affine[:3] *= MM_PER_UNIT[int(header.header["xyzt_units"]) % 8]
-    return Grid(tuple(int(n) for n in header.shape[:3]), affine)
-
-
-def on_grid(fit: Fit, grid: Grid) -> Fit:
+def on_grid(fit: Fit, grid: Grid | Stored) -> Fit:
     """The same fit on another grid of the same world, linear between voxels of the brain.
 
     The weights of neighbours outside the brain go to those inside, so that no map falls off to 0 at its rim.
@@ -244,7 +244,8 @@ def on_grid(fit: Fit, grid: Grid) -> Fit:
     matrix = np.linalg.inv(fit.affine) @ grid.affine
 
     def move(volume):
-        return ndimage.affine_transform(volume.astype(np.float32), matrix, output_shape=grid.shape, order=1)
+        volume, mode = volume.astype(np.float32), "grid-constant"  # as in grids.resample
+        return ndimage.affine_transform(volume, matrix, output_shape=grid.shape, order=1, mode=mode)
 
     share = move(fit.brain)
     brain = share > 0.5

@@ -21,7 +21,8 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
 from ..errors import BadInput
-from .nifti import Grid, Scan, head_centre, resample
+from .grids import Grid, head_centre, resample
+from .nifti import Scan
 
 PYRAMID_MM = (8.0, 4.0, 2.0)
 """Voxel size of each level; at 2 mm mutual information places a head to a few tenths of a millimetre."""

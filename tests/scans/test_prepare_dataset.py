@@ -23,7 +23,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people import scanned
 from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.scans import prepare_dataset as module
-from phyldm_core.scans.nifti import Grid, resample, resample_mask
+from phyldm_core.scans.grids import Grid, resample, resample_mask
 from phyldm_core.scans.prepare import head_mask
 from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
 

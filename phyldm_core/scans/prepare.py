@@ -123,6 +123,8 @@ def prepare_session(
             by_suffix[scan.suffix] = _checked(scan, scale_of)
         except BadInput as error:
             refuse(scan, error)
+    if not by_suffix and len(left_out) == 1:
+        raise BadInput(next(iter(left_out.values())))
     if not by_suffix:
         raise BadInput(f"{scans[0].path.parent}: none of its scans can be used: {'; '.join(left_out.values())}")
     reference, *others = by_suffix.values()

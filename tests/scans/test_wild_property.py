@@ -26,6 +26,7 @@ from phyldm_core.scans.sessions import find_scans
 
 EXAMPLES = int(os.environ.get("PHYLDM_WILD", "60"))
 TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64, np.complex64)
+SLOPES = ((1, 0), (0, 0), (0.25, 10), (np.nan, np.nan), (-2, 0), (np.inf, 0), (1e30, 1e30))
 UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 numbers = st.one_of(
@@ -42,7 +43,7 @@ sidecars = st.one_of(
         optional={
             "MagneticFieldStrength": json_values,
             "ContrastBolusIngredient": json_values,
-            "ImageType": st.one_of(json_values, st.lists(st.sampled_from(["ORIGINAL", "M", "ND", "P", "UNI", "T1 MAP"]))),
+            "ImageType": st.one_of(json_values, st.lists(st.sampled_from(["ORIGINAL", "M", "P", "UNI", "T1 MAP"]))),
             "ScanOptions": json_values,
             "SkullStripped": json_values,
             "ScanningSequence": st.one_of(json_values, st.sampled_from(["GR\\IR", "SE", ["SE", "IR"]])),
@@ -59,9 +60,12 @@ sidecars = st.one_of(
 )  # fmt: skip
 broken_json = st.sampled_from([b"", b"[1]", b"{'a': 1}", b"\xff\xfe{\x00}\x00", b"[" * 50_000, b'{"EchoTime": 1e999}'])
 letters = st.characters(blacklist_characters="/\x00", blacklist_categories=("Cs",))
-words = st.one_of(st.sampled_from(["sub-01", "ses-a", "acq-1.5mm", "run-2", "run-x", "rec-", "ce-gad", "part-phase", "-",
-                                   "WIP.1", "sub-é", "患者", ".", "echo-1"]), st.text(letters, max_size=6))  # fmt: skip
+PARTS = ["sub-01", "ses-a", "acq-1.5mm", "run-2", "run-x", "rec-", "ce-gad", "part-phase", "-", "WIP.1", "sub-é", "患者", ".", "echo-1"]
+words = st.one_of(st.sampled_from(PARTS), st.text(letters, max_size=6))
 suffixes = st.sampled_from(["T1w", "T1w", "T1w", "T2w", "PDw", "FLAIR", "UNIT1", "T1map", "5", "ph", "", "T1w.x"])
+
+
+nothing, edits = st.just([]), st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), max_size=3)
 
 
 @st.composite
@@ -86,9 +90,9 @@ def headers(draw):
         "dtype": draw(st.sampled_from(TYPES)),
         "shape": draw(st.sampled_from([(6, 7, 5), (2, 9, 2), (7, 7, 1), (9, 9), (4, 5, 6, 1), (4, 5, 6, 3),
                                        (4, 5, 6, 1, 1), (4, 5, 6, 1, 2)])),
-        "slope": draw(st.sampled_from([(1, 0), (0, 0), (0.25, 10), (np.nan, np.nan), (-2, 0), (np.inf, 0), (1e30, 1e30)])),
+        "slope": draw(st.sampled_from(SLOPES)),
         "fill": draw(st.sampled_from(["ramp", "ramp", "ramp", "zero", "nan", "negative"])),
-        "edit": draw(st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), max_size=draw(st.sampled_from([0, 0, 3])))),
+        "edit": draw(draw(st.sampled_from([nothing, nothing, edits]))),
         "cut": draw(st.sampled_from([None, None, None, 0, 100, 352, 400])),
         "packed": draw(st.booleans()),
     }  # fmt: skip

@@ -199,10 +199,15 @@ def _seconds(metadata: dict, field: str, where) -> float | None:
     raise BadInput(f"{where}: {field} must be one number of seconds, not {said[:40]}{'…' if len(said) > 40 else ''}")
 
 
+def words(value) -> list[str]:
+    """A field's words, whether it is a list, or one string as DICOM has it; nothing of what is no text."""
+    listed = value if isinstance(value, list) else [value]
+    return [word for item in listed if isinstance(item, str) for word in item.split("\\")]
+
+
 def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -> tuple[Sequence, str]:
     """Which signal model, and what told so."""
-    codes = metadata.get("ScanningSequence") or ""
-    codes = set(re.findall(r"[A-Z]+", codes.upper() if isinstance(codes, str) else " ".join(map(str, codes)).upper()))
+    codes = set(re.findall(r"[A-Z]+", " ".join(words(metadata.get("ScanningSequence"))).upper()))
     fields = ("PulseSequenceType", "PulseSequenceName", "SequenceName")
     names = {field: str(metadata[field]).lower() for field in fields if metadata.get(field)}
     text = " ".join(names.values())
@@ -334,4 +339,3 @@ def makers(folder: Path) -> list[dict]:
         return [maker for maker in listed if isinstance(maker, dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput
-from .bids import CONTRASTS, parse_name
+from .bids import CONTRASTS, parse_name, words
 
 OTHER_SUFFIX = {
     "UNIT1": "the uniform image of an MP2RAGE, a ratio of two",
@@ -77,7 +77,7 @@ def refuse_by_name(path: Path, metadata: dict):
     if what := PARTS.get(entities.get("part", "")):
         raise NotWeighted(f"{path}: is {what}, as its name says (part-{entities['part']}): give the magnitude image")
     for field in ("ImageType", "ImageTypeText", "ComplexImageComponent"):
-        for word in _words(metadata.get(field)):
+        for word in words(metadata.get(field)):
             for kind, what in KINDS.items():
                 if re.fullmatch(kind, word.strip().upper()):
                     raise NotWeighted(f"{path}: is {what}, as its sidecar says ({field} {word}): leave it out")
@@ -86,18 +86,12 @@ def refuse_by_name(path: Path, metadata: dict):
         raise NotWeighted(f"{path}: is {what}, as its sidecar says (Units {unit}): leave it out")
 
 
-def _words(value) -> list[str]:
-    """A field's words, whether it is a list, or one string as DICOM has it."""
-    listed = value if isinstance(value, list) else [value]
-    return [word for item in listed if isinstance(item, str) for word in item.split("\\")]
-
-
 def contrast_agent(path: Path, metadata: dict) -> str | None:
     """What name or sidecar says was injected; None where neither says anything."""
     for said in (metadata.get("ContrastBolusIngredient"), metadata.get("ContrastBolusAgent")):
-        words = " ".join(_words(said)).strip()
-        if words.lower() not in ("", "none", "no", "n/a", "na", "null", "false", "0", "unknown"):
-            return words
+        said = " ".join(words(said)).strip()
+        if said.lower() not in ("", "none", "no", "n/a", "na", "null", "false", "0", "unknown"):
+            return said
     return parse_name(path)[0].get("ce")
 
 
@@ -107,8 +101,8 @@ def suppresses_fat(metadata: dict) -> str | None:
         value = metadata.get(field)
         if value is True:
             return field
-        if FAT_SUPPRESSED.search(words := " ".join(_words(value)).lower()):
-            return f"{field} {words.upper()}"
+        if FAT_SUPPRESSED.search(said := " ".join(words(value)).lower()):
+            return f"{field} {said.upper()}"
     return None
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def arguments_of(command: str, out: Path, weights: str, raw: str) -> list[str]:
 def serve(command: str, folder: Path, kills: int, seed: int, weights: str, raw: str):
     import torch
 
-
+    for name in ("running.run", "scans.fit", "scans.prepare_dataset"):  # once, before any fork
+        import_module(f"phyldm_core.{name}")
     torch.set_num_threads(1)
     folder.mkdir()
     whole, count = folder / "whole", folder / "count"
@@ -113,7 +115,7 @@ def serve(command: str, folder: Path, kills: int, seed: int, weights: str, raw: 
         else:
             recovered += 1
             subprocess.run(["rm", "-rf", out], check=True)
-    print(f"{command}: {killed} of {kills} calls killed, {recovered} recovered; {writes} writes, {seconds:.1f} s a call")
+    print(f"{command}: {killed} of {kills} killed, {recovered} recovered; a call: {writes} writes, {seconds:.1f} s")
     sys.exit(recovered < kills)
 
 

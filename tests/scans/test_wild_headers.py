@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
+import os
 import threading
 
 import nibabel
@@ -156,7 +156,7 @@ def test_no_orientation_stays_none_and_a_shear_is_not_called_a_rotation(tmp_path
         out = nifti.write_image(tmp_path / "out.nii.gz", head(), stored.affine, {}, like=stored)
         back = nibabel.load(out)
         assert (int(back.header["qform_code"]), int(back.header["sform_code"])) == codes
-        np.testing.assert_allclose(back.affine, image.affine, atol=1e-5)
+        np.testing.assert_allclose(back.affine, stored.affine, atol=1e-5)
     both_codes = nifti.Stored(head().shape, sheared, (1, 1))
     back = nibabel.load(nifti.write_image(tmp_path / "out.nii.gz", head(), sheared, {}, like=both_codes))
     assert not int(back.header["qform_code"])
@@ -344,7 +344,7 @@ def test_kept_only_where_inputs_and_outputs_are_what_they_were(tmp_path):
     written = image.read_bytes()
     image.write_bytes(written[:-1])
     assert status() == "prepared" and image.read_bytes() == written
-    shutil.copystat(path, stat := tmp_path / "stat") if (tmp_path / "stat").write_text("") else None
+    before = path.stat()
     put(tmp_path / "raw" / "sub-01" / "anat", volume=1.5 * ball() + (ball() > 0), affine=np.diag([4.0, 4, 4, 1]))
-    shutil.copystat(stat, path) if stat.exists() else None
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy keeps it
     assert status() == "prepared" and voxel_sizes(nibabel.load(image).affine).max() == 4

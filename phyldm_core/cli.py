@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,8 @@ class OneSentence(TyperGroup):
     """Says what the user can mend in one sentence and exits 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx):
+        for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8, or ° where there is only ASCII
+            stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -206,8 +209,8 @@ def train(
 def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None, scheduler: str | None) -> list:
     from tqdm import tqdm
 
-    from .scans.bids import find_sessions
     from .scans.prepare_dataset import prepare_dataset
+    from .scans.sessions import find_sessions
 
     n = len(find_sessions(data, {}))
     steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers, scheduler=scheduler)
@@ -216,6 +219,8 @@ def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | N
 
 def _finish(outcomes: list, out: Path):
     """Say what was done and what was not, and why; exit 1 if anything was not."""
+    for doubt in (f"{o.name}: doubtful: {doubt}" for o in outcomes for doubt in o.doubts):
+        typer.echo(doubt, err=True)
     count = {status: sum(o.status == status for o in outcomes) for status in ("prepared", "kept", "skipped")}
     typer.echo(f"{count['prepared']} sessions prepared, {count['kept']} kept, {count['skipped']} skipped, in {out}")
     reasons = [(o.name or "somebody unnamed", scan, why) for o in outcomes for scan, why in o.left_out.items()]
@@ -251,10 +256,12 @@ def fit(
     ] = False,
 ):
     """PD, T1 and T2 maps with their SD from any subset of T1w, T2w, PDw and FLAIR; every session of a dataset."""
-    from .scans.fit_dataset import FitOptions, find_scans, fit_all, parse_protocol
+    from .scans.fit_dataset import FitOptions, fit_all, parse_protocol
+    from .scans.sessions import find_scans
     from .weights import load_weights
 
-    sessions, given = find_scans(scans), dict(parse_protocol(text) for text in protocol or [])
+    unreadable: dict[Path, str] = {}
+    sessions, given = find_scans(scans, unreadable), dict(parse_protocol(text) for text in protocol or [])
     if mask is not None and len(sessions) > 1:
         raise BadInput(f"--mask {mask}: is of one head, but {len(sessions)} sessions were given: fit them one by one")
     trained = load_weights(weights)
@@ -263,12 +270,42 @@ def fit(
         "extrapolated (sidecars say where)",
         err=True,
     )
-    skipped = 0
+    skipped, missing = 0, 0
+    for reason in unreadable.values():
+        typer.echo(f"skipped: {reason}", err=True)
     for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask, refine)):
         skipped += done.state == "skipped"
+        missing += len(done.left_out)
         typer.echo(f"{done.session.name}: {done.state}: {done.said}", err=done.state == "skipped")
-    if skipped:
-        raise BadInput(f"{skipped} of {len(sessions)} sessions skipped, for the reasons above; the others are in {out}")
+        for name, reason in done.left_out.items():
+            typer.echo(f"{done.session.name}: left out: {name}: {reason}", err=True)
+        for doubt in done.doubts:
+            typer.echo(f"{done.session.name}: doubtful: {doubt}", err=True)
+    if skipped or missing or unreadable:
+        n = len(sessions)
+        said = f"{skipped} of {n} sessions skipped" + (f", {missing} scans left out" if missing else "")
+        said += f", {len(unreadable)} folders not read" if unreadable else ""
+        raise BadInput(f"{said}, for the reasons above; what could be done is in {out}")
+
+
+@app.command()
+def check(
+    scans: Annotated[list[Path], typer.Argument(help="As for fit: NIfTI files of one session, or BIDS folders.")],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help='As for fit: "T2w: spin echo, te 0.1, tr 3.2" (s), by suffix or file name.')
+    ] = None,
+):
+    """What fit would use of a dataset, and what is doubtful; reads headers and sidecars, no voxels and no weights."""
+    from .scans.check import check_all, table
+    from .scans.fit_dataset import parse_protocol
+    from .scans.sessions import find_scans
+
+    unreadable: dict[Path, str] = {}
+    sessions, given = find_scans(scans, unreadable), dict(parse_protocol(text) for text in protocol or [])
+    rows = check_all(sessions, given, unreadable)
+    typer.echo(table(rows))
+    if doubtful := len({row.session for row in rows if row.doubtful}):
+        raise BadInput(f"{doubtful} of {len({row.session for row in rows})} sessions are doubtful or cannot be used")
 
 
 @app.command("render")

@@ -57,7 +57,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import Protocol, Sequence, render
 from phyldm_core.running.chapter import open_chapter
-from phyldm_core.scans import nifti, oasis3
+from phyldm_core.scans import grids, oasis3, sessions
 from phyldm_core.slices import MODALITIES, Slices
 
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
@@ -72,7 +72,7 @@ recipe, vae = run.recipe, run.vae()
 # %%
 default = Path(os.environ.get("PHYLDM_SHARED_DATA", "../../shared/data")) / "open_ms"
 folder = Path(scans_dir or default)
-patient = {s.suffix: s for s in nifti.read_session(folder)} if scans_dir or folder.is_dir() else None
+patient = {s.suffix: s for s in sessions.read_session(folder)} if scans_dir or folder.is_dir() else None
 if patient is None:
     print("No patient here (see data/README.md, or set scans_dir): a simulated test person stands in from here on.")
 for scan in (patient or {}).values():
@@ -84,11 +84,11 @@ def slices_of(session, lesion_files):
     """The session's scans on the profile's grid, where it is brain, and where an expert saw lesions."""
     reference = next(iter(session.values()))
     n = 2 * recipe.n_slices
-    grid = nifti.axial_grid(reference, recipe.shape, recipe.voxel_mm, z=n, slice_mm=recipe.slice_mm)
+    grid = grids.axial_grid(reference, recipe.shape, recipe.voxel_mm, z=n, slice_mm=recipe.slice_mm)
     images, settings = torch.zeros(n, len(MODALITIES), *recipe.shape), torch.zeros(n, len(MODALITIES), 4)
     for m, name in enumerate(MODALITIES):
         if name in session:
-            images[:, m] = torch.from_numpy(nifti.axial_slices(session[name], grid)).clamp_min(0)
+            images[:, m] = torch.from_numpy(grids.axial_slices(session[name], grid)).clamp_min(0)
             settings[:, m] = session[name].protocol.settings()
     observed = torch.tensor([name in session for name in MODALITIES]).expand(n, -1)
     slices = Slices(images, settings, observed, torch.zeros(n, dtype=torch.long), torch.linspace(-2, 2, n))
@@ -96,7 +96,7 @@ def slices_of(session, lesion_files):
     for file in lesion_files:
         mask = nibabel.as_closest_canonical(nibabel.load(file))
         drawn = replace(reference, image=mask.get_fdata(dtype=np.float32), affine=mask.affine)
-        lesion |= torch.from_numpy(nifti.axial_slices(drawn, grid)) > 0.5
+        lesion |= torch.from_numpy(grids.axial_slices(drawn, grid)) > 0.5
     return slices, (images > 0.05 * images.amax((0, 2, 3), keepdim=True)).any(1), lesion
 
 

@@ -54,11 +54,11 @@ from phyldm_core.people import segmentation
 from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.physics import Protocol
 from phyldm_core.running.chapter import open_chapter
-from phyldm_core.scans import fit, nifti
-from phyldm_core.scans.bids import find_sessions
-from phyldm_core.scans.fit_dataset import FitOptions, find_scans, fit_all
+from phyldm_core.scans import fit, grids, nifti
+from phyldm_core.scans.fit_dataset import FitOptions, fit_all
 from phyldm_core.scans.maps import read_maps, render_maps, render_volume
 from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
+from phyldm_core.scans.sessions import find_scans, find_sessions
 from phyldm_core.weights import load_weights
 
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
@@ -164,7 +164,7 @@ inside = maps[0] > 0
 lesion = np.zeros_like(inside)
 for file in folder.rglob("*lesion*mask.nii*"):
     drawn = replace(raw[0], image=nifti.read_volume(file)[0], affine=nifti.read_volume(file)[1])
-    lesion |= nifti.resample(drawn, nifti.Grid(inside.shape, canonical)) > 0.5
+    lesion |= grids.resample(drawn, grids.Grid(inside.shape, canonical)) > 0.5
 at = [int(np.median(index)) for index in np.nonzero(inside)]
 height = canonical[2, 3] + mm[2] * np.arange(inside.shape[2])
 trained = (told["TrainedHeights"][0] <= height) & (height <= told["TrainedHeights"][1])

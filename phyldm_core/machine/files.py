@@ -23,8 +23,8 @@ def read_json(path: Path, advice: str = "") -> dict:
         It cannot be read or holds something else; the sentence ends in ``advice``.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins files with a byte-order mark
+    except (ValueError, OSError, RecursionError) as error:
         raise BadInput(f"{path}: not a readable JSON file ({error}){advice}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: must be a JSON object of fields, not a {type(content).__name__}{advice}")
@@ -32,8 +32,12 @@ def read_json(path: Path, advice: str = "") -> dict:
 
 
 def to_json(content: dict) -> bytes:
-    """UTF-8, indented; NaN is refused (ValueError), because JSON has none."""
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """UTF-8, indented; NaN is refused (ValueError), because JSON has none.
+
+    A file name that is not UTF-8 is written as JSON's escapes, and reads back as it was.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_atomically(path: str | Path, content: bytes):

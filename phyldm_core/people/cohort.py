@@ -26,6 +26,7 @@ from ..machine.shards import run_shards
 from ..physics import Protocol, TissueMaps, effective_protocol, signed_signal
 from ..scans import bids, nifti
 from ..scans.oasis3 import SESSION_CONTRASTS, oasis3_protocols
+from ..scans.sessions import find_sessions, read_session
 from ..slices import MODALITIES, SPLITS, Slices, Truth
 from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t, mix
 from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy, smooth_field
@@ -350,8 +351,8 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
             if common_scale:
                 truth = folder / "derivatives" / "truth" / name / "anat"
                 gains = read_json(truth / f"{name}_gains.json", f": {AGAIN}")
-            for labels in bids.bids_sessions(folder / name):
-                found = {scan.suffix: scan for scan in nifti.read_session(folder / name, *labels)}
+            for labels in find_sessions(folder / name):
+                found = {scan.suffix: scan for scan in read_session(folder / name, *labels)}
                 nx, ny, nz = next(iter(found.values())).image.shape
                 images = torch.zeros(nz, len(MODALITIES), ny, nx)
                 settings, observed = torch.zeros(nz, len(MODALITIES), 4), torch.zeros(nz, len(MODALITIES)).bool()

@@ -16,7 +16,7 @@ import pandas
 
 from ..errors import BadInput
 from ..machine.files import to_json, whole_folder, write_atomically
-from ..scans import nifti
+from ..scans import grids, nifti
 from ..scans.bids import read_sidecar, session_folder, write_dataset_description
 from ..scans.prepare_dataset import Outcome, read_prepared, read_record
 from ..slices import MODALITIES, SPLITS
@@ -133,13 +133,13 @@ def _write_session(prepared: Path, labels: tuple[str, str | None], recipe: ScanR
     if not recipe.head and not session.brain_known:
         raise BadInput(f"{prepared}: sub-{labels[0]} has no brain mask, which this profile needs: prepare with --mask")
     reference = session.scans[0]
-    grid = nifti.axial_grid(reference, recipe.shape, recipe.voxel_mm, z=recipe.n_slices, slice_mm=recipe.slice_mm)
+    grid = grids.axial_grid(reference, recipe.shape, recipe.voxel_mm, z=recipe.n_slices, slice_mm=recipe.slice_mm)
     keep = np.ones(session.brain.shape, bool) if recipe.head else session.brain
     anat = session_folder(folder, *labels)
     for scan in session.scans:
         if scan.suffix in MODALITIES:
             kept = replace(scan, image=np.float32(TYPICAL_SIGNAL) * scan.image * keep)
-            volume = nifti.resample(kept, grid)
+            volume = grids.resample(kept, grid)
             name = scan.path.name.split("_space-")[0]
             fields = read_sidecar(scan.path) | {"IntensityScale": scan.sidecar["IntensityScale"] / TYPICAL_SIGNAL}
             fields |= {"SkullStripped": not recipe.head, "Sources": [scan.path.name]}

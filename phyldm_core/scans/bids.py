@@ -1,4 +1,4 @@
-"""BIDS without images: which files belong to a session, what a sidecar says, and how to write one.
+"""BIDS without images: what a name and a sidecar say, and how to write one.
 
 Times are seconds at this boundary, as BIDS has them. A TR is read from whichever of BIDS's three
 fields is there; for MPRAGE it must run from inversion to inversion.
@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,9 @@ CONTRASTS = tuple(SEQUENCE_OF)
 MAP_UNITS = {"PDmap": "arbitrary", "T1map": "s", "T2map": "s"}
 """Units of the maps written; PD is relative to water = 1, for which BIDS has no other word."""
 
+INHERITS = {*CONTRASTS, *MAP_UNITS}
+"""Suffixes whose sidecars may lie in the folders above; any other name has a sidecar of its own or none."""
+
 CONTRAST_EQUIVALENT_TE = "ContrastEquivalentEchoTime"
 """Sidecar field of ours (s): the TE the signal model uses, where it differs from the nominal EchoTime."""
 
@@ -37,6 +39,8 @@ PULSE_SEQUENCE = {
 }
 
 SHORTEST_TR = 0.05  # s; below it a TR is the spacing of an MPRAGE's small pulses, or in the wrong unit
+SHORTEST_TE = 0.0005  # s; no pulse and readout of these sequences fit into less: milliseconds divided twice
+SHORTEST_TI = 0.01  # s; an inversion that short inverts nothing
 LONGEST_T1W_TE = 0.05  # s; beyond it T2 decides the contrast, and a gradient echo has no signal
 SHORTEST_SPIN_ECHO_TE = 0.008  # s; two pulses and a readout take longer, an MPRAGE's echo does not
 
@@ -58,6 +62,14 @@ class SidecarReading(NamedTuple):
 # --- names and folders --------------------------------------------------------------------------
 
 
+ENDING = re.compile(r"\.(nii|img|hdr)(\.gz)?$|\.json$", re.IGNORECASE)
+
+
+def stem(path: Path) -> str:
+    """A file's name without ``.nii.gz``, ``.nii``, ``.img``, ``.hdr`` or ``.json``: other dots belong to the name."""
+    return ENDING.sub("", path.name)
+
+
 def parse_name(path: Path) -> tuple[dict[str, str], str]:
     """``sub-07_ses-1_T1w.nii.gz`` → ``({"sub": "07", "ses": "1"}, "T1w")``."""
     *entities, suffix = _parts(path)
@@ -65,7 +77,7 @@ def parse_name(path: Path) -> tuple[dict[str, str], str]:
 
 
 def _parts(path: Path) -> list[str]:
-    return path.name.split(".", 1)[0].split("_")  # of a hidden file nothing is left, so it is never a scan
+    return [""] if path.name.startswith(".") else stem(path).split("_")  # a hidden file is never a scan
 
 
 def session_name(subject: str | None, session: str | None) -> str:
@@ -78,54 +90,8 @@ def session_folder(root: Path, subject: str, session: str | None) -> Path:
     return root / f"sub-{subject}" / (f"ses-{session}" if session else "") / "anat"
 
 
-def find_sessions(
-    folder: str | Path, unreadable: dict[Path, str] | None = None
-) -> dict[tuple[str | None, str | None], list[Path]]:
-    """Scans under a BIDS dataset, a subject, a session, or a plain folder of ``*_T1w.nii.gz`` files.
-
-    Parameters
-    ----------
-    unreadable
-        Give a dictionary, and folders that cannot be read are noted there, with the reason, and passed by.
-
-    Returns
-    -------
-        ``{(subject, session): [paths]}``, labels without ``sub-``/``ses-`` and None where the names
-        hold none. ``derivatives`` is not entered.
-
-    Raises
-    ------
-    BadInput
-        A folder cannot be read, or holds no scan.
-    """
-    folder = Path(folder)
-
-    def refuse(error: OSError):
-        reason = f"{error.filename}: cannot read this folder ({error.strerror})"
-        if unreadable is None or Path(error.filename) == folder:
-            raise BadInput(reason) from None
-        unreadable[Path(error.filename)] = reason
-
-    sessions: dict[tuple[str | None, str | None], list[Path]] = {}
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if _is_bids_level(name))
-        for name in sorted(files):
-            path = Path(parent, name)
-            entities, suffix = parse_name(path)
-            if suffix in CONTRASTS and name.endswith((".nii", ".nii.gz")):
-                sessions.setdefault((entities.get("sub"), entities.get("ses")), []).append(path)
-    if not sessions:
-        wanted = ", ".join(f"_{suffix}.nii.gz" for suffix in CONTRASTS)
-        raise BadInput(f"{folder}: no scan here or under sub-*/[ses-*/]anat; their names must end in one of {wanted}")
-    return dict(sorted(sessions.items(), key=lambda item: tuple(label or "" for label in item[0])))
-
-
-def bids_sessions(root: str | Path) -> Iterator[tuple[str | None, str | None]]:
-    """``(subject, session)`` of everybody under ``root`` who has a scan, sorted; errors as :func:`find_sessions`."""
-    yield from find_sessions(root)
-
-
-def _is_bids_level(name: str) -> bool:
+def is_bids_level(name: str) -> bool:
+    """Whether a folder of this name is a level below a dataset's root that holds anatomical scans."""
     return name == "anat" or name.startswith(("sub-", "ses-"))
 
 
@@ -133,27 +99,35 @@ def _is_bids_level(name: str) -> bool:
 
 
 def read_sidecar(path: str | Path) -> dict:
-    """What the JSON files that apply to a scan say; the nearer file wins (BIDS inheritance principle).
+    """What the JSON files that apply to an image say; the nearer file wins (BIDS inheritance principle).
 
-    Applies: a JSON file in the scan's folder, or above it up to the dataset's root, with the scan's
-    suffix and no part in its name that the scan's lacks. Empty where there is none.
+    Applies: the file of the image's own name, and for a BIDS suffix one in its folder or above it, up to the dataset's
+    root, whose name is that suffix after entities (``task-…``) that the image has, too. Empty where there is none.
 
     Raises
     ------
     BadInput
-        A sidecar is not a JSON object.
+        A sidecar is not a JSON object, or a folder cannot be read.
     """
     path = Path(path)
     own = _parts(path)
     folders = [path.absolute().parent]
-    while _is_bids_level(folders[-1].name):
+    while is_bids_level(folders[-1].name):
         folders.append(folders[-1].parent)
     metadata = {}
     for folder in reversed(folders):
+        try:
+            names = [name for name in os.listdir(folder) if name.lower().endswith(".json")]
+        except OSError as error:
+            if folder != folders[0]:
+                raise BadInput(f"{folder}: cannot read this folder ({error.strerror})") from None
+            continue  # told when the image is read
         candidates = []
-        for sidecar_path in folder.glob("*.json"):
-            parts = _parts(sidecar_path)
-            if parts[-1] == own[-1] and set(parts) <= set(own):
+        for name in names:
+            sidecar_path = folder / name
+            *entities, suffix = parts = _parts(sidecar_path)
+            inherited = suffix in INHERITS and set(parts) <= set(own) and all("-" in entity for entity in entities)
+            if (inherited and suffix == own[-1]) or parts == own:
                 candidates.append((len(parts), sidecar_path))
         for _, sidecar_path in sorted(candidates):
             metadata |= read_json(sidecar_path)
@@ -196,6 +170,9 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
         nominal = Protocol(sequence, te, tr, ti if sequence.inverts else None)
     except ProtocolError as error:
         raise BadInput(f"{where}: {error}") from None
+    for field, value, shortest in (("EchoTime", te, SHORTEST_TE), ("InversionTime", nominal.ti or 1, SHORTEST_TI)):
+        if value < shortest:
+            raise BadInput(f"{where}: {field} {value:g} s is too short: did you mean {1000 * value:g} s?")
     if (sequence is Sequence.MPRAGE or suffix == "T1w") and te > LONGEST_T1W_TE:
         raise BadInput(f"{where}: EchoTime {te:g} s is too long for a T1w: did you mean {te / 1000:g} s?")
     if reason := mislabelled(suffix, te, tr):
@@ -215,15 +192,22 @@ def _seconds(metadata: dict, field: str, where) -> float | None:
     value = metadata.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadInput(f"{where}: {field} must be one number of seconds, not {json.dumps(value)}")
-    return float(value)
+    with contextlib.suppress(OverflowError):  # an integer of 400 digits
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    said = json.dumps(value, ensure_ascii=False)
+    raise BadInput(f"{where}: {field} must be one number of seconds, not {said[:40]}{'…' if len(said) > 40 else ''}")
+
+
+def words(value) -> list[str]:
+    """A field's words, whether it is a list, or one string as DICOM has it; nothing of what is no text."""
+    listed = value if isinstance(value, list) else [value]
+    return [word for item in listed if isinstance(item, str) for word in item.split("\\")]
 
 
 def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -> tuple[Sequence, str]:
     """Which signal model, and what told so."""
-    codes = metadata.get("ScanningSequence") or ""
-    codes = set(re.findall(r"[A-Z]+", codes.upper() if isinstance(codes, str) else " ".join(map(str, codes)).upper()))
+    codes = set(re.findall(r"[A-Z]+", " ".join(words(metadata.get("ScanningSequence"))).upper()))
     fields = ("PulseSequenceType", "PulseSequenceName", "SequenceName")
     names = {field: str(metadata[field]).lower() for field in fields if metadata.get(field)}
     text = " ".join(names.values())

@@ -13,7 +13,8 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from ..errors import BadInput
-from .nifti import Grid, Scan, resample, resample_mask
+from .grids import Grid, resample, resample_mask
+from .nifti import Scan
 from .registration import template_brain, world_grid
 
 MM = 2.0  # voxels that the border is sought on: half of them is a finer answer than any two raters agree on

@@ -19,18 +19,20 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import __version__
-from ..errors import BadInput
-from ..machine.files import sha256, to_json
+from ..errors import BadInput, in_a_sentence
+from ..machine.files import sha256, to_json, write_atomically
+from ..machine.lock import alone_with
 from ..physics import SEQUENCES, Protocol, ProtocolError
 from ..weights import Weights
-from .bids import find_sessions, makers, parse_name, session_folder, session_name, write_dataset_description
+from .bids import makers, session_folder, write_dataset_description
 from .maps import write_maps
-from .nifti import Scan, read_scan, write_image
+from .nifti import Header, Scan, digest, write_image
+from .sessions import CHOSEN, Session, check_out, check_protocols, choose_headers, read_chosen
 
 MAKER = "phyldm_core fit"
 GRIDS = ("native", "model")
 PARTIAL = ".phyldm-fit.part"
-METHOD = 2  # raised when equal inputs would give other maps
+METHOD = 3  # raised when equal inputs would give other maps
 
 
 @dataclass(frozen=True)
@@ -56,58 +58,14 @@ class FitOptions:
     refined: bool = False
 
 
-class Session(NamedTuple):
-    """Scans to be fitted together, and the labels their maps go by (``session`` may be None)."""
-
-    subject: str
-    session: str | None
-    paths: tuple[Path, ...]
-
-    @property
-    def name(self) -> str:
-        return session_name(self.subject, self.session)
-
-
 class FitOutcome(NamedTuple):
     """What became of one session."""
 
     session: Session
     state: str  # "done", "unchanged" or "skipped"
     said: str  # why it was skipped; else which scans were used, and what to know about the maps
-
-
-# --- what to fit ----------------------------------------------------------------------------------
-
-
-def find_scans(inputs: list[Path]) -> list[Session]:
-    """The sessions that files and folders on a command line stand for.
-
-    Files together are one session. A folder holds one or more, as :func:`bids.find_sessions` finds them.
-
-    Raises
-    ------
-    BadInput
-        Nothing given, or a folder without a scan.
-    """
-    if not inputs:
-        raise BadInput("no scan given: name NIfTI files with sidecars, or a BIDS folder")
-    sessions = []
-    for folder in (path for path in inputs if path.is_dir()):
-        for (subject, session), paths in find_sessions(folder).items():
-            sessions.append(Session(_label(subject or folder.absolute().name), session, tuple(paths)))
-    if files := tuple(path for path in inputs if not path.is_dir()):
-        entities, suffix = parse_name(files[0])
-        stem = files[0].name.partition(".")[0].removesuffix(f"_{suffix}")
-        sessions.append(Session(_label(entities.get("sub", stem)), entities.get("ses"), files))
-    names = [session.name for session in sessions]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadInput(f"{twice[0]} is there twice: fit the folders one by one, into an --out each")
-    return sessions
-
-
-def _label(text: str) -> str:
-    """A BIDS label: letters and digits only."""
-    return re.sub(r"[^0-9a-zA-Z]", "", text) or "unnamed"
+    left_out: dict[str, str] = {}  # reason by file, of scans that could not be used
+    doubts: tuple[str, ...] = ()  # what makes these maps doubtful, a sentence each
 
 
 def parse_protocol(text: str) -> tuple[str, Protocol]:
@@ -125,9 +83,9 @@ def parse_protocol(text: str) -> tuple[str, Protocol]:
     known = {str(s).lower(): s for s in SEQUENCES}
     if not colon or not name.strip() or not sequence:
         raise BadInput(f"--protocol {text!r} cannot be read: {form}")
-    times = {}
+    times, number = {}, r"(\d{1,20}(?:\.\d*)?(?:e-?\d{1,3})?|\.\d+)"
     for field in fields:
-        found = re.fullmatch(r"(te|tr|ti)[\s=]*([0-9.]+(?:e-?\d+)?)\s*(ms|s)?", field, re.IGNORECASE)
+        found = re.fullmatch(rf"(te|tr|ti)[\s=]*{number}\s*(ms|s)?", field, re.IGNORECASE)
         if not found or found[1].lower() in times:
             raise BadInput(f"--protocol {text!r}: {field!r} cannot be read: {form}")
         if (found[3] or "s").lower() == "ms":
@@ -142,15 +100,6 @@ def parse_protocol(text: str) -> tuple[str, Protocol]:
         return name.strip(), Protocol(known[sequence.lower()], **times)
     except ProtocolError as error:
         raise BadInput(f"--protocol {text!r}: {error}") from None
-
-
-def read_scans(session: Session, protocols: dict[str, Protocol]) -> list[Scan]:
-    """The scans of a session, those named in ``protocols`` (by suffix or file name) with the protocol given there."""
-    scans = []
-    for path in session.paths:
-        suffix = parse_name(path)[1]
-        scans.append(read_scan(path, protocols.get(path.name, protocols.get(suffix))))
-    return scans
 
 
 # --- one after the other --------------------------------------------------------------------------
@@ -172,15 +121,17 @@ def fit_all(
         raise BadInput(f"unknown grid {options.grid!r}: choose {' or '.join(GRIDS)}")
     if options.n_samples < 2:
         raise BadInput(f"an SD of {options.n_samples} samples has no meaning: ask for at least 2")
-    there = {key for session in sessions for p in session.paths for key in (p.name, parse_name(p)[1])}
-    if unused := sorted(set(protocols) - there):
-        raise BadInput(f"--protocol for {unused[0]}: no scan has this name or suffix, only {', '.join(sorted(there))}")
+    if not 0 <= options.seed < 2**63:
+        raise BadInput(f"a seed must be a whole number from 0 to {2**63 - 1}")
+    check_protocols(sessions, protocols)
     _own_dataset(out, weights)
     for session in sessions:
         try:
             yield _fit_one(session, weights, out, protocols, options)
         except (BadInput, ProtocolError) as error:
             yield FitOutcome(session, "skipped", str(error))
+        except Exception as error:
+            yield FitOutcome(session, "skipped", in_a_sentence(error, session.paths[0].parent))
 
 
 def _own_dataset(out: Path, weights: Weights):
@@ -196,23 +147,43 @@ def _own_dataset(out: Path, weights: Weights):
 def _fit_one(
     session: Session, weights: Weights, out: Path, protocols: dict[str, Protocol], options: FitOptions
 ) -> FitOutcome:
-    scans = read_scans(session, protocols)
-    provenance = _provenance(scans, weights, options)
+    check_out(out, session, "maps")
+    left_out: dict[Path, str] = {}
+    found = choose_headers(session.paths, left_out, protocols)
+    with alone_with(out, session.name):
+        return _fit_alone(session, found, left_out, weights, out, options)
+
+
+def _fit_alone(
+    session: Session, found: dict[str, list[Header]], left_out: dict[Path, str], weights: Weights, out: Path,
+    options: FitOptions,
+) -> FitOutcome:  # fmt: skip
+    digests = {header.path: digest(header.path) for same in found.values() for header in same}
+    made = _made_with(weights, options)
+    considered = [_input(header, digests[header.path]) for same in found.values() for header in same]
+    made["Fingerprint"] = hashlib.sha256(to_json(made | {"InputScans": considered})).hexdigest()
     anat = session_folder(out, session.subject, session.session)
     grid = "" if options.grid == "native" else f"_res-{weights.voxel_mm:g}mm".replace(".", "p")
-    files = [f"{session.name}{grid}{desc}_{suffix}" for desc, suffix in
+    names = [f"{session.name}{grid}{desc}_{suffix}" for desc, suffix in
              (("", "PDmap"), ("", "T1map"), ("", "T2map"), ("_desc-sd", "PDmap"), ("_desc-sd", "T1map"),
               ("_desc-sd", "T2map"), ("_desc-brain", "mask"))]  # fmt: skip
-    used = "+".join(scan.suffix for scan in scans)
-    if all(_made_from(anat, name) == provenance["Fingerprint"] for name in files):
-        return FitOutcome(session, "unchanged", f"{used}: maps of these very inputs are there")
+    files = [f"{name}{ending}" for name in names for ending in (".nii.gz", ".json")]
+    record = out / ".phyldm" / f"{session.name}_fit{grid}.json"
+    origin = hashlib.sha256(os.fsencode(session.paths[0].absolute().parent.resolve())).hexdigest()[:16]
+    _check_origin(record.parent, session, origin, set(digests.values()))
+    old = _read_record(record)
+    if old.get("Fingerprint") == made["Fingerprint"] and _hashes(anat, files) == old["Files"]:
+        said = f"{old['Used']}: maps of these very inputs are there"
+        return FitOutcome(session, "unchanged", said, old["LeftOut"], tuple(old["Doubts"]))
 
-    from .fit import fit_session, native_grid, on_grid, prepare  # seconds of imports, not for what is there already
+    from .fit import fit_session, on_grid, prepare  # seconds of imports, not for what is there already
 
-    prepared = prepare(scans, weights, options.mask)
+    prepared = prepare(read_chosen(found, left_out), weights, options.mask, left_out)
+    scans = prepared.scans
+    provenance = {"InputScans": [_input(scan, digests[scan.path]) for scan in scans]} | made
     fit = fit_session(prepared, weights, n_samples=options.n_samples, seed=options.seed, refined=options.refined)
     if options.grid == "native":
-        fit = on_grid(fit, native_grid(prepared.scans[0]))
+        fit = on_grid(fit, scans[0].stored)
     else:
         provenance["Resolution"] = f"{weights.voxel_mm:g} mm isotropic, the grid of the weights"
     low, high = fit.trained_heights
@@ -237,56 +208,78 @@ def _fit_one(
     part = anat / PARTIAL
     shutil.rmtree(part, ignore_errors=True)
     try:
-        stripped = not weights.head
+        written = {"like": scans[0].stored, "skull_stripped": not weights.head} | provenance
         meaning = {"Description": f"decoded from the mean of the latent posterior{moved}"}
-        write_maps(part / f"{session.name}{grid}", fit.mean, fit.affine, stripped, **meaning, **provenance)
-        meaning = {"Description": spread}
-        write_maps(part / f"{session.name}{grid}_desc-sd", fit.sd, fit.affine, stripped, **meaning, **provenance)
+        write_maps(part / f"{session.name}{grid}", fit.mean, fit.affine, **written | meaning)
+        write_maps(part / f"{session.name}{grid}_desc-sd", fit.sd, fit.affine, **written | {"Description": spread})
         meaning = {"Type": "Brain", "Description": "where maps were inferred"}
         mask = fit.brain.astype(np.uint8)
-        write_image(part / f"{files[-1]}.nii.gz", mask, fit.affine, meaning | provenance, dtype=np.uint8)
-        for name in files:  # an image first: until its sidecar follows, the old one says it is not of these inputs
-            for ending in (".nii.gz", ".json"):
-                os.replace(part / f"{name}{ending}", anat / f"{name}{ending}")
+        write_image(part / f"{names[-1]}.nii.gz", mask, fit.affine, meaning | provenance, np.uint8, scans[0].stored)
+        used = "+".join(scan.suffix for scan in scans)
+        kept = {path.name: reason for path, reason in left_out.items()}
+        doubts = [f"{scan.path.name}: {doubt}" for scan in scans for doubt in scan.doubts]
+        told = {"Fingerprint": made["Fingerprint"], "Origin": origin, "Inputs": sorted(digests.values()),
+                "Files": _hashes(part, files), "Used": used, "LeftOut": kept, "Doubts": doubts}  # fmt: skip
+        record.unlink(missing_ok=True)  # until it is there again, these maps are to be made
+        for name in files:
+            os.replace(part / name, anat / name)
+        write_atomically(record, to_json(told))
     except OSError as error:
         raise BadInput(f"{anat}: cannot write ({error.strerror}): choose another folder or free some space") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     notes = [f"brain from {prepared.mask_from}", f"{fit.extrapolated:.0%} of it extrapolated"]
-    return FitOutcome(session, "done", f"{used}: {', '.join(notes)}")
+    notes += [f"{scan.path.name} {note}" for scan in scans for note in scan.notes if note.startswith(CHOSEN)]
+    return FitOutcome(session, "done", f"{used}: {', '.join(notes)}", kept, tuple(doubts))
 
 
-def _made_from(anat: Path, name: str) -> str | None:
-    """The fingerprint in a written file's sidecar; None where either is missing or unreadable."""
+def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of files by name, of those that are there."""
+    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _read_record(path: Path) -> dict:
+    """What a session's maps were made from and what was written; empty where nothing is known of them."""
     try:
-        found = json.loads((anat / f"{name}.json").read_text()).get("Fingerprint")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if (anat / f"{name}.nii.gz").exists() else None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if set(record) >= {"Fingerprint", "Files", "Used", "LeftOut", "Doubts"} else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
-def _provenance(scans: list[Scan], weights: Weights, options: FitOptions) -> dict:
-    """What the maps are made from: inputs with hashes and protocols, weights, options, versions; nobody's folders."""
+def _check_origin(folder: Path, session: Session, origin: str, inputs: set[str]):
+    """Refuse to replace the maps of somebody else, who goes by the same name and lies in another folder."""
+    for path in folder.glob(f"{session.name}_fit*.json"):
+        record = _read_record(path)
+        if record and record.get("Origin") != origin and not inputs & set(record.get("Inputs", ())):
+            raise BadInput(
+                f"{session.paths[0].parent}: maps of other scans that go by {session.name}, too, lie in "
+                f"{folder.parent}: choose another --out"
+            )
+
+
+def _input(scan: Scan | Header, sha: str) -> dict:
+    """One scan for a sidecar, with its hash and the protocol used; nobody's folders."""
+    said = {"File": scan.path.name, "SHA256": sha, "Contrast": scan.suffix}
+    protocol = scan.protocol
+    times = {"Sequence": str(protocol.sequence), "EchoTime": protocol.te, "RepetitionTime": protocol.tr}
+    if protocol.ti is not None:
+        times["InversionTime"] = protocol.ti
+    return said | {"ProtocolUsed": times, "Notes": list(scan.notes), "Doubts": list(scan.doubts)}
+
+
+def _made_with(weights: Weights, options: FitOptions) -> dict:
+    """What decides the maps besides the scans: weights, options, versions."""
     import diffusers
     import torch
 
-    inputs = []
-    for scan in scans:
-        said = {"File": scan.path.name, "SHA256": sha256(scan.path), "Contrast": scan.suffix}
-        protocol = scan.protocol
-        times = {"Sequence": str(protocol.sequence), "EchoTime": protocol.te, "RepetitionTime": protocol.tr}
-        if protocol.ti is not None:
-            times["InversionTime"] = protocol.ti
-        inputs.append(said | {"ProtocolUsed": times, "Notes": list(scan.notes)})
-    made = {
-        "InputScans": inputs,
+    return {
         "Weights": {"SHA256": weights.identity, "Profile": weights.config["profile"], "VoxelSize": weights.voxel_mm,
                     "SDCalibrated": weights.calibration is not None},
         "Method": METHOD,
         "Options": {"Grid": options.grid, "PosteriorSamples": options.n_samples, "Seed": options.seed,
                     "Refined": options.refined,
-                    "Mask": {"File": options.mask.name, "SHA256": sha256(options.mask)} if options.mask else None},
+                    "Mask": {"File": options.mask.name, "SHA256": digest(options.mask)} if options.mask else None},
         "Versions": {"phyldm_core": __version__, "torch": torch.__version__.partition("+")[0],
                      "diffusers": diffusers.__version__},
     }  # fmt: skip
-    return made | {"Fingerprint": hashlib.sha256(to_json(made)).hexdigest()}

@@ -1,8 +1,8 @@
-"""Scans in and out: NIfTI images in RAS+ with the protocol they were acquired with, slices, and grids.
+"""Scans in and out: NIfTI images in RAS+ with the protocol they were acquired with, as their files lay them.
 
-A volume is ``(x, y, z)``, x towards the patient's right, y anterior, z superior, and its affine maps
-voxel indices to RAS millimetres. A slice for a network is ``(y, x)``: ``volume[:, :, k].T``. What
-BIDS itself says (names, sidecars, sessions) is in :mod:`bids`, whose writing functions can be had from here.
+A volume is ``(x, y, z)``, x towards the patient's right, y anterior, z superior, and its affine maps voxel indices to
+RAS millimetres. What BIDS itself says (names, sidecars) is in :mod:`bids`, which files make a session in
+:mod:`sessions`, and other grids in :mod:`grids`.
 """
 
 from __future__ import annotations
@@ -10,45 +10,42 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
-import scipy  # loads ndimage when it is first asked for: rendering need not wait for it
-from nibabel.affines import apply_affine, obliquity, voxel_sizes
+from nibabel.affines import obliquity, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from ..errors import BadInput
-from ..machine.files import to_json, write_atomically
+from ..machine.files import sha256, to_json, write_atomically
 from ..physics import EFFECTIVE_TE_ABOVE, Protocol, Sequence, effective_te
-from .bids import (
-    CONTRASTS,
-    MAP_UNITS,
-    bids_sessions,
-    find_sessions,
-    map_sidecar,
-    parse_name,
-    protocol_from_sidecar,
-    read_sidecar,
-    sidecar,
-    write_dataset_description,
-)
-
-__all__ = [
-    "CONTRASTS", "MAP_UNITS", "Grid", "Scan", "axial_grid", "axial_slices", "bids_sessions",
-    "contrast_of", "crop_or_pad",
-    "head_centre", "map_sidecar", "read_scan", "read_session", "read_volume", "resample", "sidecar",
-    "slices_to_volume", "volume_to_slices", "write_dataset_description", "write_image",
-]  # fmt: skip
+from .bids import CONTRASTS, parse_name, protocol_from_sidecar, read_sidecar, stem
+from .doubts import doubts, refuse_by_name
+from .oasis3 import complete
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI code: not said (so mm), metre, mm, micrometre
 PLAUSIBLE_VOXEL_MM = (0.05, 20.0)
 UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error)  # what a damaged file makes nibabel raise
-CENTRE_BELOW_TOP = 65.0  # mm; to MNI z = 12 it is 70 ± 4 from the scalp and 59 ± 3 from a stripped brain (15 heads)
+SAME_SIZE = 0.02  # voxel sizes that differ by more are two statements, not one rounded twice
+TEMPLATE_SIZE = 0.35  # by which an affine registration to a template, kept in the sform, may stretch a head
+CORNERS = np.array([(x, y, z, 1.0) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+
+
+class Stored(NamedTuple):
+    """How a file lays its voxels, so that maps can be written onto them: axes in its own order, not turned to RAS.
+
+    ``affine`` is to RAS mm. ``codes`` are NIfTI's of qform and sform: 0 none, 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
+    ``unit`` is the one of length that its header uses (``meter``, ``mm``, ``micron`` or ``unknown``).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    codes: tuple[int, int] = (1, 1)
+    unit: str = "mm"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +69,10 @@ class Scan:
     notes
         What had to be decided on reading, one phrase each: which field told the sequence and the TR,
         an effective TE, an oblique affine.
+    doubts
+        What makes maps of it doubtful, one phrase each (:mod:`doubts`).
+    stored
+        How its file lays the voxels; None of a scan that was never in one.
     """
 
     image: np.ndarray
@@ -81,49 +82,96 @@ class Scan:
     path: Path
     sidecar: dict
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    stored: Stored | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """All of a scan but its voxels, which takes milliseconds to read; fields as of :class:`Scan`."""
+
+    path: Path
+    suffix: str
+    protocol: Protocol
+    sidecar: dict
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+    stored: Stored
+    seen: tuple  # size and time of its files when the header was read
 
 
 # --- in -----------------------------------------------------------------------------------------
 
 
-def read_scan(path: str | Path, protocol: Protocol | None = None, missing: dict | None = None) -> Scan:
+def read_scan(path: str | Path, protocol: Protocol | None = None) -> Scan:
     """Read a NIfTI image with its BIDS sidecar, or with a protocol given by hand.
 
     Parameters
     ----------
     path
-        ``.nii`` or ``.nii.gz``, any integer or float type, with or without scaling.
+        ``.nii``, ``.nii.gz`` or a pair ``.hdr`` and ``.img``; any integer or float type, with or without scaling.
     protocol
         Used as it stands instead of the sidecar's: its TE is the contrast-equivalent one.
-    missing
-        Sidecar fields to take where the sidecar has none of that name.
 
     Raises
     ------
     BadInput
-        In one sentence: the file is missing, is not NIfTI or is cut short; the image is 4D, one
-        slice, empty, not finite or has no orientation; the sidecar is missing, incomplete, in the
-        wrong unit or contradicts itself.
+        As :func:`read_header` and :func:`read_voxels`.
+    """
+    return read_voxels(read_header(path, protocol))
+
+
+def read_header(path: str | Path, protocol: Protocol | None = None) -> Header:
+    """What a scan is and how it was acquired; arguments as :func:`read_scan`.
+
+    Raises
+    ------
+    BadInput
+        In one sentence: the file is missing or not NIfTI; its header says 4D, one slice, no real numbers, no
+        orientation, or two sizes or places at once; name or sidecar call it something else than a weighted magnitude
+        image; the sidecar is missing, incomplete, in the wrong unit or contradicts itself.
     """
     path = Path(path)
     suffix = parse_name(path)[1]
-    metadata = read_sidecar(path)
+    metadata, notes = complete(path, read_sidecar(path))
+    seen = signature(path)
+    if protocol is None and not metadata:
+        raise BadInput(f"{path}: no sidecar ({stem(path)}.json): add one, or give sequence, TE, TR and TI by hand")
+    nifti = _open(path)
+    stored, said = _stored(nifti, path)
+    if not any(stored.codes):
+        raise BadInput(f"{path}: left and right are unknown (sform and qform codes are 0): set its orientation first")
+    notes = said + notes
+    refuse_by_name(path, metadata)
     if protocol is None:
-        if path.exists() and not metadata:
-            raise BadInput(f"{path}: no sidecar ({_stem(path)}.json): add one, or give sequence, TE, TR and TI by hand")
-        image, affine, notes = _read_image(path)
-        metadata = (missing or {}) | metadata
         protocol, said = protocol_from_sidecar(metadata, suffix, path)
-        notes = notes + said
+        notes += said
     else:
-        image, affine, notes = _read_image(path)
         notes += ("protocol given by hand",)
         if protocol.sequence is not Sequence.MPRAGE and protocol.te > EFFECTIVE_TE_ABOVE:
             instead = effective_te(protocol.te, protocol.sequence)
             notes += (f"TE {protocol.te:g} s taken as given: if nominal (varying flip angles) give {instead:g} s",)
     if suffix not in CONTRASTS:
         suffix = contrast_of(protocol)
-    return Scan(image, affine, protocol, suffix, path, metadata, notes)
+    to_ras = nibabel.io_orientation(stored.affine)
+    mm = voxel_sizes(stored.affine)[np.argsort(to_ras[:, 0])]
+    extent = mm * np.array(stored.shape)[np.argsort(to_ras[:, 0])]
+    return Header(path, suffix, protocol, metadata, notes, doubts(path, metadata, extent, mm), stored, seen)
+
+
+def read_voxels(header: Header) -> Scan:
+    """The scan of a header.
+
+    Raises
+    ------
+    BadInput
+        The file is cut short, or has changed since its header was read; a voxel is not finite, or none is above 0.
+    """
+    image, affine = _read_image(_open(header.path), header.stored, header.path)
+    if signature(header.path) != header.seen:
+        raise BadInput(f"{header.path}: changed while it was read: run again when it is complete")
+    known = {name: getattr(header, name) for name in ("protocol", "suffix", "path", "sidecar", "notes", "doubts")}
+    return Scan(image=image, affine=affine, stored=header.stored, **known)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -134,51 +182,49 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     BadInput
         As :func:`read_scan`, but for the sidecar.
     """
-    return _read_image(Path(path))[:2]
+    path = Path(path)
+    nifti = _open(path)
+    stored, _ = _stored(nifti, path)
+    if not any(stored.codes):
+        raise BadInput(f"{path}: left and right are unknown (sform and qform codes are 0): set its orientation first")
+    return _read_image(nifti, stored, path)
 
 
-def read_session(folder: str | Path, subject: str | None = None, session: str | None = None) -> list[Scan]:
-    """All scans of one session, in the order T1w, T2w, PDw, FLAIR.
-
-    Parameters
-    ----------
-    folder
-        A BIDS dataset, a subject's or session's folder in one, or any folder with ``…_T1w.nii.gz`` files.
-    subject, session
-        Labels, with or without ``sub-``/``ses-``; needed only where ``folder`` holds several.
+def read_stored(path: str | Path) -> tuple[np.ndarray, Stored]:
+    """Voxels float32 as a file lays them, scaled but neither turned nor checked, and how it lays them.
 
     Raises
     ------
     BadInput
-        Nothing fits, more than one session fits, or a contrast is there twice; and as :func:`read_scan`.
+        The file is missing, not NIfTI, cut short or not one volume.
     """
-    subject = subject and subject.removeprefix("sub-")
-    session = session and session.removeprefix("ses-")
-    found = find_sessions(folder)
-    fitting = [(sub, ses) for sub, ses in found if subject in (None, sub) and session in (None, ses)]
-    if len(fitting) != 1:
-        names = [_name(*labels) for labels in fitting or found]
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        if fitting:
-            raise BadInput(f"{folder}: holds {len(fitting)} sessions ({listed}): say which subject and session")
-        raise BadInput(f"{folder}: no scan of {_name(subject, session)} here, only of {listed}")
-    scans = {}
-    for path in found[fitting[0]]:
-        suffix = parse_name(path)[1]
-        if suffix in scans:
-            both = f"{scans[suffix].path.name} and {path.name}"
-            raise BadInput(f"{path.parent}: two {suffix} scans in one session, {both}: keep one, or give single files")
-        scans[suffix] = read_scan(path)
-    return [scans[suffix] for suffix in CONTRASTS if suffix in scans]
+    path = Path(path)
+    nifti = _open(path)
+    stored, _ = _stored(nifti, path, fewest=1)
+    return _voxels(nifti, path).reshape(stored.shape), stored
 
 
-def _name(subject: str | None, session: str | None) -> str:
-    labels = (f"sub-{subject}" if subject else "", f"ses-{session}" if session else "")
-    return " ".join(filter(None, labels)) or "somebody unnamed"
+def parts_of(path: Path) -> list[Path]:
+    """The files an image lies in: itself, and of a pair ``.hdr`` and ``.img`` the other one, too."""
+    other = {".img": ".hdr", ".hdr": ".img"}.get(path.suffix.lower())
+    return [path, path.with_suffix(other)] if other else [path]
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+def digest(path: Path) -> str:
+    """SHA-256 of an image's bytes, of both its files where it has two; errors as :func:`signature`."""
+    signature(path)
+    return "+".join(sha256(part) for part in parts_of(path))
+
+
+def signature(path: Path) -> tuple:
+    """Size, time and place on the disk of an image's files: what changes when somebody writes to one."""
+    try:
+        stats = [part.stat() for part in parts_of(path)]
+    except OSError:
+        if path.is_symlink() and not path.exists():
+            raise BadInput(f"{path}: a link to nothing: fetch the file it stands for (datalad get)") from None
+        raise BadInput(f"{path}: no such file, or no permission to read it") from None
+    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def contrast_of(protocol: Protocol) -> str:
@@ -190,66 +236,114 @@ def contrast_of(protocol: Protocol) -> str:
     return "FLAIR" if protocol.sequence is Sequence.FLAIR and protocol.ti > 1.5 else "T1w"
 
 
-def _read_image(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Image ``(x, y, z)`` float32 in RAS+, its affine, and notes."""
+# --- what a header says ---------------------------------------------------------------------------
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    reason = " ".join((str(error) or type(error).__name__).split()).replace(str(path), path.name)
+    return BadInput(f"{path}: not NIfTI, or cut short ({reason[:200]}): copy or convert it again")
+
+
+def _open(path: Path) -> nibabel.Nifti1Pair:
     if not os.access(path, os.R_OK):
+        signature(path)
         raise BadInput(f"{path}: no such file, or no permission to read it")
     try:
         nifti = nibabel.load(path)
-        if not isinstance(nifti, nibabel.Nifti1Pair):
-            raise BadInput(f"{path}: a {type(nifti).__name__}, not a NIfTI image: convert it to .nii.gz first")
-        _check_header(nifti, path)
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes inf, refused below
-            image = nifti.get_fdata(dtype=np.float32, caching="unchanged")
-    except UNREADABLE as error:
-        reason = " ".join((str(error) or type(error).__name__).split()).replace(str(path), path.name)
-        raise BadInput(f"{path}: not NIfTI, or cut short ({reason}): copy or convert it again") from None
-    image = image.reshape(image.shape[:3])
+    except Exception as error:  # foreign bytes: whatever a damaged header makes the library raise
+        raise _unreadable(path, error) from None
+    if not isinstance(nifti, nibabel.Nifti1Pair):
+        raise BadInput(f"{path}: a {type(nifti).__name__}, not a NIfTI image: convert it to .nii.gz first")
+    return nifti
+
+
+def _stored(nifti: nibabel.Nifti1Pair, path: Path, fewest: int = 2) -> tuple[Stored, tuple[str, ...]]:
+    """How the file lays its voxels, and notes; refused is what cannot be one volume in one place."""
+    header, shape = nifti.header, nifti.shape
+    if any(n != 1 for n in shape[3:]):
+        raise BadInput(f"{path}: 4D, {np.prod(shape[3:])} volumes of {'×'.join(map(str, shape[:3]))}: give one volume")
+    if len(shape) < 3 or min(shape[:3]) < fewest:
+        raise BadInput(f"{path}: not a volume (shape {'×'.join(map(str, shape))}): at least {fewest} slices are needed")
+    if nifti.get_data_dtype().kind not in "iuf":
+        raise BadInput(f"{path}: voxels are {nifti.get_data_dtype()}, not real numbers: give the magnitude image")
+    if (unit := int(header["xyzt_units"]) % 8) not in MM_PER_UNIT:  # the other bits are the unit of time
+        raise BadInput(f"{path}: no unit of length has the code {unit} of its header: set xyzt_units to mm")
+    codes = int(header["qform_code"]), int(header["sform_code"])
+    if not np.isfinite(nifti.affine).all() or abs(np.linalg.det(nifti.affine[:3, :3])) < 1e-18:
+        raise BadInput(f"{path}: its affine is singular or not finite: correct the header's orientation")
+    to_mm = np.diag([MM_PER_UNIT[unit]] * 3 + [1.0])
+    affine = to_mm @ nifti.affine.astype(np.float64)
+    smallest, largest = voxel_sizes(affine).min(), voxel_sizes(affine).max()
+    if not PLAUSIBLE_VOXEL_MM[0] <= smallest <= largest <= PLAUSIBLE_VOXEL_MM[1]:
+        raise BadInput(f"{path}: voxels of {smallest:.3g} to {largest:.3g} mm: correct the affine or its unit")
+    notes = _one_place(header, affine, to_mm, codes, shape[:3], path)
+    if (angle := np.degrees(obliquity(affine).max())) > 0.1:
+        notes += (f"oblique by {angle:.1f}°: axes put in the nearest RAS order, affine kept oblique",)
+    name = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}[unit]
+    return Stored(tuple(int(n) for n in shape[:3]), affine, codes, name), notes
+
+
+def _one_place(header, affine, to_mm, codes, shape, path: Path) -> tuple[str, ...]:
+    """Notes where sform, qform and pixdim say different things; refused where none of them can be believed."""
+    qform_code, sform_code = codes
+    if not sform_code:  # nibabel made the affine of the qform and pixdim
+        return ()
+    notes = ()
+    says, pixdim = voxel_sizes(affine), to_mm[0, 0] * np.abs(np.array(header.get_zooms()[:3], dtype=float))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.abs(says / pixdim - 1).max()
+    if not off <= SAME_SIZE:
+        sizes = " and ".join("×".join(f"{mm:.3g}" for mm in each) for each in (says, pixdim))
+        if not (sform_code > 2 and off <= TEMPLATE_SIZE):
+            raise BadInput(f"{path}: sform and pixdim disagree on the voxels' size ({sizes} mm): correct the header")
+        notes += (f"stretched to a template by its sform ({sizes} mm)",)
+    if qform_code:
+        try:
+            qform = to_mm @ header.get_qform()
+        except Exception as error:
+            return (*notes, f"sform taken, its qform is damaged ({error})")
+        ends = CORNERS * [*(n - 1 for n in shape), 1]
+        apart = np.linalg.norm((ends @ (qform - affine).T)[:, :3], axis=1).max()
+        mirrored = np.linalg.det(qform[:3, :3]) * np.linalg.det(affine[:3, :3]) < 0
+        if mirrored or (qform_code == sform_code and apart > max(1.0, says.max())):
+            what = "left and right" if mirrored else f"the place of its voxels by {apart:.1f} mm"
+            raise BadInput(f"{path}: sform and qform disagree on {what}: correct the header")
+        if apart > 1:
+            notes += (f"sform (code {sform_code}) taken, its qform (code {qform_code}) is {apart:.1f} mm elsewhere",)
+    return notes
+
+
+def _voxels(nifti: nibabel.Nifti1Pair, path: Path) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes inf
+            return nifti.get_fdata(dtype=np.float32, caching="unchanged")
+    except Exception as error:  # as in _open
+        raise _unreadable(path, error) from None
+
+
+def _read_image(nifti: nibabel.Nifti1Pair, stored: Stored, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``(x, y, z)`` float32 in RAS+ and its affine."""
+    image = _voxels(nifti, path).reshape(stored.shape)
     if broken := int(np.count_nonzero(~np.isfinite(image))):
         raise BadInput(f"{path}: {broken} voxels are NaN or infinite: set them to 0 first")
     if not image.max(initial=0) > 0:
         raise BadInput(f"{path}: an empty image, no voxel is above 0")
-
-    affine = nifti.affine.astype(np.float64)
-    affine[:3] *= MM_PER_UNIT[_space_unit(nifti)]
-    notes = ()
-    smallest, largest = voxel_sizes(affine).min(), voxel_sizes(affine).max()
-    if not PLAUSIBLE_VOXEL_MM[0] <= smallest <= largest <= PLAUSIBLE_VOXEL_MM[1]:
-        raise BadInput(f"{path}: voxels of {smallest:.3g} to {largest:.3g} mm: correct the affine or its unit")
-    if (angle := np.degrees(obliquity(affine).max())) > 0.1:
-        notes += (f"oblique by {angle:.1f}°: axes put in the nearest RAS order, affine kept oblique",)
-    to_ras = nibabel.io_orientation(affine)
-    affine = affine @ nibabel.orientations.inv_ornt_aff(to_ras, image.shape)
-    return np.ascontiguousarray(nibabel.apply_orientation(image, to_ras)), affine, notes
-
-
-def _space_unit(nifti: nibabel.Nifti1Pair) -> int:
-    return int(nifti.header["xyzt_units"]) % 8  # the other bits are the unit of time
-
-
-def _check_header(nifti: nibabel.Nifti1Pair, path: Path):
-    """Refuse, before any voxel is read, what cannot be one 3D image of a head."""
-    shape = nifti.shape
-    if any(n != 1 for n in shape[3:]):
-        raise BadInput(f"{path}: 4D, {np.prod(shape[3:])} volumes of {'×'.join(map(str, shape[:3]))}: give one volume")
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise BadInput(f"{path}: not a volume (shape {'×'.join(map(str, shape))}): at least 2 slices are needed")
-    if nifti.get_data_dtype().kind not in "iuf":
-        raise BadInput(f"{path}: voxels are {nifti.get_data_dtype()}, not real numbers: give the magnitude image")
-    if _space_unit(nifti) not in MM_PER_UNIT:
-        raise BadInput(
-            f"{path}: no unit of length has the code {_space_unit(nifti)} of its header: set xyzt_units to mm"
-        )
-    if not nifti.header["sform_code"] and not nifti.header["qform_code"]:
-        raise BadInput(f"{path}: left and right are unknown (sform and qform codes are 0): set its orientation first")
-    if not np.isfinite(nifti.affine).all() or abs(np.linalg.det(nifti.affine[:3, :3])) < 1e-12:
-        raise BadInput(f"{path}: its affine is singular or not finite: correct the header's orientation")
+    to_ras = nibabel.io_orientation(stored.affine)
+    affine = stored.affine @ nibabel.orientations.inv_ornt_aff(to_ras, image.shape)
+    return np.ascontiguousarray(nibabel.apply_orientation(image, to_ras)), affine
 
 
 # --- out ----------------------------------------------------------------------------------------
 
 
-def write_image(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dict, dtype=np.float32) -> Path:
+def write_image(
+    path: str | Path,
+    volume: np.ndarray,
+    affine: np.ndarray,
+    sidecar: dict,
+    dtype=np.float32,
+    like: Stored | None = None,
+) -> Path:
     """Write ``path`` (``.nii.gz``) and its JSON sidecar, each whole or not at all; equal input gives equal bytes.
 
     Parameters
@@ -259,9 +353,12 @@ def write_image(path: str | Path, volume: np.ndarray, affine: np.ndarray, sideca
     affine
         ``(4, 4)``, voxel index to RAS mm; stored in float32 as NIfTI does.
     sidecar
-        From :func:`sidecar` or :func:`map_sidecar`.
+        From :func:`bids.sidecar` or :func:`bids.map_sidecar`.
     dtype
         Type on disk. Real values in an integer type are scaled by nibabel to its range.
+    like
+        The file whose world this is: its unit of length and its codes are kept, so that MNI stays MNI and what had no
+        orientation gets none. None: the scanner's, in mm.
 
     Raises
     ------
@@ -274,158 +371,19 @@ def write_image(path: str | Path, volume: np.ndarray, affine: np.ndarray, sideca
     volume = np.asarray(volume)
     if not np.isfinite(volume).all():
         raise BadInput(f"{path}: NaN or infinite voxels are not written: set the background to 0")
+    like = like or Stored(volume.shape[:3], affine)
+    unit = {"meter": 1000.0, "micron": 0.001}.get(like.unit, 1.0)
+    affine = np.diag([1 / unit] * 3 + [1.0]) @ affine
     nifti = nibabel.Nifti1Image(volume, affine, dtype=dtype)
-    nifti.set_sform(affine, code=1)
-    nifti.set_qform(affine, code=1)
-    nifti.header.set_xyzt_units("mm", "sec")  # the validator wants a unit of time too
-    write_atomically(path.with_name(f"{_stem(path)}.json"), to_json(sidecar))  # first: an image never lacks its sidecar
+    qform_code, sform_code = like.codes
+    nifti.set_qform(affine, code=qform_code if sform_code in (0, qform_code) else 0)  # also sets pixdim
+    ends = CORNERS * [*(n - 1 for n in volume.shape[:3]), 1]
+    rounded = np.abs(ends @ (nifti.header.get_qform() - affine).T).max()
+    if sform_code and rounded > 1e-3 * voxel_sizes(affine).min():  # a quaternion knows no shear
+        nifti.header["qform_code"] = 0
+    nifti.set_sform(affine if sform_code else None, code=sform_code)
+    nifti.header.set_xyzt_units(like.unit, "sec")  # the validator wants a unit of time too
+    # the sidecar first: an image never lacks its own
+    write_atomically(path.with_name(f"{stem(path)}.json"), to_json(sidecar))
     write_atomically(path, gzip.compress(nifti.to_bytes(), compresslevel=1, mtime=0))
     return path
-
-
-# --- slices and grids ---------------------------------------------------------------------------
-
-
-class Grid(NamedTuple):
-    """Where voxels lie: ``shape`` (x, y, z) and the ``affine`` of voxel indices to RAS mm."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-
-def volume_to_slices(volume: np.ndarray, k: Several[int] | None = None) -> np.ndarray:
-    """``(x, y, z)`` → ``(n, y, x)``: the axial slices ``k``, all by default."""
-    return np.ascontiguousarray(volume.T if k is None else volume[:, :, list(k)].T)
-
-
-def slices_to_volume(slices: np.ndarray, affine: np.ndarray, k: range | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """``(n, y, x)`` → ``(x, y, n)`` and its affine: the inverse of :func:`volume_to_slices`.
-
-    Parameters
-    ----------
-    affine
-        Of the volume the slices came from.
-    k
-        The range of slices they were, so that the stack lies where it was; all from 0 by default.
-    """
-    k = k or range(len(slices))
-    stack = np.diag([1.0, 1.0, k.step, 1.0])
-    stack[2, 3] = k.start
-    return np.ascontiguousarray(slices.T), affine @ stack
-
-
-def crop_or_pad(volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cut or fill with 0 about the centre to ``shape`` (x, y, z); every kept voxel stays where it was in the world."""
-    before = [(new - old) // 2 for old, new in zip(volume.shape, shape, strict=True)]
-    after = [new - old - b for old, new, b in zip(volume.shape, shape, before, strict=True)]
-    cut = tuple(slice(max(-b, 0), n - max(-a, 0)) for n, b, a in zip(volume.shape, before, after, strict=True))
-    out = np.pad(volume[cut], [(max(b, 0), max(a, 0)) for b, a in zip(before, after, strict=True)])
-    moved = affine.copy()
-    moved[:3, 3] = apply_affine(affine, [-b for b in before])
-    return out, moved
-
-
-def head_centre(scan: Scan) -> np.ndarray:
-    """RAS mm of the middle of the brain, head or no head around it: 65 mm below the top, midway across.
-
-    Good to a centimetre, for choosing slices; it replaces no registration. Foreground is what exceeds
-    a tenth of the 98th percentile (the threshold BET starts from). Where less than 130 mm of head was
-    scanned, the height is the middle of what there is.
-    """
-    step = [max(1, round(3 / mm)) for mm in voxel_sizes(scan.affine)]  # every 3 mm tells a centre
-    thinned = scan.image[:: step[0], :: step[1], :: step[2]]
-    low, high = np.percentile(thinned, (2, 98))
-    points = apply_affine(scan.affine, np.argwhere(thinned > low + 0.1 * (high - low)) * step)
-    bottom, top = np.percentile(points[:, 2], (0.5, 99.9))
-    height = max(top - CENTRE_BELOW_TOP, (top + bottom) / 2)
-    level = points[abs(points[:, 2] - height) < 15]  # one level, so that neck and face do not pull
-    if not len(level):
-        level = points
-    x, y = np.percentile(level[:, :2], (2, 98), axis=0).mean(axis=0)
-    return np.array([x, y, height])
-
-
-def axial_grid(
-    scan: Scan,
-    shape_yx: tuple[int, int],
-    voxel_mm: float,
-    z: int | tuple[float, float] = 8,
-    slice_mm: float | None = None,
-    centre: Several[float] | None = None,
-) -> Grid:
-    """The grid of a profile, about the brain's centre and along the world's axes.
-
-    Parameters
-    ----------
-    scan
-        The session's reference; its other scans go on the same grid.
-    shape_yx, voxel_mm
-        Size of a slice in pixels, and of a pixel.
-    z
-        Number of slices about the centre, or the RAS heights in mm (from, to) to cover.
-    slice_mm
-        Distance of the slices; ``voxel_mm`` by default.
-    centre
-        RAS mm; :func:`head_centre` of the scan by default.
-
-    Returns
-    -------
-        Its origin is moved onto the nearest voxel centre of ``scan``, by up to half a voxel, so that
-        a scan already at ``voxel_mm`` is not interpolated.
-    """
-    slice_mm = slice_mm or voxel_mm
-    centre = np.array(head_centre(scan) if centre is None else centre, dtype=np.float64)
-    if isinstance(z, int):
-        n = z
-    else:
-        n = max(1, round((z[1] - z[0]) / slice_mm) + 1)
-        centre[2] = (z[0] + z[1]) / 2
-    shape = (shape_yx[1], shape_yx[0], n)
-    spacing = np.array([voxel_mm, voxel_mm, slice_mm])
-    origin = centre - spacing * (np.array(shape) - 1) / 2
-    origin = apply_affine(scan.affine, np.round(apply_affine(np.linalg.inv(scan.affine), origin)))
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = origin
-    return Grid(shape, affine)
-
-
-def axial_slices(scan: Scan, grid: Grid) -> np.ndarray:
-    """``(n, y, x)`` float32: a scan on a grid of :func:`axial_grid`, as :func:`resample` brings it there.
-
-    Raises
-    ------
-    BadInput
-        The scan and the grid do not overlap.
-    """
-    return volume_to_slices(resample(scan, grid))
-
-
-def resample(scan: Scan, grid: Grid) -> np.ndarray:
-    """``(x, y, z)`` float32: a scan on another grid, 0 outside what was scanned.
-
-    Where the grid is coarser than the scan, a Gaussian first averages what a coarse voxel would have: a voxel is a box,
-    with a variance of a twelfth of its size squared, and the Gaussian's makes up the difference. Then cubic splines.
-    Where every voxel of the grid is a voxel of the scan, nothing is interpolated.
-
-    Raises
-    ------
-    BadInput
-        The scan and the grid do not overlap.
-    """
-    mine, wanted = voxel_sizes(scan.affine), voxel_sizes(grid.affine)
-    sd = np.sqrt(np.maximum(wanted**2 - mine**2, 0) / 12) / mine
-    image = scipy.ndimage.gaussian_filter(scan.image, sd) if sd.any() else scan.image
-    matrix = np.linalg.inv(scan.affine) @ grid.affine
-    nearest = np.round(matrix)
-    order = 0 if np.allclose(matrix, nearest, atol=1e-4) else 3
-    matrix = matrix if order else nearest
-    volume = scipy.ndimage.affine_transform(image, matrix, output_shape=grid.shape, order=order, output=np.float32)
-    if not volume.any():
-        raise BadInput(f"{scan.path}: does not overlap the session's other scans: nothing of it lies in these slices")
-    return volume
-
-
-def resample_mask(where: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
-    """``(x, y, z)`` bool on a grid, of a mask with its affine: linear, so that no spline rings across the border."""
-    matrix = np.linalg.inv(affine) @ grid.affine
-    return scipy.ndimage.affine_transform(where.astype(np.float32), matrix, output_shape=grid.shape, order=1) >= 0.5

@@ -15,7 +15,8 @@ from ..machine.carried import carried
 from ..physics import SEQUENCE_OF, Protocol, effective_protocol
 
 OASIS3_TABLE = carried("data/oasis3_protocols.csv")
-
+OASIS3_LABEL = "OAS3"
+"""Subjects of OASIS-3 are OAS30001 …; only for them is a missing TI taken from the archive's other scans."""
 
 SESSION_CONTRASTS = {
     ("T1w", "T2w", "FLAIR"): 484,
@@ -52,6 +53,21 @@ def family_ti(contrast: str, tr: float) -> float | None:
         if name == contrast and ti is not None and round(row_tr, 1) == round(tr, 1):
             counts[ti] += count
     return counts.most_common(1)[0][0] if counts else None
+
+
+def complete(path: Path, metadata: dict) -> tuple[dict, tuple[str, ...]]:
+    """A sidecar's fields and a note: of OASIS-3, with the inversion time of its family where it has none itself."""
+    *entities, suffix = path.name.split(".", 1)[0].split("_")
+    tr = metadata.get("RepetitionTimePreparation", metadata.get("RepetitionTime"))
+    inverts = suffix in SEQUENCE_OF and SEQUENCE_OF[suffix].inverts
+    ours = any(entity.startswith(f"sub-{OASIS3_LABEL}") for entity in entities)
+    if not (ours and metadata and inverts and not metadata.get("InversionTime") and isinstance(tr, (int, float))):
+        return metadata, ()
+    ti = family_ti(suffix, tr)
+    if ti is None:
+        return metadata, ()
+    note = f"InversionTime {ti:g} s is not in its sidecar: OASIS-3's other {suffix} of this TR have it"
+    return metadata | {"InversionTime": ti}, (note,)
 
 
 @cache

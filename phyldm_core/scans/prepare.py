@@ -16,14 +16,19 @@ from scipy import ndimage
 from ..errors import BadInput
 from .bids import CONTRASTS
 from .brain import find_brain
-from .nifti import Grid, Scan, read_volume, resample, resample_mask
+from .doubts import check_voxels
+from .grids import Grid, resample, resample_mask
+from .nifti import Scan, read_volume
 from .registration import register, world_grid
 
 LOW_SIGNAL = 0.1  # of the way from the 2nd to the 98th percentile: what is brighter is head (as BET starts)
-NEGATIVE = -0.05, 0.05  # refused where more than this fraction is below this fraction of the 98th percentile
 STRIPPED_ZERO = 0.3  # a stripped scan has at least this fraction of exact zeros …
 STRIPPED_LITRES = 2.1  # … and no more than this of anything else: a brain has 0.9 to 1.8 l, a head 3 l or more
 STRIPPED_SECTION = 212.0  # cm²: and none of its axial sections is wider: 15 brains have 154 to 201, heads 223 to 267
+NO_SCALP = (
+    "no skull and scalp around the brain, from which these weights take a scan's brightness: give it as acquired, or "
+    "weights trained on brains alone (phyldm reproduce makes some, --weights runs/laptop)"
+)
 TEMPLATE = "template"
 """Instead of a mask: lay the MNI152 template over the head and find the brain about there (:mod:`brain`)."""
 
@@ -71,6 +76,7 @@ def prepare_session(
     voxel_mm: float,
     mask: np.ndarray | Path | str | None = None,
     left_out: dict[Path, str] | None = None,
+    scale_of: str | None = None,
 ) -> Prepared:
     """Bring the scans of one session onto one grid.
 
@@ -88,12 +94,15 @@ def prepare_session(
     left_out
         Give a dictionary, and a scan that cannot be used or registered is left out, the reason kept
         there by its path, as long as another scan remains.
+    scale_of
+        What the brightness of a scan is told by where it is going: the "brain" or the whole "head". A scan without that
+        scale is refused; None: the doubt goes with it.
 
     Raises
     ------
     BadInput
-        In one sentence: no scan, two of one contrast, an image that is empty, constant or largely
-        negative; scans that do not overlap or cannot be registered; a mask that does not fit.
+        In one sentence: no scan, two of one contrast, an image that :func:`doubts.check_voxels` refuses or that has
+        not the scale asked for; scans that do not overlap or cannot be registered; a mask that does not fit.
     """
     if not scans:
         raise BadInput("no scan to prepare: give at least one T1w, T2w, PDw or FLAIR")
@@ -111,10 +120,11 @@ def prepare_session(
             both = f"{by_suffix[scan.suffix].path.name} and {scan.path.name}"
             raise BadInput(f"{scan.path.parent}: two {scan.suffix} scans in one session, {both}: give one of them")
         try:
-            _check_image(scan)
-            by_suffix[scan.suffix] = scan
+            by_suffix[scan.suffix] = _checked(scan, scale_of)
         except BadInput as error:
             refuse(scan, error)
+    if not by_suffix and len(left_out) == 1:
+        raise BadInput(next(iter(left_out.values())))
     if not by_suffix:
         raise BadInput(f"{scans[0].path.parent}: none of its scans can be used: {'; '.join(left_out.values())}")
     reference, *others = by_suffix.values()
@@ -139,21 +149,14 @@ def prepare_session(
     return Prepared(prepared, grid.affine, brain, bool(stripped), transforms, scales, mask_from)
 
 
-def _check_image(scan: Scan):
-    """Refuse what no signal model explains: all but positive images (readers refuse only wholly empty ones)."""
-    image = scan.image
-    high = np.percentile(image, 98)
-    if not image.max() > 0:
-        raise BadInput(f"{scan.path}: no voxel is above 0: give the magnitude image")
-    if image.max() == image.min():
-        raise BadInput(f"{scan.path}: every voxel is {image.max():g}: there is no head in it")
-    bound, share = NEGATIVE
-    negative = float((image < bound * max(high, 0)).mean())
-    if negative > share:
-        raise BadInput(
-            f"{scan.path}: {negative:.0%} of its voxels are negative: a magnitude image has none, "
-            "so give it as the scanner made it, not normalised or filtered"
-        )
+def _checked(scan: Scan, scale_of: str | None) -> Scan:
+    image, notes, misled = check_voxels(scan.image, scan.path)
+    scan = replace(scan, image=image, notes=scan.notes + notes, doubts=scan.doubts + misled)
+    if scale_of == "head" and is_skull_stripped(scan):
+        misled += (NO_SCALP,)
+    if scale_of and misled:
+        raise BadInput(f"{scan.path}: {misled[0]}")
+    return scan
 
 
 def is_skull_stripped(scan: Scan) -> bool:

@@ -11,19 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
-from ..errors import BadInput
-from ..machine.files import to_json, whole_folder, write_atomically
+from ..errors import BadInput, in_a_sentence
+from ..machine.files import sha256, to_json, whole_folder, write_atomically
+from ..machine.lock import alone_with
 from ..machine.shards import run_shards
-from ..physics import SEQUENCE_OF
 from .bids import (
-    find_sessions,
+    makers,
     parse_name,
     read_sidecar,
     session_folder,
@@ -31,13 +30,11 @@ from .bids import (
     sidecar,
     write_dataset_description,
 )
-from .nifti import Scan, read_scan, read_session, read_volume, write_image
-from .oasis3 import family_ti
+from .nifti import digest, read_volume, write_image
 from .prepare import TEMPLATE, Prepared, prepare_session
+from .sessions import check_out, choose_headers, find_sessions, read_chosen, read_session
 
-PREPARATION = 2  # raised when the same inputs would be prepared differently
-OASIS3_LABEL = "OAS3"
-"""Subjects of OASIS-3 are OAS30001 …; only for them is a missing TI taken from the archive's other scans."""
+PREPARATION = 3  # raised when the same inputs would be prepared differently
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Outcome:
     session: str | None
     status: str  # "prepared", "kept" from an earlier call, or "skipped"
     left_out: dict[str, str] = field(default_factory=dict)  # reason by file; of the session itself under ""
+    doubts: tuple[str, ...] = ()  # what is doubtful about its scans, a sentence each
 
     @property
     def name(self) -> str:
@@ -89,6 +87,10 @@ def prepare_dataset(
         raise BadInput(f"{mask}: not a folder of brain masks: give one, or the word {TEMPLATE}")
     if out.resolve() == root.resolve():
         raise BadInput(f"{out}: prepared scans would lie among the scans they are made from: choose another folder")
+    if (out / "dataset_description.json").exists() and not any(
+        str(maker.get("Name", "")).startswith("phyldm_core") for maker in makers(out)
+    ):
+        raise BadInput(f"{out}: is another dataset: choose a folder of its own for the prepared scans")
     if scheduler:  # whose workers start from folders of their own
         root, out = root.resolve(), out.resolve()
         mask = mask if mask in (None, TEMPLATE) else Path(mask).resolve()
@@ -113,7 +115,7 @@ def write_skipped(path: Path, outcomes: list[Outcome]):
             subject = f"sub-{outcome.subject}" if outcome.subject else "n/a"
             session = f"ses-{outcome.session}" if outcome.session else "n/a"
             rows.append("\t".join([subject, session, scan or "n/a", " ".join(reason.split())]))
-    write_atomically(path, ("\n".join(rows) + "\n").encode())
+    write_atomically(path, ("\n".join(rows) + "\n").encode("utf-8", "backslashreplace"))
 
 
 # --- one session ----------------------------------------------------------------------------------
@@ -124,73 +126,40 @@ def prepare_one(
 ) -> Outcome:
     """Prepare one session unless it is there already; what is wrong with it comes back, it does not raise."""
     subject, session = labels
-    left_out: dict[str, str] = {}
+    left_out: dict[Path, str] = {}
     try:
         if subject is None:
             raise BadInput(
                 f"{paths[0]}: no subject in its name: call it sub-…[_ses-…]_{parse_name(paths[0])[1]}.nii.gz"
             )
+        check_out(out, (subject, session, paths), "prepared scans")
         folder = session_folder(out, subject, session)
-        mask_file = mask if mask in (None, TEMPLATE) else _mask_of(Path(mask), subject, session)
-        made_from = _made_from(root, paths, voxel_mm, mask_file)
-        record = read_record(folder, labels)
-        if record and record["made_from"] == made_from:
-            return Outcome(subject, session, "kept", record["left_out"])
-        scans = choose_scans(paths, left_out)
-        by_path: dict[Path, str] = {}
-        prepared = prepare_session(scans, voxel_mm=voxel_mm, mask=mask_file, left_out=by_path)
-        left_out |= {path.name: reason for path, reason in by_path.items()}
-        record = {"made_from": made_from, "left_out": left_out}
-        with whole_folder(folder) as part:
-            write_prepared(prepared, part, labels, root, record)
+        with alone_with(out, session_name(*labels)):
+            return _prepare_alone(root, folder, labels, paths, voxel_mm, mask, left_out)
     except BadInput as error:
-        return Outcome(subject, session, "skipped", left_out | {"": str(error)})
-    return Outcome(subject, session, "prepared", left_out)
+        reason = str(error)
+    except Exception as error:
+        reason = in_a_sentence(error, paths[0].parent)
+    return Outcome(subject, session, "skipped", {path.name: why for path, why in left_out.items()} | {"": reason})
 
 
-def choose_scans(paths: list[Path], left_out: dict[str, str]) -> list[Scan]:
-    """One scan a contrast: of several that can be read, the one with the thinnest slices, then the first by name.
-
-    Reasons of those that cannot be read go into ``left_out`` by file name; those not taken are named
-    in the notes of the one that is.
-
-    Raises
-    ------
-    BadInput
-        None can be read.
-    """
-    readable: dict[str, list[Scan]] = {}
-    for path in paths:
-        try:
-            scan = _read(path)
-            readable.setdefault(scan.suffix, []).append(scan)
-        except BadInput as error:
-            left_out[path.name] = str(error)
-    if not readable:
-        raise BadInput(f"{paths[0].parent}: none of its scans can be used, each for a reason of its own")
-    chosen = []
-    for candidates in readable.values():
-        best, *others = sorted(candidates, key=lambda s: (round(voxel_sizes(s.affine).max(), 1), s.path.name))
-        if others:
-            names = ", ".join(scan.path.name for scan in others)
-            best = replace(best, notes=(*best.notes, f"taken instead of {names}: thinner slices, or first by name"))
-        chosen.append(best)
-    return chosen
-
-
-def _read(path: Path) -> Scan:
-    """A scan; of OASIS-3, with the inversion time of its family where its own sidecar has none."""
-    entities, suffix = parse_name(path)
-    fields = read_sidecar(path)
-    tr = fields.get("RepetitionTimePreparation", fields.get("RepetitionTime"))
-    incomplete = fields and SEQUENCE_OF[suffix].inverts and not fields.get("InversionTime")
-    if incomplete and entities.get("sub", "").startswith(OASIS3_LABEL) and isinstance(tr, (int, float)):
-        ti = family_ti(suffix, tr)
-        if ti is not None:
-            scan = read_scan(path, missing={"InversionTime": ti})
-            note = f"InversionTime {ti:g} s is not in its sidecar: OASIS-3's other {suffix} of this TR have it"
-            return replace(scan, notes=(*scan.notes, note))
-    return read_scan(path)
+def _prepare_alone(root: Path, folder: Path, labels, paths, voxel_mm, mask, left_out: dict[Path, str]) -> Outcome:
+    mask_file = mask if mask in (None, TEMPLATE) else _mask_of(Path(mask), *labels)
+    made_from = _made_from(root, paths, voxel_mm, mask_file)
+    record = read_record(folder, labels)
+    if record and record["made_from"] == made_from and _hashes(folder) == record.get("written"):
+        return Outcome(*labels, "kept", record["left_out"], tuple(record["doubts"]))
+    if record is None and folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: holds files that phyldm prepare did not write: choose another --out")
+    scans = read_chosen(choose_headers(paths, left_out), left_out)
+    prepared = prepare_session(scans, voxel_mm=voxel_mm, mask=mask_file, left_out=left_out)
+    kept = {path.name: reason for path, reason in left_out.items()}
+    doubts = [f"{scan.path.name}: {doubt}" for scan in prepared.scans for doubt in scan.doubts]
+    if _made_from(root, paths, voxel_mm, mask_file) != made_from:
+        raise BadInput(f"{paths[0].parent}: its files changed while they were read: run again when they are complete")
+    with whole_folder(folder) as part:
+        write_prepared(prepared, part, labels, root, {"made_from": made_from, "left_out": kept, "doubts": doubts})
+    return Outcome(*labels, "prepared", kept, tuple(doubts))
 
 
 def _mask_of(folder: Path, subject: str, session: str | None) -> Path:
@@ -206,22 +175,29 @@ def _mask_of(folder: Path, subject: str, session: str | None) -> Path:
 
 
 def _made_from(root: Path, paths: list[Path], voxel_mm: float, mask: Path | str | None) -> dict:
-    """What decides the result: the method, its settings, every file by size and time, every sidecar by content."""
-    files = {}
+    """What decides the result: the method, its settings, every file and every sidecar by content."""
+    files, fields = {}, []
     for path in [*paths, *([mask] if isinstance(mask, Path) else [])]:
-        stat = path.stat() if os.access(path, os.R_OK) else None
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-        files[name] = [stat.st_size, stat.st_mtime_ns] if stat else None
-    fields = []
+        try:
+            files[name] = digest(path)
+        except (BadInput, OSError) as error:  # told when the scan is read
+            files[name] = str(error)
     for path in paths:
         try:
             fields.append(read_sidecar(path))
-        except BadInput as error:  # told when the scan is read
+        except BadInput as error:
             fields.append(str(error))
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    said = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return {
-        "method": PREPARATION, "voxel_mm": voxel_mm, "mask": mask and str(mask), "files": files, "sidecars": digest,
+        "method": PREPARATION, "voxel_mm": voxel_mm, "mask": mask and str(mask), "files": files, "sidecars": said,
     }  # fmt: skip
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a prepared session's files, without its record."""
+    files = sorted(folder.glob("*")) if folder.is_dir() else ()
+    return {path.name: sha256(path) for path in files if not path.name.endswith("_prepared.json") and path.is_file()}
 
 
 def _record_path(folder: Path, labels: tuple[str | None, str | None]) -> Path:
@@ -231,7 +207,8 @@ def _record_path(folder: Path, labels: tuple[str | None, str | None]) -> Path:
 def read_record(folder: Path, labels: tuple[str | None, str | None]) -> dict | None:
     """What a prepared session was made from and what was left out; None where it is not complete."""
     try:
-        return json.loads(_record_path(folder, labels).read_text(encoding="utf-8"))
+        record = json.loads(_record_path(folder, labels).read_text(encoding="utf-8"))
+        return record if {"made_from", "left_out", "doubts"} <= set(record) else {"made_from": None}
     except (OSError, ValueError):
         return None
 
@@ -249,9 +226,11 @@ def write_prepared(prepared: Prepared, part: Path, labels: tuple[str | None, str
             "RigidTransform": prepared.transforms[scan.suffix].tolist(),  # RAS mm, source's world to reference's
             "IntensityScale": prepared.scales[scan.suffix],  # voxels times this are the source's
             "PreparationNotes": list(scan.notes),
+            "Doubts": list(scan.doubts),
         }
         told = sidecar(scan.protocol, nominal if nominal != scan.protocol.te or nominal > 0.3 else None, **fields)
-        write_image(part / f"{stem}_desc-prepared_{scan.suffix}.nii.gz", scan.image, scan.affine, told)
+        path = part / f"{stem}_desc-prepared_{scan.suffix}.nii.gz"
+        write_image(path, scan.image, scan.affine, told, like=reference.stored)
     fields = {
         "Type": "Brain" if prepared.brain_known else "ROI",
         "Description": f"{'brain' if prepared.brain_known else 'whole head'}, from: {prepared.mask_from}",
@@ -266,8 +245,9 @@ def write_prepared(prepared: Prepared, part: Path, labels: tuple[str | None, str
         prepared.affine,
         fields,
         np.uint8,
+        reference.stored,
     )
-    write_atomically(_record_path(part, labels), to_json(record))
+    write_atomically(_record_path(part, labels), to_json(record | {"written": _hashes(part)}))
 
 
 def read_prepared(out: str | Path, subject: str, session: str | None = None) -> Prepared:

@@ -21,7 +21,8 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
 from ..errors import BadInput
-from .nifti import Grid, Scan, head_centre, resample
+from .grids import Grid, head_centre, resample
+from .nifti import Scan
 
 PYRAMID_MM = (8.0, 4.0, 2.0)
 """Voxel size of each level; at 2 mm mutual information places a head to a few tenths of a millimetre."""
@@ -126,8 +127,8 @@ def world_grid(scan: Scan, mm: float) -> Grid:
     corners = apply_affine(scan.affine, list(product(*((-0.5, n - 0.5) for n in scan.image.shape))))
     low, high = corners.min(0), corners.max(0)
     on = apply_affine(scan.affine, np.round((np.array(scan.image.shape) - 1) / 2))  # the middle voxel
-    before = np.floor((on - low) / mm - 0.5 + 1e-3).astype(int)  # whole voxels that fit below it, and above
-    after = np.floor((high - on) / mm - 0.5 + 1e-3).astype(int)
+    before = np.floor((on - low) / mm - 0.5 + 1e-3).astype(int).clip(0)  # whole voxels that fit below it, and above
+    after = np.floor((high - on) / mm - 0.5 + 1e-3).astype(int).clip(0)
     affine = np.diag([mm, mm, mm, 1.0])
     affine[:3, 3] = on - before * mm
     return Grid(tuple(int(n) for n in before + after + 1), affine)

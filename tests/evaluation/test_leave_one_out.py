@@ -11,7 +11,7 @@ import torch
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation.leave_one_out import judge_scans, predict_scan
 from phyldm_core.people.stand_in import write_stand_in
-from phyldm_core.scans import nifti
+from phyldm_core.scans import sessions
 from phyldm_core.scans.prepare import is_skull_stripped
 from phyldm_core.slices import MODALITIES
 
@@ -63,11 +63,11 @@ def test_a_scan_alone_cannot_be_left_out(smoke_run, person):
 
 
 def test_the_stand_in_is_a_whole_stripped_brain(smoke_run, tmp_path):
-    session = nifti.read_session(write_stand_in(tmp_path / "one", smoke_run.recipe, seed=3))
+    session = sessions.read_session(write_stand_in(tmp_path / "one", smoke_run.recipe, seed=3))
     assert [scan.suffix for scan in session] == ["T1w", "T2w", "FLAIR"]
     for scan in session:
         assert is_skull_stripped(scan)
         litres = (scan.image > 0).sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
         assert 0.8 < litres < 2.6  # a brain, its fluid, and the rim in whole voxels of 6 mm
-    again = nifti.read_session(write_stand_in(tmp_path / "two", smoke_run.recipe, seed=3))
+    again = sessions.read_session(write_stand_in(tmp_path / "two", smoke_run.recipe, seed=3))
     np.testing.assert_array_equal(session[0].image, again[0].image)

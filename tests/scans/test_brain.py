@@ -25,7 +25,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people import cohort
 from phyldm_core.people.anatomy import Deformation
 from phyldm_core.people.cohort import CohortRecipe, Simulated, Subject, simulate
-from phyldm_core.scans import bids, fit, nifti
+from phyldm_core.scans import bids, fit, grids, nifti, sessions
 from phyldm_core.scans.brain import MM, _within, dilate, erode
 from phyldm_core.scans.registration import template_brain
 from phyldm_core.slices import MODALITIES
@@ -93,7 +93,7 @@ POSES = {"T1w": ((0, 0, 0), (0, 0, 0)), "T2w": ((3, -2, 2), (2, -3, 3)), "FLAIR"
 """How the head lay for each scan: degrees about x, y, z and mm."""
 
 
-def simulated(who: Subject, recipe: CohortRecipe, grid: nifti.Grid, pose=((0, 0, 0), (0, 0, 0))) -> Simulated:
+def simulated(who: Subject, recipe: CohortRecipe, grid: grids.Grid, pose=((0, 0, 0), (0, 0, 0))) -> Simulated:
     """The person, scanned without noise on the voxels of a grid."""
     at = np.moveaxis(np.indices(grid.shape[::-1]), 0, -1)[..., ::-1]  # (z, y, x, 3) of voxels (x, y, z)
     turn = Rotation.from_euler("xyz", pose[0], degrees=True).as_matrix()
@@ -114,7 +114,7 @@ def session(images: list[np.ndarray], protocols: list, affine: np.ndarray, folde
     """Written as BIDS and read back."""
     for suffix, image, nominal in zip(MODALITIES, images, protocols, strict=True):
         nifti.write_image(folder / f"sub-01_{suffix}.nii.gz", image, affine, bids.sidecar(nominal))
-    return nifti.read_session(folder)
+    return sessions.read_session(folder)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +130,14 @@ def trained():
 def scanned_in_place(who: Subject, recipe: CohortRecipe, prepared, noise: float) -> list[np.ndarray]:
     """The three scans on the grid of ``prepared`` without having moved: 1 mm voxels, without skull, averaged by eights.
 
-    Averaged as signals, as a scanner and :func:`nifti.resample` do. A cohort of 2 mm mixes properties within a voxel
+    Averaged as signals, as a scanner and :func:`grids.resample` do. A cohort of 2 mm mixes properties within a voxel
     instead, and the two differ where tissues meet, above all in FLAIR.
     """
     finer = prepared.affine.copy()
     finer[:3, :3] /= 2
     finer[:3, 3] -= finer.diagonal()[:3] / 2
     shape = prepared.brain.shape
-    person = simulated(who, replace(recipe, voxel_mm=1.0, slice_mm=1.0), nifti.Grid(tuple(2 * n for n in shape), finer))
+    person = simulated(who, replace(recipe, voxel_mm=1.0, slice_mm=1.0), grids.Grid(tuple(2 * n for n in shape), finer))
     fine = (noisy(person.images[:, m], noise, m) for m in range(len(MODALITIES)))
     eights = (image.reshape(shape[0], 2, shape[1], 2, shape[2], 2) for image in fine)
     return [image.mean((1, 3, 5)) for image in eights]
@@ -159,11 +159,11 @@ def test_sessions_through_preprocessing_reproduce_their_truth(shared_data, train
         affine[:3, 3] = -95.5, -115.5, -83.5
         fine, images = replace(recipe, voxel_mm=1.0, slice_mm=1.0, head=True), []
         for m, pose in enumerate(POSES.values()):
-            scanned = simulated(who, fine, nifti.Grid((192, 232, 168), affine), pose)
+            scanned = simulated(who, fine, grids.Grid((192, 232, 168), affine), pose)
             images.append(noisy(scanned.images[:, m], 0.03, m))
         prepared = fit.prepare(session(images, scanned.nominal, affine, tmp_path / head / "scanned"), trained)
         bare = simulated(who, replace(recipe, n_slices=84, shape=(116, 96)),
-                         nifti.Grid(prepared.brain.shape, prepared.affine))  # fmt: skip
+                         grids.Grid(prepared.brain.shape, prepared.affine))  # fmt: skip
         true, found = (bare.maps[:, 0] > 0.05).numpy().T, prepared.brain
         in_place = scanned_in_place(who, recipe, prepared, 0.03)
         aligned = session(in_place, bare.nominal, prepared.affine, tmp_path / head / "in place")

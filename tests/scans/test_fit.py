@@ -17,10 +17,11 @@ from phyldm_core.cli import app
 from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol, Sequence, TissueMaps
-from phyldm_core.scans import bids, fit_dataset, nifti
-from phyldm_core.scans.fit import Window, fit_session, native_grid, on_grid, prepare, session_slices, volume_brightness
-from phyldm_core.scans.fit_dataset import find_scans, parse_protocol
+from phyldm_core.scans import bids, fit_dataset, nifti, sessions
+from phyldm_core.scans.fit import Window, fit_session, on_grid, prepare, session_slices, volume_brightness
+from phyldm_core.scans.fit_dataset import parse_protocol
 from phyldm_core.scans.maps import read_maps, render_volume
+from phyldm_core.scans.sessions import find_scans
 from phyldm_core.weights import load_weights
 
 PROTOCOLS = {
@@ -185,7 +186,7 @@ def test_an_arbitrary_gain_changes_nothing(weights, tmp_path):
 
 
 def fit_folder(folder, weights, **options):
-    return fit_session(prepare(nifti.read_session(folder), weights), weights, n_samples=2, **options)
+    return fit_session(prepare(sessions.read_session(folder), weights), weights, n_samples=2, **options)
 
 
 @pytest.mark.parametrize("contrasts", [("T1w",), ("FLAIR",), ("T2w", "FLAIR")])
@@ -196,7 +197,7 @@ def test_any_subset_of_scans_gives_maps(contrasts, weights, tmp_path):
 
 
 def test_the_volume_is_the_slices_inferred_one_by_one(weights, dataset):
-    prepared, vae = prepare(nifti.read_session(dataset), weights), weights.vae()
+    prepared, vae = prepare(sessions.read_session(dataset), weights), weights.vae()
     slices, window = session_slices(prepared, weights, vae.downsampling)
     t1 = infer(vae, slices, common_scale=False, scale=volume_brightness(slices))[1].t1.numpy()
     fit = fit_session(prepared, weights, n_samples=2)
@@ -208,7 +209,7 @@ def test_the_volume_is_the_slices_inferred_one_by_one(weights, dataset):
 
 
 def test_a_scan_counts_only_where_it_was_scanned(weights, dataset):
-    prepared = prepare(nifti.read_session(dataset), weights)
+    prepared = prepare(sessions.read_session(dataset), weights)
     whole, _ = session_slices(prepared, weights, 4)
     half = prepared.scans[1].image.copy()
     half[:, :, : half.shape[2] // 2] = 0
@@ -230,10 +231,10 @@ def test_a_window_may_exceed_the_volume():
 
 
 def test_a_map_does_not_fade_at_the_rim_of_the_brain(weights, dataset):
-    session = nifti.read_session(dataset)
+    session = sessions.read_session(dataset)
     fit = fit_folder(dataset, weights)
     flat = TissueMaps(*(fit.brain * np.float32(v) for v in (0.7, 1.0, 0.1)))
-    moved = on_grid(type(fit)(**{**fit.__dict__, "mean": flat}), native_grid(session[0]))
+    moved = on_grid(type(fit)(**{**fit.__dict__, "mean": flat}), session[0].stored)
     for volume, value in zip(moved.mean, (0.7, 1.0, 0.1), strict=True):
         np.testing.assert_allclose(volume[moved.brain], value, rtol=1e-5)
 

@@ -19,7 +19,7 @@ from nibabel.affines import apply_affine
 from phyldm_core import physics
 from phyldm_core.errors import BadInput
 from phyldm_core.physics import Protocol, Sequence
-from phyldm_core.scans import bids, nifti, oasis3
+from phyldm_core.scans import bids, grids, nifti, oasis3, sessions
 
 MPRAGE = Protocol("MPRAGE", te=0.003, tr=2.4, ti=1.0)
 T2W = Protocol("spin echo", te=0.1, tr=4.0)
@@ -149,34 +149,6 @@ def test_every_orientation_becomes_ras_without_moving_a_voxel(tmp_path, axes, de
     assert any("oblique by 12.0°" in note for note in scan.notes) == (degrees == 12)
 
 
-@pytest.mark.parametrize("shape", [(6, 14, 6), (13, 9, 8), (11, 17, 5)])
-def test_crop_and_pad_leave_every_voxel_where_it_was(shape):
-    volume = head((10, 13, 6))
-    affine = RAS_2MM.copy()
-    affine[:3, :3] = rotation(20) @ affine[:3, :3]
-    out, moved = nifti.crop_or_pad(volume, affine, shape)
-    assert out.shape == shape
-    voxels = np.argwhere(out > 0)
-    assert len(voxels) == np.prod(np.minimum(shape, volume.shape))
-    there = np.linalg.inv(affine) @ moved
-    before = np.round(apply_affine(there, voxels)).astype(int)
-    np.testing.assert_allclose(apply_affine(there, voxels), before, atol=1e-9)
-    np.testing.assert_array_equal(out[tuple(voxels.T)], volume[tuple(before.T)])
-
-
-@pytest.mark.parametrize("k", [None, range(2, 5), range(1, 6, 2)])
-def test_slices_go_back_where_they_came_from(k):
-    volume = head()
-    slices = nifti.volume_to_slices(volume, k)
-    assert slices.shape[1:] == volume.shape[1::-1]
-    for stacked, original in enumerate(k or range(6)):
-        np.testing.assert_array_equal(slices[stacked], volume[:, :, original].T)
-    back, affine = nifti.slices_to_volume(slices, RAS_2MM, k)
-    np.testing.assert_array_equal(back, volume[:, :, list(k or range(6))])
-    last = (3, 4, len(slices) - 1)
-    np.testing.assert_allclose(apply_affine(affine, last), apply_affine(RAS_2MM, (3, 4, (k or range(6))[-1])))
-
-
 def ellipsoid(affine, shape, centre=(4.0, -18.0, 10.0), radii=(65.0, 82.0, 72.0)):
     """A smooth brain-sized ball in world space, its intensity rising towards anterior."""
     world = apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1))
@@ -192,10 +164,10 @@ def test_centre_of_the_head_is_found_with_and_without_a_neck(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
     affine[:3, 3] = -100, -130, -150
     brain = ellipsoid(affine, (100, 120, 130))
-    np.testing.assert_allclose(nifti.head_centre(scan_of(brain, affine, tmp_path)), (4, -18, 17), atol=4)
+    np.testing.assert_allclose(grids.head_centre(scan_of(brain, affine, tmp_path)), (4, -18, 17), atol=4)
     neck = brain.copy()
     neck[30:70, 20:60, :50] = 400
-    np.testing.assert_allclose(nifti.head_centre(scan_of(neck, affine, tmp_path)), (4, -18, 17), atol=6)
+    np.testing.assert_allclose(grids.head_centre(scan_of(neck, affine, tmp_path)), (4, -18, 17), atol=6)
 
 
 def test_oblique_anisotropic_scan_lands_on_the_world_grid(tmp_path):
@@ -203,11 +175,11 @@ def test_oblique_anisotropic_scan_lands_on_the_world_grid(tmp_path):
     affine[:3, :3] = rotation(10) @ np.diag([1.0, 1.0, 5.0])
     affine[:3, 3] = -110, -120, -70
     scan = scan_of(ellipsoid(affine, (220, 220, 40)), affine, tmp_path)
-    grid = nifti.axial_grid(scan, shape_yx=(112, 80), voxel_mm=2.0, z=(0.0, 8.0))
-    slices = nifti.axial_slices(scan, grid)
+    grid = grids.axial_grid(scan, shape_yx=(112, 80), voxel_mm=2.0, z=(0.0, 8.0))
+    slices = grids.axial_slices(scan, grid)
     assert slices.shape == (5, 112, 80) and slices.dtype == np.float32
-    expected = nifti.volume_to_slices(ellipsoid(grid.affine, grid.shape))
-    inside = nifti.volume_to_slices(ellipsoid(grid.affine, grid.shape, radii=(55, 72, 60))) > 0
+    expected = grids.volume_to_slices(ellipsoid(grid.affine, grid.shape))
+    inside = grids.volume_to_slices(ellipsoid(grid.affine, grid.shape, radii=(55, 72, 60))) > 0
     np.testing.assert_allclose(slices[inside], expected[inside], atol=1.0)  # of 330…650
     heights = grid.affine[2, 3] + 2 * np.arange(5)
     assert abs(heights.mean() - 4) <= 2.5  # the grid snaps to this scan's 5 mm slices
@@ -215,24 +187,24 @@ def test_oblique_anisotropic_scan_lands_on_the_world_grid(tmp_path):
 
 def test_scan_already_on_the_grid_is_only_cut(tmp_path):
     scan = scan_of(np.pad(head((90, 100, 90)), 20), np.diag([1.0, 1, 1, 1]), tmp_path)
-    grid = nifti.axial_grid(scan, (64, 48), 1.0, z=4)
+    grid = grids.axial_grid(scan, (64, 48), 1.0, z=4)
     start = np.round(grid.affine[:3, 3]).astype(int)
     cut = scan.image[tuple(slice(s, s + n) for s, n in zip(start, grid.shape, strict=True))]
-    np.testing.assert_allclose(nifti.axial_slices(scan, grid), nifti.volume_to_slices(cut), atol=0.01)
+    np.testing.assert_allclose(grids.axial_slices(scan, grid), grids.volume_to_slices(cut), atol=0.01)
 
 
 def test_coarser_grid_averages_instead_of_picking(tmp_path):
     noise = np.random.default_rng(1).normal(500, 100, (80, 80, 80))
     scan = scan_of(noise, np.eye(4), tmp_path)
-    slices = nifti.axial_slices(scan, nifti.axial_grid(scan, (20, 20), 2.0, z=8, centre=(40, 40, 40)))
+    slices = grids.axial_slices(scan, grids.axial_grid(scan, (20, 20), 2.0, z=8, centre=(40, 40, 40)))
     assert slices.mean() == pytest.approx(500, abs=5)
     assert slices.std() < 55  # a Gaussian of that variance, centred on a voxel, leaves half
 
 
 def test_scans_that_do_not_overlap_are_told(tmp_path):
     scan = scan_of(head((30, 30, 30)), np.eye(4), tmp_path)
-    far = nifti.axial_grid(scan, (10, 10), 1.0, centre=(500, 0, 0))
-    assert "does not overlap" in refusal(nifti.axial_slices, scan, far)
+    far = grids.axial_grid(scan, (10, 10), 1.0, centre=(500, 0, 0))
+    assert "does not overlap" in refusal(grids.axial_slices, scan, far)
 
 
 # --- images that cannot be used, and some that look as if ------------------------------------------
@@ -473,23 +445,23 @@ def small_dataset(root):
 
 def test_sessions_of_a_dataset(tmp_path):
     root = small_dataset(tmp_path)
-    assert list(bids.bids_sessions(root)) == [("01", "a"), ("01", "b"), ("02", "a")]
-    assert [scan.suffix for scan in nifti.read_session(root, "sub-02")] == ["T1w", "T2w"]
-    assert [scan.path.name for scan in nifti.read_session(root, "01", "ses-b")] == ["sub-01_ses-b_T1w.nii.gz"]
-    assert len(nifti.read_session(root / "sub-02")) == 2
-    assert len(nifti.read_session(root / "sub-02" / "ses-a" / "anat")) == 2
+    assert list(sessions.find_sessions(root)) == [("01", "a"), ("01", "b"), ("02", "a")]
+    assert [scan.suffix for scan in sessions.read_session(root, "sub-02")] == ["T1w", "T2w"]
+    assert [scan.path.name for scan in sessions.read_session(root, "01", "ses-b")] == ["sub-01_ses-b_T1w.nii.gz"]
+    assert len(sessions.read_session(root / "sub-02")) == 2
+    assert len(sessions.read_session(root / "sub-02" / "ses-a" / "anat")) == 2
 
 
 def test_sessions_that_cannot_be_told_apart_or_found(tmp_path):
     root = small_dataset(tmp_path / "data")
-    assert "holds 3 sessions (sub-01 ses-a, sub-01 ses-b, sub-02 ses-a)" in refusal(nifti.read_session, root)
-    assert "no scan of sub-03 here" in refusal(nifti.read_session, root, "03")
+    assert "holds 3 sessions (sub-01 ses-a, sub-01 ses-b, sub-02 ses-a)" in refusal(sessions.read_session, root)
+    assert "no scan of sub-03 here" in refusal(sessions.read_session, root, "03")
     put(root / "sub-02" / "ses-a" / "anat", "sub-02_ses-a_run-2_T1w")
-    assert "two T1w scans in one session" in refusal(nifti.read_session, root, "02")
+    assert [scan.path.name for scan in sessions.read_session(root, "02")][0] == "sub-02_ses-a_T1w.nii.gz"
     (tmp_path / "empty").mkdir()
-    assert "no scan here" in refusal(nifti.read_session, tmp_path / "empty")
-    assert "cannot read this folder" in refusal(nifti.read_session, tmp_path / "absent")
-    assert "cannot read this folder" in refusal(lambda: list(bids.bids_sessions(root / "sub-01" / "x.txt")))
+    assert "no scan here" in refusal(sessions.read_session, tmp_path / "empty")
+    assert "cannot read this folder" in refusal(sessions.read_session, tmp_path / "absent")
+    assert "cannot read this folder" in refusal(lambda: list(sessions.find_sessions(root / "sub-01" / "x.txt")))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -497,7 +469,7 @@ def test_folder_without_permission_is_told_not_skipped(tmp_path):
     root = small_dataset(tmp_path)
     (root / "sub-02").chmod(0)
     try:
-        assert "sub-02: cannot read this folder" in refusal(lambda: list(bids.bids_sessions(root)))
+        assert "sub-02: cannot read this folder" in refusal(lambda: list(sessions.find_sessions(root)))
     finally:
         (root / "sub-02").chmod(0o755)
 
@@ -552,7 +524,7 @@ def patient(shared_data):
     folder = shared_data / "open_ms"
     if not folder.exists():
         pytest.skip("open_ms is not in the shared data")
-    return nifti.read_session(folder)
+    return sessions.read_session(folder)
 
 
 def test_open_ms_protocols(patient):
@@ -569,9 +541,9 @@ def test_open_ms_images_lie_in_mni_space(patient):
         assert scan.image.shape == (182, 218, 182)
         np.testing.assert_allclose(scan.affine[:3, :3], np.eye(3))
         assert scan.image.min() < 0 < scan.image.max()
-    np.testing.assert_allclose(nifti.head_centre(patient[0]), (0, -18, 4), atol=8)  # MNI mm
-    grid = nifti.axial_grid(patient[0], (112, 80), 2.0, z=8)
-    t1w, t2w, flair = (nifti.axial_slices(scan, grid) for scan in patient)
+    np.testing.assert_allclose(grids.head_centre(patient[0]), (0, -18, 4), atol=8)  # MNI mm
+    grid = grids.axial_grid(patient[0], (112, 80), 2.0, z=8)
+    t1w, t2w, flair = (grids.axial_slices(scan, grid) for scan in patient)
     brain = t1w > 0.3 * np.percentile(t1w, 99)
     assert 0.3 < brain.mean() < 0.7
     assert (np.corrcoef(t1w[brain], t2w[brain])[0, 1]) < -0.3  # long T1 is long T2

@@ -14,8 +14,9 @@ from scipy.spatial.transform import Rotation
 
 from phyldm_core.errors import BadInput
 from phyldm_core.physics import Protocol
-from phyldm_core.scans import nifti
-from phyldm_core.scans.nifti import Grid, Scan, resample
+from phyldm_core.scans import sessions
+from phyldm_core.scans.grids import Grid, resample
+from phyldm_core.scans.nifti import Scan
 from phyldm_core.scans.prepare import TEMPLATE, head_mask, is_skull_stripped, prepare_session
 from phyldm_core.scans.registration import register, world_grid
 
@@ -205,11 +206,11 @@ def flip(n: int) -> np.ndarray:
 def test_the_brain_found_lies_over_the_patient_s(shared_data, suffixes):
     """Noise stands where the skull was, without a valley of bone to find: some of the rim goes (Dice 0.91, 0.93)."""
     rng, noisy = np.random.default_rng(0), []
-    for scan in nifti.read_session(shared_data / "open_ms"):
+    for scan in sessions.read_session(shared_data / "open_ms"):
         if scan.suffix in suffixes:
             noise = np.abs(rng.normal(0, 5, scan.image.shape)).astype(np.float32)  # so that it does not look stripped
             noisy.append(replace(scan, image=scan.image + noise))
-    t1w = nifti.read_session(shared_data / "open_ms")[0]
+    t1w = sessions.read_session(shared_data / "open_ms")[0]
     prepared = prepare_session(noisy, voxel_mm=2.0, mask=TEMPLATE)
     true = resample(replace(t1w, image=(t1w.image > 0).astype(np.float32)), Grid(prepared.brain.shape, prepared.affine))
     both = (prepared.brain & (true > 0.5)).sum()

@@ -23,7 +23,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people import scanned
 from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.scans import prepare_dataset as module
-from phyldm_core.scans.nifti import Grid, resample, resample_mask
+from phyldm_core.scans.grids import Grid, resample, resample_mask
 from phyldm_core.scans.prepare import head_mask
 from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
 
@@ -196,18 +196,17 @@ def test_a_folder_without_permission_is_told_and_the_others_are_done(published, 
 
 def test_a_folder_that_cannot_be_read_is_passed_by(published, tmp_path, monkeypatch):
     """As above, for those whom no permission stops."""
-    walk = os.walk
+    listed, closed = os.listdir, published.root / "sub-OAS30002"
 
-    def closed(top, onerror=None, **options):
-        error = PermissionError(13, "Permission denied")
-        error.filename = str(published.root / "sub-OAS30099")
-        onerror(error)
-        return walk(top, onerror=onerror, **options)
+    def list_open_ones(folder):
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
 
-    monkeypatch.setattr("phyldm_core.scans.bids.os.walk", closed)
+    monkeypatch.setattr("phyldm_core.scans.sessions.os.listdir", list_open_ones)
     outcomes = prepared(published, tmp_path / "out")
-    assert "cannot read this folder (Permission denied)" in outcomes["sub-OAS30099"].left_out[""]
-    assert "sub-OAS30099" in (tmp_path / "out" / "skipped.tsv").read_text()
+    assert "cannot read this folder (Permission denied)" in outcomes["sub-OAS30002"].left_out[""]
+    assert "sub-OAS30002" in (tmp_path / "out" / "skipped.tsv").read_text()
     assert outcomes["sub-OAS30006_ses-d0083"].status == "prepared"
 
 

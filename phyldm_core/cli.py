@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from .errors import BadInput
-
-ADVICE = {
-    errno.ENOSPC: "make room and run again, finished work is reused",
-    errno.EACCES: "choose a folder you may write in",
-    errno.EROFS: "choose a folder you may write in",
-}
-
-
-class OneSentence(TyperGroup):
-    """Says what the user can mend in one sentence and exits 1; anything else is a bug and keeps its traceback."""
-
-    def invoke(self, ctx):
-        for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8, or ° where there is only ASCII
-            stream.reconfigure(errors="backslashreplace")
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("phyldm: stopped; run the same command again to go on from what is finished", err=True)
-            raise typer.Exit(130) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of our output left; typer ends quietly
-                raise
-            said = f"{error.filename or 'a file'}: {error.strerror}" if error.strerror else str(error)
-            advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
-            typer.echo(f"phyldm: {said}{advice}", err=True)
-            raise typer.Exit(1) from None
-        except ValueError as error:
-            from .physics import ProtocolError
-
-            if not isinstance(error, (BadInput, ProtocolError)):
-                raise
-            typer.echo(f"phyldm: {error}", err=True)
-            raise typer.Exit(1) from None
-
+from .machine.sentences import OneSentence
 
 PLAIN = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
@@ -296,14 +260,14 @@ def check(
     ] = None,
 ):
     """What fit would use of a dataset, and what is doubtful; reads headers and sidecars, no voxels and no weights."""
-    from .scans.check import check_all, table
+    from .scans.check import as_table, check_all
     from .scans.fit_dataset import parse_protocol
     from .scans.sessions import find_scans
 
     unreadable: dict[Path, str] = {}
     sessions, given = find_scans(scans, unreadable), dict(parse_protocol(text) for text in protocol or [])
     rows = check_all(sessions, given, unreadable)
-    typer.echo(table(rows))
+    typer.echo(as_table(rows))
     if doubtful := len({row.session for row in rows if row.doubtful}):
         raise BadInput(f"{doubtful} of {len({row.session for row in rows})} sessions are doubtful or cannot be used")
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .errors import BadInput
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,7 +74,7 @@ class TissueMaps(NamedTuple):
         return torch.stack(tuple(self), dim=-3)
 
 
-class ProtocolError(ValueError):
+class ProtocolError(BadInput):
     """A protocol that no scanner could run, or that was given in the wrong unit."""
 
 

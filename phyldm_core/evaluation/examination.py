@@ -25,7 +25,7 @@ from ..machine.files import read_json, to_json, write_atomically
 from ..people.anatomy import Folders
 from ..people.held_out import FIRST, Heads, choose_heads, draw_people, recipe_of, training_people
 from ..physics import Protocol, Sequence, TissueMaps
-from ..running import run
+from ..running.report import write_table
 from ..slices import ALL_SCANS, SUBSETS, Person, Truth
 from ..tissue import REPORTED
 from ..voxelwise import baselines
@@ -133,7 +133,7 @@ def examine(exam: Examination) -> Iterator[str]:
     table = pandas.concat(parts, ignore_index=True)
     if exam.seen:
         table["inputs"] += SEPARATOR + SEEN
-    run.write_table(table, exam.out / "metrics.csv")
+    write_table(table, exam.out / "metrics.csv")
     yield "numbers"
 
 
@@ -269,7 +269,7 @@ def summary(exam: Examination) -> pandas.DataFrame:
     )
 
 
-def read_voxels(exam: Examination) -> pandas.DataFrame:
+def kept_voxels(exam: Examination) -> pandas.DataFrame:
     """The voxels kept of all people: quantity, tissue, inputs, estimate, truth, sd."""
     files = [exam.out / "people" / f"sub-{i + 1:04d}_voxels.csv" for i in range(exam.n)]
     return pandas.concat([pandas.read_csv(path) for path in files], ignore_index=True)

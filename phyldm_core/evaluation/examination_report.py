@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from ..figures import curves
 from ..figures.style import save_figure, use_house_style
-from ..running.report import figure, frame_table, in_percent, with_interval, write_page
+from ..running.report import figure, frame_table, in_percent, with_interval, write_html
 from ..slices import ALL_SCANS, SUBSETS
 from . import examination_figures
 from .examination import (
@@ -27,7 +27,7 @@ from .examination import (
     SEEN,
     SEPARATOR,
     Examination,
-    read_voxels,
+    kept_voxels,
     split_inputs,
 )
 
@@ -123,7 +123,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
             "Panels of dots by method, shares of true values inside intervals, against lines at 90 and 50 per cent.",
         ),
     }
-    voxels = read_voxels(exam)
+    voxels = kept_voxels(exam)
     voxels = voxels[voxels.inputs == SEPARATOR.join((NETWORK, ALL_SCANS, scale))]
     for number, quantity in enumerate(("T1", "T2", "PD"), 84):
         of = dict(iter(voxels[voxels.quantity == quantity].groupby("tissue", sort=False)))
@@ -196,7 +196,7 @@ def write_examination(exam: Examination) -> Path:
         "95 % bootstrap intervals over people; all numbers are in metrics.csv."
     )
     body = "<h2>Figures</h2>\n" + "".join(figure(path) for path in figures) + "<h2>Numbers</h2>\n" + "".join(tables)
-    return write_page(exam.out / "report.html", "How right are these weights?", said, body)
+    return write_html(exam.out / "report.html", "How right are these weights?", said, body)
 
 
 def evaluation_heads(exam: Examination) -> list[str]:

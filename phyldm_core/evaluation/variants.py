@@ -158,7 +158,7 @@ class ImageObjective(VAEObjective):
         return maps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VariantRun(Run):
     """The training of one variant, in a folder of its own; get it from :func:`variant_runs`."""
 
@@ -229,7 +229,7 @@ def variant_runs(run: Run, variants: Iterable[Variant] = VARIANTS) -> dict[str, 
         profile = replace(
             base, cohort=recipe, vae=base.vae | variant.network, vae_loss=replace(base.vae_loss, **variant.loss)
         )
-        made[variant.name] = VariantRun(folder, profile, recipe, run.seed + variant.another_seed, variant, home)
+        made[variant.name] = VariantRun(folder, profile, recipe, run.seed + variant.another_seed, variant=variant, cohort_of=home)
     return made
 
 

@@ -18,7 +18,6 @@ import ipywidgets as widgets
 from ipyevents import Event
 
 from ..errors import BadInput
-from ..physics import ProtocolError
 
 CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not dragged
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse
@@ -182,7 +181,7 @@ class Task(widgets.HBox):
             then(result)
         except Stopped:
             pass  # whoever ended it has said so, or has begun another
-        except (BadInput, ProtocolError) as error:
+        except BadInput as error:
             wrong = str(error)
         except Exception as error:
             wrong = f"{what} failed ({type(error).__name__}: {error}): what was shown before stays."

@@ -1,8 +1,7 @@
 """The latent, played with: brains between two noises, noise becoming tissue, experts switched on and off.
 
-What takes longer than a slider may wait is computed beside the hand on the controls, shows its progress and ends
-at the next change or at Stop; sliders then only choose among finished pictures. Pictures are PNG bytes, as in
-:mod:`phyldm_core.explorers.controls`.
+What takes long is computed in the background, shows its progress and ends at the next change or at Stop; sliders then
+only choose among finished pictures.
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ class Slow(Explorer):
 
     @in_turn
     def _repaint(self) -> None:
-        """Who paints last has seen the controls as they are."""
         self._paint()
 
     def _arrange(self) -> widgets.Widget:
@@ -396,7 +394,7 @@ def straight(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.T
 def on_the_sphere(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The same on the great circle from ``a`` to ``b``, where noise keeps the length that noise has (Shoemake 1985)."""
     angle = torch.arccos(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1, 1))
+    w = weights.view(-1, 1, 1, 1)
     if angle.sin() < 1e-4:  # one and the same noise: there is no way to go
         return straight(a, b, weights)
-    w = weights.view(-1, 1, 1, 1)
     return (((1 - w) * angle).sin() * a + (w * angle).sin() * b) / angle.sin()

@@ -13,7 +13,7 @@ from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_fold
 from ..weights import Weights, drawn_from, load_weights
 from .report import in_percent
 
-PARTS = {"vae": "VAE", "composition": "compositions", "pipeline": "diffusion model"}
+TRAINED = {"vae": "VAE", "composition": "compositions", "pipeline": "diffusion model"}
 """What of a run is trained, in this order; a run that draws the VAE's own latents has no compositions."""
 
 CARD_COLUMNS = ["table", "metric", "quantity", "tissue", "inputs", "value", "low", "high", "n"]
@@ -87,8 +87,8 @@ def run_metrics(run: str | Path) -> pandas.DataFrame:
 
 
 def training_logs(run: str | Path) -> pandas.DataFrame:
-    """The loss of :data:`PARTS` over training: part, step, seconds, loss ("total", "val_total"), value."""
-    paths = {part: Path(run) / part / "log.csv" for part in PARTS}
+    """The loss of :data:`TRAINED` over training: part, step, seconds, loss ("total", "val_total"), value."""
+    paths = {part: Path(run) / part / "log.csv" for part in TRAINED}
     logs = [pandas.read_csv(path).assign(part=part) for part, path in paths.items() if path.exists()]
     logs = pandas.concat(logs, ignore_index=True)
     return logs[logs.loss.isin(("total", "val_total"))]
@@ -99,13 +99,13 @@ def learning_curves(logs: pandas.DataFrame) -> bytes:
     from ..figures.curves import training_curves
     from ..figures.style import to_png, use_house_style
 
-    logs = logs.assign(part=logs.part.map(PARTS))
+    logs = logs.assign(part=logs.part.map(TRAINED))
     seen, held_out = (
         logs[logs.loss == loss].pivot(index="step", columns="part", values="value").reset_index()
         for loss in ("total", "val_total")
     )
     use_house_style()
-    panels = {name: [name] for name in PARTS.values() if name in seen}
+    panels = {name: [name] for name in TRAINED.values() if name in seen}
     fig = training_curves(seen, panels, validation=held_out, log=list(panels))
     return to_png(fig, dpi=150)
 
@@ -217,7 +217,7 @@ def _recipe(training: dict, logs: pandas.DataFrame) -> str:
             how, held_out = settings["schedule"], log.value[log.loss == "val_total"]
             minutes, last = log.seconds.max() / 60, f"{held_out.iloc[-1]:.3f}" if len(held_out) else "–"
             batch = f"{how['steps']} × {how['batch_size']}"
-            lines.append(f"| {PARTS[part]} | {batch} | {how['learning_rate']:g} | {minutes:.0f} | {last} |")
+            lines.append(f"| {TRAINED[part]} | {batch} | {how['learning_rate']:g} | {minutes:.0f} | {last} |")
     return "\n".join(lines) + "\n"
 
 

@@ -104,10 +104,10 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
 <div class="table"><table><thead><tr><th scope="col">notebook<th scope="col">time</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>
 """
-    return write_page(run_dir / "report.html", "Physics-informed latent diffusion: a run", settings(records), body)
+    return write_html(run_dir / "report.html", "Physics-informed latent diffusion: a run", settings(records), body)
 
 
-def write_page(path: Path, title: str, subtitle: str, body: str) -> Path:
+def write_html(path: Path, title: str, subtitle: str, body: str) -> Path:
     """Write a page of its own, whole or not at all; ``title`` and ``subtitle`` are plain text, ``body`` is HTML."""
     page = f"""<!doctype html>
 <html lang="en">
@@ -304,3 +304,9 @@ def read(path: Path, reader):
     except ValueError as error:  # what pandas, json and nbformat raise
         reason = str(error).splitlines()[0]
         raise BadInput(f"{os.path.relpath(path)} cannot be read ({reason}): remove it and run again") from None
+
+
+def write_table(table: pandas.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV (six significant digits), whole or not at all; BadInput where that cannot be."""
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    return Path(path)

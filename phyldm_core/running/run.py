@@ -39,6 +39,7 @@ from ..vae import PoEVAE
 from ..weights import CONVENTIONS, FORMAT, Weights
 from .latents import Composed, apart, composed, joined, latents
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
+from .report import write_table
 
 N_CALIBRATED = 5
 """People made from the validation heads, whose truth tells what the SD of the posterior misses."""
@@ -192,8 +193,7 @@ class Run:
         """The trained autoencoder of compositions; None in a profile without one."""
         if self.profile.composition is None:
             return None
-        what = "autoencoder of compositions"
-        folder = self._finished("composition", self._composition_settings(), what, "04_train_diffusion")
+        folder = self._finished("composition", self._composition_settings(), "autoencoder", "04_train_diffusion")
         return CompositionVAE.from_pretrained(folder, local_files_only=True).eval()
 
     # --- the diffusion model ---------------------------------------------------------------------
@@ -311,11 +311,8 @@ class Run:
                 "package": "phyldm_core",
                 "version": __version__,
                 "profile": self.profile.name,
-                "voxel_mm": recipe.voxel_mm,
-                "slice_mm": recipe.slice_mm,
                 "slice_shape": list(recipe.shape),
-                "n_slices": recipe.n_slices,
-                "head": recipe.head,
+                **{name: getattr(recipe, name) for name in ("voxel_mm", "slice_mm", "n_slices", "head")},
                 "conventions": CONVENTIONS,
                 "files": checksums(self.folder, *parts, "training.json"),
             }
@@ -401,9 +398,3 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
 
 def _as_json(**settings) -> dict:
     return json.loads(json.dumps(settings))
-
-
-def write_table(table: pandas.DataFrame, path: str | Path) -> Path:
-    """Write a table as CSV (six significant digits), whole or not at all; BadInput where that cannot be."""
-    write_atomically(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
-    return Path(path)

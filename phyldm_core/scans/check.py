@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput, in_a_sentence
-from ..physics import Protocol, ProtocolError
+from ..physics import Protocol
 from .nifti import Header
 from .sessions import CHOSEN, Session, check_protocols, choose_headers
 
@@ -47,7 +47,7 @@ def check_all(sessions: list[Session], protocols: dict[str, Protocol], unreadabl
         try:
             found = choose_headers(session.paths, left_out, protocols)
             rows += [_used(session, same) for same in found.values()]
-        except (BadInput, ProtocolError) as error:
+        except BadInput as error:
             rows.append(Row(session.name, "–", "–", "–", (f"cannot be fitted: {error}",), True))
         except Exception as error:
             rows.append(Row(session.name, "–", "–", "–", (in_a_sentence(error, session.paths[0].parent),), True))
@@ -62,7 +62,7 @@ def _used(session: Session, same: list[Header]) -> Row:
     return Row(session.name, best.suffix, best.path.name, str(best.protocol), remarks, bool(best.doubts))
 
 
-def table(rows: list[Row]) -> str:
+def as_table(rows: list[Row]) -> str:
     """The rows under each other, columns as wide as they need to be."""
     cells = [("session", "contrast", "file", "protocol", "what to know")]
     cells += [(r.session, r.contrast, r.file, r.protocol, "; ".join(r.remarks)) for r in rows]

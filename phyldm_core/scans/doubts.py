@@ -24,7 +24,7 @@ OTHER_SUFFIX = {
 }
 """Last words of names (BIDS's, and dcm2niix's) of what is no weighted magnitude image; "…map" is a map."""
 
-PARTS = {"phase": "a phase image", "real": "the real part of a complex image", "imag": "an imaginary part"}
+PART_OF = {"phase": "a phase image", "real": "the real part of a complex image", "imag": "an imaginary part"}
 """Labels of BIDS's ``part-`` that are no magnitude."""
 
 KINDS = {
@@ -74,7 +74,7 @@ def refuse_by_name(path: Path, metadata: dict):
     what = OTHER_SUFFIX.get(suffix) or ("a map of a quantity" if suffix.endswith("map") else None)
     if what:
         raise NotWeighted(f"{path}: is {what}, as its name says (_{suffix}): give a T1w, T2w, PDw or FLAIR")
-    if what := PARTS.get(entities.get("part", "")):
+    if what := PART_OF.get(entities.get("part", "")):
         raise NotWeighted(f"{path}: is {what}, as its name says (part-{entities['part']}): give the magnitude image")
     for field in ("ImageType", "ImageTypeText", "ComplexImageComponent"):
         for word in words(metadata.get(field)):

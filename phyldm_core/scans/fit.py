@@ -38,7 +38,7 @@ DARK_SCALP = (
     "(phyldm reproduce makes some, --weights runs/laptop)"
 )
 FAT_LEADS = 1.8  # times white matter's signal: below, fat does not decide the 95th percentile of a head
-DARK = 0.6
+DARK_ROUND_HEAD = 0.6
 CORE_MM = 45.0  # about the middle of a head in its slices: brain, whosoever's
 
 RIM_MM = 2.0
@@ -124,7 +124,8 @@ def prepare(
     prepared = prepare_session(scans, left_out=left_out, **asked)
     if not weights.head:
         return prepared
-    dark = {scan.path: f"{scan.path}: {DARK_SCALP}" for scan in prepared.scans if scalp(scan, prepared, weights) < DARK}
+    seen = ((scan.path, scalp(scan, prepared, weights)) for scan in prepared.scans)
+    dark = {path: f"{path}: {DARK_SCALP}" for path, brightness in seen if brightness < DARK_ROUND_HEAD}
     if not dark:
         return prepared
     rest = [scan for scan in scans if scan.path not in dark and scan.path not in (left_out or {})]

@@ -128,7 +128,7 @@ def fit_all(
     for session in sessions:
         try:
             yield _fit_one(session, weights, out, protocols, options)
-        except (BadInput, ProtocolError) as error:
+        except BadInput as error:
             yield FitOutcome(session, "skipped", str(error))
         except Exception as error:
             yield FitOutcome(session, "skipped", in_a_sentence(error, session.paths[0].parent))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput

@@ -13,7 +13,7 @@ from phyldm_core import physics, tissue
 from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import metrics
 from phyldm_core.people import segmentation
-from phyldm_core.running import run
+from phyldm_core.running import report
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_numbers_travel_to_csv_and_back(tmp_path):
             {"metric": "seconds", "value": 3},
         ]
     )
-    path = run.write_table(table, tmp_path / "new" / "numbers.csv")
+    path = report.write_table(table, tmp_path / "new" / "numbers.csv")
     back = pandas.read_csv(path, keep_default_na=False, na_values={"low": "", "high": ""})
     assert tuple(back.columns) == metrics.COLUMNS
     assert back.value.tolist() == pytest.approx([0.09, 3]) and back.n.tolist() == [3, 1]
@@ -210,7 +210,7 @@ def test_a_table_refuses_unknown_columns_and_unwritable_places(tmp_path):
         metrics.long_form([{"metric": "psnr"}])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput):
-        run.write_table(metrics.long_form([{"metric": "psnr", "value": 3}]), tmp_path / "file" / "numbers.csv")
+        report.write_table(metrics.long_form([{"metric": "psnr", "value": 3}]), tmp_path / "file" / "numbers.csv")
 
 
 # --- intervals --------------------------------------------------------------------------------------

@@ -229,7 +229,8 @@ def variant_runs(run: Run, variants: Iterable[Variant] = VARIANTS) -> dict[str, 
         profile = replace(
             base, cohort=recipe, vae=base.vae | variant.network, vae_loss=replace(base.vae_loss, **variant.loss)
         )
-        made[variant.name] = VariantRun(folder, profile, recipe, run.seed + variant.another_seed, variant=variant, cohort_of=home)
+        seed = run.seed + variant.another_seed
+        made[variant.name] = VariantRun(folder, profile, recipe, seed, variant=variant, cohort_of=home)
     return made
 
 

@@ -34,8 +34,8 @@ from .machine.processes import drawn, mean
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
 LOGIT_OF_SIGMA = (1.2, 1.4)
 """Mean and SD of the logit of σ in training. What all cells share (a person's tissue values, how much CSF there is)
-stands out of the noise √cells times sooner than a cell does: it is decided between σ = 0.99 and 0.9, which a logit about
-0 hardly ever draws. Trained so, drawn people differed half as much as true ones."""
+stands out of the noise √cells times sooner than a cell does: it is decided between σ = 0.99 and 0.9, which a logit
+about 0 hardly ever draws. Trained so, drawn people differed half as much as true ones."""
 SMALLEST_SCALE = 0.02  # a channel that hardly varies is not blown up to unit SD
 CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1)}
 """What of a slice can be asked for, with its typical middle and spread: how high it lies in the stack, −1 to 1, and

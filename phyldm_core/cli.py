@@ -319,7 +319,7 @@ def explore(
     run: Annotated[
         Path | None, typer.Option(help="The run whose people to show; runs/laptop by default, else a simulated person.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port of this machine; a free one by default.", min=1, max=65535)] = None,
+    port: Annotated[int | None, typer.Option(help="Of this machine; a free one by default.", min=1, max=65535)] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ):
     """The explorers full-page in the browser."""

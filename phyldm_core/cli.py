@@ -11,6 +11,7 @@ import typer
 from .errors import BadInput
 from .machine.sentences import OneSentence
 
+SEEDS = {"min": 0, "max": 2**63 - 1}  # what every generator of random numbers takes
 PLAIN = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     cls=OneSentence,
@@ -43,7 +44,7 @@ def reproduce_command(
     figures: Annotated[
         Path | None, typer.Option(help="Where figures go; figures/ for a plain laptop run, else beside the run.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every notebook.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of every notebook.", **SEEDS)] = 7,
     pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
 ):
     """Run every notebook: cohort, training, samples, figures, a page, one report. A second run reuses training."""
@@ -69,7 +70,7 @@ def simulate_command(
     out: Annotated[Path | None, typer.Option(help="The run that will train on them; runs/PROFILE by default.")] = None,
     profile: ProfileOption = "laptop",
     anatomies: AnatomiesOption = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1, max=4096)] = None,
     scheduler: SchedulerOption = None,
 ):
     """Only the people of a run, with their true maps, for many machines; reproduce then finds them. Resumes."""
@@ -92,7 +93,7 @@ def prepare_command(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset: sub-*/[ses-*/]anat/*_T1w.nii.gz with sidecars.")],
     out: Annotated[Path, typer.Option(help="Where prepared scans go, such as BIDS_DIR/derivatives/phyldm.")],
     voxel_mm: Annotated[float, typer.Option(help="Size of the isotropic voxels, mm.")] = 1.0,
-    workers: Annotated[int, typer.Option(help="Sessions at a time.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Sessions at a time.", min=1, max=4096)] = 1,
     scheduler: SchedulerOption = None,
     mask: Annotated[
         str | None,
@@ -120,7 +121,7 @@ def train(
         Path | None, typer.Option(help="Where prepared scans are, or will be; OUT/prepared by default.")
     ] = None,
     anatomies: AnatomiesOption = None,
-    workers: Annotated[int, typer.Option(help="Sessions prepared at a time.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Sessions prepared at a time.", min=1, max=4096)] = 1,
     scheduler: SchedulerOption = None,
     mask: Annotated[
         str | None,
@@ -128,7 +129,7 @@ def train(
             help="Brain masks as in prepare; a profile without heads takes the template's where none is given."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the training.", **SEEDS)] = 7,
     vae: Annotated[
         Path | None,
         typer.Option(help="Weights whose VAE is taken instead of training one, e.g. release; simulated people only."),
@@ -211,8 +212,8 @@ def fit(
         typer.Option(help='Instead of a sidecar: "T2w: spin echo, te 0.1, tr 3.2" (s), by suffix or file name.'),
     ] = None,
     weights: WeightsOption = None,
-    samples: Annotated[int, typer.Option(help="Posterior samples for the SD.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of these samples.")] = 0,
+    samples: Annotated[int, typer.Option(help="Posterior samples for the SD.", max=10_000)] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of these samples.", **SEEDS)] = 0,
     grid: Annotated[str, typer.Option(help="native (voxels of the T1w) or model (voxels of the weights).")] = "native",
     mask: Annotated[Path | None, typer.Option(help="Brain mask in the space of the T1w; else one is found.")] = None,
     refine: Annotated[
@@ -292,9 +293,9 @@ def render_command(
 
 @app.command()
 def sample(
-    n: Annotated[int, typer.Option("-n", help="How many people to draw.")],
+    n: Annotated[int, typer.Option("-n", help="How many people to draw.", max=10**6)],
     out: Annotated[Path, typer.Option(help="Folder for them, a BIDS derivative dataset.")],
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal people.", **SEEDS)] = 0,
     weights: WeightsOption = None,
     bids: Annotated[bool, typer.Option("--bids", help="Also contrasts, tissue labels and participants.tsv.")] = False,
     protocols: Annotated[
@@ -318,7 +319,7 @@ def explore(
     run: Annotated[
         Path | None, typer.Option(help="The run whose people to show; runs/laptop by default, else a simulated person.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port of this machine; a free one by default.", min=1)] = None,
+    port: Annotated[int | None, typer.Option(help="Of this machine; a free one by default.", min=1, max=65535)] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ):
     """The explorers full-page in the browser."""
@@ -349,8 +350,8 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Folder(s) of label maps; heads seen in training are left out. MNI152 without it."),
     ] = None,
-    subjects: Annotated[int, typer.Option(help="People to simulate; a larger number adds people.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the people and of the samples.")] = 0,
+    subjects: Annotated[int, typer.Option(help="People to simulate; a larger number adds people.", max=10**6)] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the people and of the samples.", **SEEDS)] = 0,
     seen_heads: Annotated[
         bool, typer.Option("--seen-heads", help="Examine on heads that training saw; every row will say so.")
     ] = False,

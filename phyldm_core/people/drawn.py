@@ -55,7 +55,7 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
             rows = [{"name": k} | v for k, v in content.items()] if isinstance(content, dict) else list(content)
         else:
             rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: not a readable table of protocols ({error}): give CSV or JSON") from None
     protocols = {}
     for i, row in enumerate(rows, 1):
@@ -65,7 +65,7 @@ def read_protocols(path: str | Path | None) -> dict[str, Protocol]:
             protocol = Protocol(row["sequence"], float(row["te"]), float(row["tr"]), ti, angle)
         except KeyError as error:
             raise BadInput(f"{path}: row {i} has no {error}: name, sequence, te, tr and ti (s) are needed") from None
-        except (TypeError, ValueError) as error:  # a ProtocolError says itself what is wrong
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:  # ProtocolError says itself
             raise BadInput(f"{path}: row {i}: {error}") from None
         if not name or name in protocols:
             raise BadInput(f"{path}: row {i}: the name {row['name']!r} is empty or there twice: give each its own")

@@ -124,6 +124,8 @@ def fit_all(
     if not 0 <= options.seed < 2**63:
         raise BadInput(f"a seed must be a whole number from 0 to {2**63 - 1}")
     check_protocols(sessions, protocols)
+    for session in sessions:
+        check_out(out, session, "maps")
     _own_dataset(out, weights)
     for session in sessions:
         try:
@@ -147,7 +149,6 @@ def _own_dataset(out: Path, weights: Weights):
 def _fit_one(
     session: Session, weights: Weights, out: Path, protocols: dict[str, Protocol], options: FitOptions
 ) -> FitOutcome:
-    check_out(out, session, "maps")
     left_out: dict[Path, str] = {}
     found = choose_headers(session.paths, left_out, protocols)
     with alone_with(out, session.name):

@@ -143,7 +143,13 @@ def prepare_session(
     brain, mask_from = _brain(aligned, grid, stripped, on_grid, mask)
     prepared, scales = [], {}
     for scan in on_grid:
-        scales[scan.suffix] = scale = intensity_scale(scan, brain)
+        try:
+            scales[scan.suffix] = scale = intensity_scale(scan, brain)
+        except BadInput as error:
+            if scan.suffix == reference.suffix:
+                raise
+            refuse(scan, error)
+            continue
         notes = scan.notes + (("already skull-stripped",) if scan.suffix in {s.suffix for s in stripped} else ())
         prepared.append(replace(scan, image=scan.image / np.float32(scale), notes=notes))
     return Prepared(prepared, grid.affine, brain, bool(stripped), transforms, scales, mask_from)
@@ -190,7 +196,10 @@ def _brain(aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[
     reference = aligned[0]
     if mask is None and stripped:
         left = [resample_mask(scan.image != 0, scan.affine, grid) for scan in stripped]
-        return ndimage.binary_fill_holes(np.logical_and.reduce(left)), "skull-stripped scan"
+        beyond = [~resample_mask(np.ones(scan.image.shape, bool), scan.affine, grid) for scan in stripped]
+        seen = [one | other for one, other in zip(left, beyond, strict=True)]  # a slab says nothing of the rest
+        brain = np.logical_and.reduce(seen) & np.logical_or.reduce(left)
+        return ndimage.binary_fill_holes(brain), "skull-stripped scan"
     if mask is None:
         return head_mask(on_grid), "head"
     if isinstance(mask, str) and mask == TEMPLATE:

@@ -96,6 +96,9 @@ def prepare_dataset(
         mask = mask if mask in (None, TEMPLATE) else Path(mask).resolve()
     unreadable: dict[Path, str] = {}
     sessions = find_sessions(root, unreadable)
+    for labels, paths in sessions.items():
+        if labels[0] is not None:  # the others are told one by one
+            check_out(out, (*labels, paths), "prepared scans")
     _describe(root, out)
     outcomes = [_outcome_of_folder(folder, reason) for folder, reason in unreadable.items()]
     yield from outcomes
@@ -132,7 +135,6 @@ def prepare_one(
             raise BadInput(
                 f"{paths[0]}: no subject in its name: call it sub-…[_ses-…]_{parse_name(paths[0])[1]}.nii.gz"
             )
-        check_out(out, (subject, session, paths), "prepared scans")
         folder = session_folder(out, subject, session)
         with alone_with(out, session_name(*labels)):
             return _prepare_alone(root, folder, labels, paths, voxel_mm, mask, left_out)

@@ -324,6 +324,9 @@ def test_a_contrast_with_a_name_of_its_own_is_valid_bids(weights, tmp_path):
     ("name", "text", "said"),
     [
         ("p.csv", "name,sequence,te\nT1w,MPRAGE,0.003\n", "row 1 has no 'tr'"),
+        ("p.json", "[" * 100_000, "not a readable table"),
+        ("p.json", '[{"name": "x", "sequence": "spin echo", "te": 1' + "0" * 400 + ', "tr": 3}]', "row 1"),
+        ("p.json", "[[1, 2]]", "row 1"),
         ("p.csv", "name,sequence,te,tr,ti\nT2w,spin echo,100,3200,\n", "milliseconds"),
         ("p.csv", "name,sequence,te,tr,ti\nT2w,spin echo,x,3,\n", "row 1"),
         ("p.csv", "name,sequence,te,tr,ti\na,spin echo,.1,3,\na,spin echo,.2,3,\n", "row 2: the name 'a'"),

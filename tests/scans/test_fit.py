@@ -353,6 +353,47 @@ def test_maps_are_not_written_into_another_dataset(dataset, weights, tmp_path):
     assert "is another dataset" in refused(run_fit(dataset, weights, tmp_path))
 
 
+def test_nothing_is_written_among_raw_scans(weights, tmp_path):
+    raw = tmp_path / "raw"
+    write_session(raw / "sub-01" / "anat", contrasts=("T1w",))
+    before = sorted(raw.rglob("*"))
+    for inputs in (raw, raw / "sub-01" / "anat" / "sub-01_T1w.nii.gz"):
+        assert "would lie among the scans" in refused(run_fit(inputs, weights, raw))
+    assert sorted(raw.rglob("*")) == before
+
+
+def test_somebody_else_s_maps_of_the_same_name_stay(dataset, weights, fitted, tmp_path):
+    out = Path(shutil.copytree(fitted[0], tmp_path / "out"))
+    write_session(tmp_path / "other" / "sub-01" / "anat", gain=300.0)
+    before = stamps(out)
+    said = refused(run_fit(tmp_path / "other", weights, out))
+    assert "maps of other scans that go by sub-01" in said and stamps(out) == before
+
+
+def test_unchanged_only_where_the_maps_still_are_what_was_written(dataset, weights, fitted, tmp_path):
+    out = Path(shutil.copytree(fitted[0], tmp_path / "out"))
+    path = out / "sub-01" / "anat" / "sub-01_T1map.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert "done" in run_fit(dataset, weights, out).stdout and path.read_bytes() == whole
+    assert "unchanged" in run_fit(dataset, weights, out).stdout
+
+
+def test_a_failure_nobody_expected_is_named_and_the_others_are_done(weights, tmp_path, monkeypatch):
+    for name in ("sub-01", "sub-02"):
+        write_session(tmp_path / "raw" / name / "anat", name, ("T1w",))
+    real = fit_dataset.read_chosen
+
+    def broken(found, left_out):
+        if "sub-01" in str(found["T1w"][0].path):
+            raise ZeroDivisionError("a bug")
+        return real(found, left_out)
+
+    monkeypatch.setattr(fit_dataset, "read_chosen", broken)
+    said = run_fit(tmp_path / "raw", weights, tmp_path / "out")
+    assert "failed unexpectedly (ZeroDivisionError: a bug)" in refused(said) and "sub-02: done" in said.stdout
+
+
 def test_an_out_that_cannot_be_a_folder(dataset, weights, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused(run_fit(dataset, weights, tmp_path / "file" / "out"))

@@ -25,9 +25,9 @@ from ..people.segmentation import brain_of
 from ..physics import Sequence, TissueMaps
 from ..running.report import EXPLORE
 from ..tissue import three_medians
-from ..weights import RELEASE
-from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, SHORTEST_TR, USUAL
-from .people import Subject, draw_person, of_maps, weights_of
+from ..weights import RELEASE_FOLDER
+from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, TR_FLOOR, USUAL
+from .people import TissueStack, draw_from, of_maps, weights_of
 
 FOLDER = Path(__file__).parent
 PARTS = ("page.css", "page_physics.js", "page_curves.js", "page.js")
@@ -51,13 +51,13 @@ def make_page(run_dir: str | Path, figures_dir: str | Path) -> Path:
     brains = {"MNI152 template": of_maps(template, recipe.voxel_mm, recipe.slice_mm)}
     try:
         for seed in SEEDS:
-            brains[f"drawn, seed {seed}"] = draw_person(weights_of(RELEASE, run_dir), seed)
+            brains[f"drawn, seed {seed}"] = draw_from(weights_of(RELEASE_FOLDER, run_dir), seed)
     except BadInput as error:
         print(f"{EXPLORE} shows the template alone: {error}")
     return write_page(Path(figures_dir) / EXPLORE, brains)
 
 
-def write_page(path: Path, brains: Mapping[str, Subject]) -> Path:
+def write_page(path: Path, brains: Mapping[str, TissueStack]) -> Path:
     """Write the page, whole or not at all; of each brain, by name, it shows the middle slice, the first one at once."""
     page = (FOLDER / "page.html").read_text(encoding="utf-8")
     data = json.dumps(constants() | {"brains": {name: stored(brain) for name, brain in brains.items()}})
@@ -78,7 +78,7 @@ def constants() -> dict:
         "usual": {str(sequence): asdict(protocol) for sequence, protocol in USUAL.items()},
         "ranges": RANGES,
         "just_inside": JUST_INSIDE,
-        "shortest_tr": SHORTEST_TR,
+        "tr_floor": TR_FLOOR,
         "shortest_time": physics.SHORTEST_TIME,
         "implausible": {
             "te": physics.IMPLAUSIBLE_TE,
@@ -103,7 +103,7 @@ def colours(name: str) -> dict:
     return dict(zip(("levels", "bar"), map(text, painted), strict=True)) | {"ticks": ticks, "label": label}
 
 
-def stored(brain: Subject) -> dict:
+def stored(brain: TissueStack) -> dict:
     """Middle slice of a brain: levels of each map, and a bit a pixel for the brain, first the patient's right front."""
     middle = slice(len(brain.maps.pd) // 2, len(brain.maps.pd) // 2 + 1)
     maps = TissueMaps(*(torch.as_tensor(values[middle]) for values in brain.maps))

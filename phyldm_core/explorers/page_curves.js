@@ -8,7 +8,7 @@ const spread = (low, high, at) => Array.from({length: POINTS}, (_, i) => at(low,
 const linear = (low, high, share) => low + (high - low) * share;
 const geometric = (low, high, share) => low * (high / low) ** share;
 
-/** Values of the setting that the curve runs over, as painting.SignalCurves has them. */
+/** Values of the setting that the curve runs over, as readings.SignalCurves has them. */
 function valuesAlong(p, name) {
   const [low, high] = DATA.ranges[name];
   if (name === "te") return spread(Math.min(low, 0.5 * p.tr), Math.min(p.tr, high), geometric);

@@ -74,8 +74,8 @@ function move(p, name, value) {
   const moved = {...p, [name]: rounded(value), as_published: false};
   const times = Object.fromEntries(["te", "tr", "ti"].filter(n => moved[n] !== null).map(n => [n, moved[n]]));
   let [allowed, message] = stayPhysical(times, name);
-  if (allowed.tr < DATA.shortest_tr && !hasFlipAngle(p.sequence)) {
-    [allowed] = stayPhysical({...allowed, tr: DATA.shortest_tr}, "tr");
+  if (allowed.tr < DATA.tr_floor && !hasFlipAngle(p.sequence)) {
+    [allowed] = stayPhysical({...allowed, tr: DATA.tr_floor}, "tr");
     message = `TR stops at ${g(allowed.tr)} s: only a gradient echo repeats faster.`;
   }
   return [{...moved, ...allowed}, message];

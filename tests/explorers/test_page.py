@@ -21,7 +21,7 @@ from phyldm_core import physics
 from phyldm_core.errors import BadInput
 from phyldm_core.explorers import page
 from phyldm_core.explorers.console import CLINIC, PRESETS, RANGES, move, set_by
-from phyldm_core.explorers.people import Subject, of_maps
+from phyldm_core.explorers.people import TissueStack, of_maps
 from phyldm_core.physics import Protocol, ProtocolError, Sequence, TissueMaps
 from phyldm_core.tissue import three_medians
 
@@ -29,7 +29,7 @@ SHAPE = (224, 160)
 MEGABYTES = 3
 
 
-def disc() -> Subject:
+def disc() -> TissueStack:
     """White matter in a rim of grey, ventricles of CSF, and a bright spot on the patient's right, front."""
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     radius = np.hypot((y - 111.5) / 95, (x - 79.5) / 70)
@@ -98,7 +98,7 @@ def test_without_a_diffusion_model_the_template_is_shown_alone(tmp_path, monkeyp
     def cannot(weights, seed):
         raise BadInput(f"{weights}: holds a VAE but no diffusion model")
 
-    monkeypatch.setattr(page, "draw_person", cannot)
+    monkeypatch.setattr(page, "draw_from", cannot)
     made = page.make_page(tmp_path / "run", tmp_path)
     assert made == tmp_path / "explore.html"
     assert "explore.html shows the template alone: " in capsys.readouterr().out

@@ -135,7 +135,8 @@ def test_top_level_holds_what_the_readme_promises_and_nothing_else():
 @pytest.mark.parametrize("folder", ["figures", "figures/release"])
 def test_the_page_of_figures_is_what_their_captions_give(folder):
     page, pictures = ROOT / folder / "README.md", {path.stem for path in (ROOT / folder).glob("fig*.png")}
-    assert page.read_text(encoding="utf-8") == figures_page(ROOT / folder, ROOT / "notebooks"), "phyldm reproduce"
+    made_now = figures_page(ROOT / folder, ROOT / "notebooks")
+    assert page.read_text(encoding="utf-8") == made_now, "phyldm reproduce, or report.write_figures_page, makes it anew"
     assert pictures == {path.stem for path in (ROOT / folder).glob("fig*.json")}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from diffusers import (
     ConfigMixin,
@@ -234,14 +235,18 @@ class TissuePipeline(DiffusionPipeline):
         (y, x) of a latent.
     voxel_mm
         Of the maps, for whoever draws or stores them.
+    csf_shares
+        Evenly spaced quantiles of the training slices' share of CSF; empty where nobody knows.
     """
 
-    def __init__(self, denoiser, scheduler, decoder, latent_mean=(), latent_scale=(), latent_size=(), voxel_mm=1.0):
+    def __init__(
+        self, denoiser, scheduler, decoder, latent_mean=(), latent_scale=(), latent_size=(), voxel_mm=1.0, csf_shares=()
+    ):
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler, decoder=decoder)
         self.register_to_config(
             latent_mean=list(latent_mean), latent_scale=list(latent_scale), latent_size=list(latent_size),
-            voxel_mm=voxel_mm,
+            voxel_mm=voxel_mm, csf_shares=list(csf_shares),
         )  # fmt: skip
 
     @property
@@ -266,8 +271,8 @@ class TissuePipeline(DiffusionPipeline):
         height
             Of the slices, −1 to 1, a number or ``(n,)``; None: evenly spread over the stack.
         csf_share
-            What part of the skull's inside is CSF, about 0.1 (young) to 0.4 (old), a number or ``(n,)``; None: as it
-            comes.
+            What part of the skull's inside is CSF, about 0.1 (young) to 0.4 (old), a number or ``(n,)``; None: drawn
+            as training people have it, which makes them differ as much. Left to the network they differ half as much.
         on_step
             Called after each denoising step as ``on_step(i, latents)``.
         one_noise
@@ -281,6 +286,10 @@ class TissuePipeline(DiffusionPipeline):
         noise = torch.randn(1 if one_noise else n, channels, *self.config.latent_size, generator=generator)
         spread = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
         height = spread if height is None else height
+        if csf_share is None and self.config.csf_shares:
+            known = np.array(self.config.csf_shares)
+            at = torch.rand(1 if one_noise else n, generator=generator)
+            csf_share = torch.from_numpy(np.interp(at, np.linspace(0, 1, len(known)), known)).float()
         return self.denoise(noise.expand(n, -1, -1, -1), num_inference_steps, height, csf_share, on_step)
 
     @torch.no_grad()

@@ -98,10 +98,8 @@ class NoiseExplorer(Slow):
         self.stage = widgets.IntSlider(0, min=0, max=0, description="noise → tissue", **self._size)
         about = {"min": -1, "max": 1, "step": 0.25, "continuous_update": False}
         self.height = widgets.FloatSlider(0, description="height in stack", **about, **self._size)
-        shares = ("free", *(round(share, 2) for share in np.arange(0.12, 0.41, 0.04)))
-        self.csf_share = widgets.SelectionSlider(
-            options=shares, description="share of CSF", continuous_update=False, **self._size
-        )
+        share = {"min": 0.1, "max": 0.4, "step": 0.02, "readout_format": ".0%", "continuous_update": False}
+        self.csf_share = widgets.FloatSlider(0.2, description="share of CSF", **share, **self._size)
         if not pipeline.conditional:  # the paper's denoiser takes no wishes
             self.height.disabled = self.csf_share.disabled = True
         self.shown = widgets.Dropdown(options=(*MAPS, *REFERENCE), value="T1", description="show", **self._size)
@@ -127,7 +125,7 @@ class NoiseExplorer(Slow):
 
     def _compute(self, progress):
         a, b, n, way, height = self.a.value, self.b.value, self.steps.value, self.way.value, self.height.value
-        csf_share = None if self.csf_share.value == "free" else self.csf_share.value
+        csf_share = self.csf_share.value
         kept = np.unique(np.linspace(0, n, STAGES).round().astype(int)).tolist()
         done = itertools.count(1)
 
@@ -152,10 +150,8 @@ class NoiseExplorer(Slow):
             self.stage.max = len(kept) - 1
             self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
         self._repaint()
-        told = "any share of CSF" if csf_share is None else f"{csf_share:.0%} CSF"
-        self._say(
-            f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, height {height:+.2f}, {told}: {STOPS} brains from A to B"
-        )
+        asked = f"height {height:+.2f}, {csf_share:.0%} CSF"
+        self._say(f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, {asked}: {STOPS} brains from A to B")
 
     def _paint(self):
         if not self._listening or self.maps is None:

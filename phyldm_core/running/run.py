@@ -37,7 +37,7 @@ from ..slices import SPLITS, Slices, Truth, brightness
 from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
 from ..weights import CONVENTIONS, FORMAT, Weights
-from .latents import Composed, apart, composed, joined, latents
+from .latents import Composed, apart, composed, csf_quantiles, joined, latents
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
 
@@ -232,7 +232,7 @@ class Run:
         def keep(folder: Path):
             pipeline = TissuePipeline(
                 denoiser, make_scheduler(self.profile.process), decoder, train.mean.tolist(), train.scale.tolist(),
-                size, self.recipe.voxel_mm,
+                size, self.recipe.voxel_mm, csf_quantiles(train),
             )  # fmt: skip
             pipeline.to(torch.float16).save_pretrained(folder)  # half the size; it is loaded as float32
 

@@ -247,6 +247,19 @@ def test_slices_are_spread_over_the_stack_unless_told(pipe):
     assert torch.equal(pipe(3, seed=0, num_inference_steps=4).pd, spread)
 
 
+def test_people_have_the_shares_of_csf_that_training_people_have_unless_told(pipe):
+    known = [0.1, 0.15, 0.3]
+    other = TissuePipeline(pipe.denoiser, pipe.scheduler, pipe.decoder, [0.5] * C, [2.0] * C, (Y, X), 6.0, known)
+    seen = []
+    other.denoise = lambda noise, steps, height, csf_share, on_step: seen.append(csf_share) or noise
+    other.sample_latents(400, seed=0)
+    assert seen[0].min() >= 0.1 and seen[0].max() <= 0.3
+    assert (seen[0] < 0.15).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    other.sample_latents(4, seed=0, csf_share=0.2)
+    other.sample_latents(4, seed=0, one_noise=True)
+    assert seen[1] == 0.2 and seen[2].shape == (1,)  # slices of one brain share it
+
+
 def test_a_condition_is_two_constant_channels_and_a_free_one_is_nothing():
     noisy, asked = torch.randn(2, C, Y, X), torch.tensor([[0.6, torch.nan], [torch.nan, 0.35]])
     both = with_conditions(transformer(), noisy, asked)

@@ -87,9 +87,8 @@ def prepare_dataset(
         raise BadInput(f"{mask}: not a folder of brain masks: give one, or the word {TEMPLATE}")
     if out.resolve() == root.resolve():
         raise BadInput(f"{out}: prepared scans would lie among the scans they are made from: choose another folder")
-    if (out / "dataset_description.json").exists() and not any(
-        str(maker.get("Name", "")).startswith("phyldm_core") for maker in makers(out)
-    ):
+    ours = any(maker.get("Name") == "phyldm_core" for maker in makers(out))
+    if (out / "dataset_description.json").exists() and not ours:
         raise BadInput(f"{out}: is another dataset: choose a folder of its own for the prepared scans")
     if scheduler:  # whose workers start from folders of their own
         root, out = root.resolve(), out.resolve()

@@ -370,6 +370,12 @@ def test_somebody_else_s_maps_of_the_same_name_stay(dataset, weights, fitted, tm
     assert "maps of other scans that go by sub-01" in said and stamps(out) == before
 
 
+def test_prepared_scans_are_not_written_among_maps(dataset, fitted):
+    before = stamps(fitted[0])
+    said = refused(CliRunner().invoke(app, ["prepare", str(dataset), "--out", str(fitted[0])]))
+    assert "is another dataset" in said and stamps(fitted[0]) == before
+
+
 def test_unchanged_only_where_the_maps_still_are_what_was_written(dataset, weights, fitted, tmp_path):
     out = Path(shutil.copytree(fitted[0], tmp_path / "out"))
     path = out / "sub-01" / "anat" / "sub-01_T1map.nii.gz"

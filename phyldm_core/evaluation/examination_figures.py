@@ -161,9 +161,13 @@ def looked_at(table: pandas.DataFrame, floor: str = "true, other half") -> Figur
         Of :func:`examination.look_at`.
     """
     looks = {
-        "generated": ("o", "#d55e00"), "generated, against inferred": ("o", "white"),
-        "true, inferred": ("D", "#56b4e9"), floor: ("|", "0.2"),
+        "generated": ("o", "#d55e00", 5), "generated, against inferred": ("o", "#d55e00", 9),
+        "true, inferred": ("D", "#56b4e9", 5), floor: ("|", "0.2", 9),
     }  # fmt: skip
+    marks = {
+        name: {"marker": mark, "ls": "", "ms": size, "mec": colour, "mfc": "none" if "against" in name else colour}
+        for name, (mark, colour, size) in looks.items()
+    }
     panels = (
         ("shaped as true people's slices (%)", 100, (("skull_closed", ""), ("within_true", "ventricle_asymmetry"),
          ("within_true", "cortical_thickness"), ("within_true", "folding"))),
@@ -174,12 +178,11 @@ def looked_at(table: pandas.DataFrame, floor: str = "true, other half") -> Figur
     for ax, (title, unit, keys) in zip(axes, panels, strict=True):
         keys = [key for key in keys if (*key, floor) in values.index]
         for i, key in enumerate(keys):
-            for name, (mark, colour) in looks.items():
+            for name, mark in marks.items():
                 if (*key, name) in values.index:
                     row = values.loc[(*key, name)]
-                    edge = "#d55e00" if colour == "white" else colour
-                    ax.plot(unit * np.array([row.low, row.high]), [i, i], color=edge, lw=1, alpha=0.6)
-                    ax.plot(unit * row.value, i, mark, color=colour, mec=edge, ms=5 if mark != "|" else 9)
+                    ax.plot(unit * np.array([row.low, row.high]), [i, i], color=mark["mec"], lw=1, alpha=0.6)
+                    ax.plot(unit * row.value, i, **mark)
         names = [(quantity or metric).replace("_", " ") for metric, quantity in keys]
         ax.set_yticks(range(len(keys)), labels=names)
         ax.set(ylim=(len(keys) - 0.5, -0.5), xlabel=title)
@@ -188,7 +191,5 @@ def looked_at(table: pandas.DataFrame, floor: str = "true, other half") -> Figur
     axes[0].set_xlim(-3, 103)
     axes[1].set_xlim(0.38, 1.03)
     axes[1].axvline(0.5, color="0.6", lw=0.7, zorder=0)
-    marks = [plt.Line2D([], [], marker=m, ls="", ms=5, color=c, mec="#d55e00" if c == "white" else c)
-             for m, c in looks.values()]  # fmt: skip
-    fig.legend(marks, looks, loc="outside upper center", ncols=len(looks))
+    fig.legend([plt.Line2D([], [], **mark) for mark in marks.values()], marks, loc="outside upper center", ncols=4)
     return fig

@@ -465,7 +465,7 @@ publish(fig, "fig19_posterior_sd", caption, alt)
 # settings_claimed = test.settings.clone()
 # settings_claimed[:, 1, 1] = 0.455
 # claimed = type(test)(test.images, settings_claimed, test.observed, test.subject, test.position)
-# show(evaluation.map_errors(infer(vae, claimed)[1], truth, test, "TE 455 ms claimed"), "bias")
+# show(tables.map_errors(infer(vae, claimed)[1], truth, test, "TE 455 ms claimed"), "bias")
 # ```
 # The encoder has never seen a T2w with such a TE, so do not expect the clean factor of [notebook
 # 01](01_signal_physics.ipynb). A network *trained* on the claim would inflate T2 four to five times and explain its
@@ -495,7 +495,7 @@ publish(fig, "fig19_posterior_sd", caption, alt)
 # loss = replace(run.profile.vae_loss, l1=0.0, l2=1.0)
 # other = replace(run, folder=Path(run_dir + "_l2"), profile=replace(run.profile, vae_loss=loss))
 # list(other.make_cohort()), list(other.train_vae())
-# evaluation.reconstruction_errors(infer(other.vae(), test)[1], test, truth.brain, inputs="L2")
+# tables.reconstruction_errors(infer(other.vae(), test)[1], test, truth.brain, inputs="L2")
 # ```
 # </details>
 #

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -70,6 +71,23 @@ def simulated_session():
         image = 1000 * np.hypot(clean + noise.normal(0, sd, clean.shape), noise.normal(0, sd, clean.shape))
         made[suffix] = Scan(image.astype(np.float32), affine, protocol, suffix, Path(f"sub-01_{suffix}.nii.gz"), {})
     return made
+
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    # Debian's Chromium, driven by Playwright
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium here: make browser-test says how to get it")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -r requirements.txt")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 def all_widgets(widget):

@@ -27,8 +27,8 @@ def test_it_can_be_carried_by_a_repository(release):
 def test_it_knows_whole_heads_at_a_millimetre_and_says_whose(release):
     assert (release.voxel_mm, release.shape, release.head) == (1.0, (224, 160), True)
     heads = release.training["heads"]
-    assert [len(heads[split]) for split in ("train", "val", "test")] == [10, 2, 3]
-    assert len({head for split in heads.values() for head in split}) == 15
+    assert [len(heads[split]) for split in ("train", "val", "test")] == [58, 2, 3]
+    assert len({head for split in heads.values() for head in split}) == 63
 
 
 def test_it_is_right_on_a_head_it_never_saw(release, shared_data):
@@ -52,4 +52,5 @@ def test_it_draws_tissue_that_relaxes_like_tissue(release):
 
 
 def test_its_card_says_how_its_drawn_slices_look(release):
-    assert "looks (Fréchet distance)" in (release.folder / "README.md").read_text(encoding="utf-8")
+    card = (release.folder / "README.md").read_text(encoding="utf-8")
+    assert "Fréchet distance, over that of two halves of true people" in card and "one closed ring" in card

@@ -32,7 +32,7 @@ from .people import TissueStack, draw_from, of_maps, weights_of
 FOLDER = Path(__file__).parent
 PARTS = ("page.css", "page_physics.js", "page_curves.js", "page.js")
 TEMPLATE_SEED = 1
-SEEDS = (7, 8, 9)  # of the brains that are drawn
+DRAWN_SEEDS = (7, 8, 9)  # of the brains that are drawn
 LEVELS = {
     "PD": np.linspace(0, 1.1, 256),
     "T1": np.geomspace(0.1, 6, 256),  # s; 1.6 % from one to the next
@@ -50,7 +50,7 @@ def make_page(run_dir: str | Path, figures_dir: str | Path) -> Path:
     template = TissueMaps.from_stack(simulate(recipe.subjects()[0], recipe).maps)
     brains = {"MNI152 template": of_maps(template, recipe.voxel_mm, recipe.slice_mm)}
     try:
-        for seed in SEEDS:
+        for seed in DRAWN_SEEDS:
             brains[f"drawn, seed {seed}"] = draw_from(weights_of(RELEASE_FOLDER, run_dir), seed)
     except BadInput as error:
         print(f"{EXPLORE} shows the template alone: {error}")

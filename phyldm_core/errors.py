@@ -8,7 +8,13 @@ log = logging.getLogger(__package__)
 
 
 class BadInput(ValueError):
-    """Input that cannot be used; the message says what is wrong, where, and what to do about it."""
+    """Input that cannot be used; the message says what is wrong, where, and what to do about it.
+
+    It is one line, also where a file's name has several.
+    """
+
+    def __init__(self, said: str):
+        super().__init__(" ".join(said.splitlines()))
 
 
 def in_a_sentence(error: Exception, where) -> str:

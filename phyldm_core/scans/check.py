@@ -66,6 +66,7 @@ def as_table(rows: list[Row]) -> str:
     """The rows under each other, columns as wide as they need to be."""
     cells = [("session", "contrast", "file", "protocol", "what to know")]
     cells += [(r.session, r.contrast, r.file, r.protocol, "; ".join(r.remarks)) for r in rows]
+    cells = [[" ".join(cell.splitlines()) for cell in row] for row in cells]
     widths = [max(len(row[i]) for row in cells) for i in range(4)] + [0]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)

@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 from nibabel.affines import obliquity, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
 from ..errors import BadInput
@@ -249,7 +250,8 @@ def _open(path: Path) -> nibabel.Nifti1Pair:
         signature(path)
         raise BadInput(f"{path}: no such file, or no permission to read it")
     try:
-        nifti = nibabel.load(path)
+        with LoggingOutputSuppressor():  # what it puts right in a header is checked here, and said in one sentence
+            nifti = nibabel.load(path)
     except Exception as error:  # foreign bytes: whatever a damaged header makes the library raise
         raise _unreadable(path, error) from None
     if not isinstance(nifti, nibabel.Nifti1Pair):

@@ -76,6 +76,11 @@ def ball() -> np.ndarray:
     return (inside * (500 + 5 * at[1] + 3 * at[0])).astype(np.float32)
 
 
+def test_a_name_of_two_lines_still_gets_one_sentence(tmp_path):
+    path = put(tmp_path, "sub-01_acq-a\nb_T1w", EchoTime=None)
+    assert "acq-a b_T1w" in refusal(nifti.read_scan, path)
+
+
 # --- whose ----------------------------------------------------------------------------------------
 
 

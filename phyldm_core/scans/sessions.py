@@ -279,7 +279,7 @@ def choose_headers(
             left_out[path] = reason
     if not found:
         if len(left_out) == 1:
-            raise BadInput(left_out.popitem()[1])
+            raise BadInput(next(iter(left_out.values())))
         raise BadInput(f"{paths[0].parent}: none of its scans can be used, each for a reason of its own")
     headers = [header for same in found.values() for header in same]
     for field in IDENTITY:
@@ -327,7 +327,7 @@ def read_chosen(found: dict[str, list[Header]], left_out: dict[Path, str]) -> li
                 headers = headers[1:]
     if not scans:
         if len(left_out) == 1:
-            raise BadInput(left_out.popitem()[1])
+            raise BadInput(next(iter(left_out.values())))
         first = next(iter(left_out))
         raise BadInput(f"{first.parent}: none of its scans can be used, each for a reason of its own")
     return scans

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,13 +143,6 @@ def test_rendering_loads_no_network(folder, tmp_path):
     assert done.returncode == 0 and done.stdout.strip().endswith("[]"), done.stderr
 
 
-def test_a_whole_head_is_rendered_in_two_seconds(tmp_path):
-    write_maps(tmp_path / "sub-01", volumes((182, 218, 182)), np.eye(4), True)
-    start = time.process_time()
-    render_maps(tmp_path, FLAIR, tmp_path / "out_FLAIR.nii.gz")
-    assert time.process_time() - start < 3  # seconds of computing; a busy machine takes longer on the clock
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -185,7 +177,7 @@ def test_maps_that_cannot_be_used_are_explained(folder, tmp_path):
     nibabel.save(nibabel.Nifti1Image(volumes().t1, np.eye(4)), anat / "sub-01_T1map.nii.gz")
     assert "lies on another grid" in said()
     (anat / "sub-01_T1map.nii.gz").write_text("no image")
-    assert "not a readable NIfTI" in said()
+    assert "not NIfTI, or cut short" in said()
     (anat / "sub-01_T1map.nii.gz").unlink()
     assert "no …_T1map" in said()
     folder = tmp_path / "nothing"

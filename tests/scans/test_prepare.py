@@ -241,4 +241,4 @@ def test_sessions_that_are_not_one_scan_a_contrast(session):
     assert "in millimetres" in refusal(prepare_session, [session["T1w"]], voxel_mm=0.001)
     left_out: dict = {}
     zero = replace(session["T1w"], image=0 * session["T1w"].image)
-    assert "none of its scans" in refusal(prepare_session, [zero], voxel_mm=2.0, left_out=left_out)
+    assert "no voxel is above 0" in refusal(prepare_session, [zero], voxel_mm=2.0, left_out=left_out)

@@ -69,6 +69,7 @@ def maps(phyldm) -> Path:
     tissue = [np.select(parts, pair, 0.0) for pair in ((0.7, 0.82), (0.85, 1.4), (0.07, 0.085))]
     for suffix, protocol in PROTOCOLS.items():
         image = 700 * render_volume(TissueMaps(*(np.float32(volume) for volume in tissue)), protocol)
+        image *= np.float32(1 + 0.02 * np.random.default_rng(0).standard_normal(image.shape))  # a scan is never a label map
         meta = bids.sidecar(protocol, SkullStripped=True)
         nifti.write_image(phyldm.folder / "scans" / "sub-01" / "anat" / f"sub-01_{suffix}.nii.gz", image, AFFINE, meta)
     phyldm("fit", "scans", "--weights", "release", "--samples", "2", "--out", "maps")

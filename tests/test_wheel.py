@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import ROOT
+from nilearn.image import resample_to_img
 
 from phyldm_core.physics import Protocol
 
@@ -77,6 +78,21 @@ def test_what_lies_beside_the_package_went_along(site):
 def test_people_are_drawn_with_the_weights_that_came_along(maps):
     t1 = nibabel.load(maps / "sub-0001_T1map.nii.gz").get_fdata()
     assert 0.6 < np.median(t1[t1 > 0.6]) < 2  # s, fat left out
+
+
+def test_scans_are_fitted_with_the_weights_that_came_along(phyldm, maps):
+    """The scans of the drawn person, whose tissue is known: T1 and T2 of white and grey matter come back."""
+    scans = [maps / f"sub-0001_{suffix}.nii.gz" for suffix in ("T1w", "T2w")]
+    phyldm("fit", *scans, "--weights", "release", "--samples", "2", "--grid", "model", "--out", "maps")
+    label = nibabel.load(maps / "sub-0001_dseg.nii.gz").get_fdata()
+    for quantity in ("T1map", "T2map"):
+        (fitted,) = (phyldm.folder / "maps").rglob(f"*_res-1mm_{quantity}.nii.gz")
+        drawn, found = (nibabel.load(path) for path in (maps / f"sub-0001_{quantity}.nii.gz", fitted))
+        back = resample_to_img(found, drawn, copy_header=True, force_resample=True).get_fdata()
+        for tissue in (2, 3):  # GM, WM
+            inside = (label == tissue) & (back > 0)
+            assert inside.sum() > 0.5 * (label == tissue).sum()
+            assert 0.9 < np.median(back[inside]) / np.median(drawn.get_fdata()[inside]) < 1.1
 
 
 def test_a_contrast_is_rendered_from_the_maps(phyldm, maps):

@@ -6,7 +6,7 @@ grey matter and fluid. Neither favours any T1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,10 @@ from torch.func import functional_call
 
 from .errors import BadInput
 from .machine.processes import drawn, mean
-from .physics import SEQUENCES, Sequence, signed_signal
-from .slices import Slices, brightness
+from .physics import SEQUENCES, Sequence, shown_signal
+from .slices import LEAST_LEFT, Slices, brightness, spoiled
 from .tissue import fluid_line, water_line
-from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior
+from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior, covered
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class VAELoss:
     adversarial_after: int = 0  # steps before the adversary is heard
     keep_scan: float = 0.7  # chance that a scan that exists is shown to the encoder
     unscaled: float = 0.5  # fraction of rows shown without a common scale
+    relative: bool = False  # each scan's misfit over its own brightness: a dark scan tells as much as a bright one
     gain: str = "solved"  # of rows without a common scale: "solved" by least squares, or "fixed" at 1
 
 
@@ -44,7 +45,9 @@ class VAEBatch(NamedTuple):
     """Rows of :class:`slices.Slices` with the brightness of each scan and the random choices of one step."""
 
     images: Tensor  # (n, m, y, x) on a common scale, divided by the typical signal
+    inputs: Tensor  # (n, m, y, x) the same as the encoder sees them: as scans arrive, divided by ``level``
     level: Tensor  # (n, m) what a scan is divided by before the encoder sees it
+    unit: Tensor  # (n, m) what its misfit is measured in
     settings: Tensor  # (n, m, 4)
     observed: Tensor  # (n, m)
     shown: Tensor  # (n, m) the scans the encoder sees
@@ -70,7 +73,7 @@ class VAEObjective(nn.Module):
             )
 
     def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
-        inputs = batch.images / batch.level[..., None, None]
+        inputs = batch.inputs
         posterior = self.vae.encode(inputs, batch.settings, batch.shown, batch.level, batch.common)
         noise = drawn(torch.randn, *posterior.mean.shape, device=inputs.device, dtype=posterior.mean.dtype)
         log_maps = self.vae.decode_log(posterior.at(noise))
@@ -85,7 +88,11 @@ class VAEObjective(nn.Module):
         if weights.gain == "solved":
             gain = solve_gain(predicted, batch.images)
             predicted = predicted * torch.where(batch.common[:, None], 1.0, gain)[..., None, None]
-        predicted, target = predicted[batch.observed][:, None], batch.images[batch.observed][:, None]
+        unit = batch.unit[batch.observed][:, None, None, None]
+        predicted, target = predicted[batch.observed][:, None] / unit, batch.images[batch.observed][:, None] / unit
+        # where no scan that is shown holds a measurement, nothing can be told: not asked for
+        told = (covered(batch.inputs) & batch.shown[..., None, None]).any(1, keepdim=True).expand_as(batch.images)
+        told = told[batch.observed][:, None].to(predicted.dtype)
         brightest = (batch.images * batch.observed[..., None, None]).amax(1)
         inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
@@ -94,9 +101,9 @@ class VAEObjective(nn.Module):
         moved = maps.new_tensor(self.vae.config.prior_medians) / maps.new_tensor(PRIOR_MEDIANS)
         as_published = maps / moved.view(3, 1, 1)
         losses = {
-            "l1": mean((predicted - target).abs()),
-            "l2": mean((predicted - target) ** 2),
-            "structure": mean(self.ssim(predicted.clamp(0, 4), target.clamp(0, 4))),
+            "l1": mean((predicted - target).abs(), told),
+            "l2": mean((predicted - target) ** 2, told),
+            "structure": mean(self.ssim((predicted * told).clamp(0, 4), (target * told).clamp(0, 4))),
             "kl": mean(posterior.kl()),
             "map_prior": mean((log_maps**2).mean(1), inside),
             "water": mean(water_prior(as_published), inside),
@@ -112,7 +119,7 @@ class VAEObjective(nn.Module):
 
     def render(self, maps: Tensor, settings: Tensor) -> Tensor:
         """The scans ``(n, m, y, x)`` that maps ``(n, 3, y, x)`` give, on their own scale: the physics layer."""
-        return signed_signal(maps.unbind(1), settings).abs()
+        return shown_signal(maps.unbind(1), settings)
 
     def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""
@@ -179,31 +186,59 @@ def gain_per_scan(predicted: Tensor, observed: Tensor, inside: Tensor) -> Tensor
     return solve_gain(*end_to_end)[0]
 
 
+SCANS_A_STEP = 4
+"""Of a person who has more: as many as a session holds, others at each step."""
+
+MISJUDGED = 0.15
+"""SD of the logarithm by which a spoiled scan's brightness is told wrongly, so that nothing rests on it."""
+
+
 class VAEData:
-    """Draws the VAE's batches from :class:`slices.Slices` on a common scale, with random subsets of scans."""
+    """Draws the VAE's batches from :class:`slices.Slices` on a common scale, with random subsets of scans.
+
+    Where the slices have layers, the encoder sees each scan as it may arrive (:func:`slices.spoiled`), and what it is
+    asked for is the scan as it was.
+    """
 
     def __init__(self, slices: Slices, weights: VAELoss):
         self.slices, self.weights = slices, weights
         level = brightness(slices.images, slices.observed, slices.subject)
         self.level = torch.where(slices.observed, level / TYPICAL_SIGNAL, 1.0)
-        complete = slices.observed.all(1)
+        complete = slices.observed.sum(1) >= 3
         share = complete.float().mean().clamp(0.01, 0.99)
         self.chances = torch.where(complete, 0.5 / share, 0.5 / (1 - share))
+        if slices.layers is not None:  # above a head there is air
+            self.chances *= (slices.layers > 0).flatten(1).float().mean(1) >= LEAST_LEFT
 
     def __len__(self):
         return len(self.slices)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """``(n,)`` rows, half of them from sessions with every contrast: only those tell PD, T1 and T2 apart."""
+        """``(n,)`` rows, half of them of sessions with three contrasts: only those tell PD, T1 and T2 apart."""
         return torch.multinomial(self.chances, n, replacement=True, generator=generator)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> VAEBatch:
-        observed = self.slices.observed[rows]
+        part, level = self.slices[rows], self.level[rows]
+        if (n := part.observed.shape[1]) > SCANS_A_STEP:
+            chosen = torch.stack([torch.randperm(n, generator=generator)[:SCANS_A_STEP] for _ in rows])
+            here = torch.arange(len(rows))[:, None]
+            part = replace(part, **{name: getattr(part, name)[here, chosen] for name in ("images", "settings", "observed")})
+            level = level[here, chosen]
+        observed = part.observed
         shown = observed & (torch.rand(observed.shape, generator=generator) < self.weights.keep_scan)
         empty = ~shown.any(1)
         shown[empty] = observed[empty]  # nothing left: show all there is
         common = torch.rand(len(rows), generator=generator) >= self.weights.unscaled
         flip = torch.rand(len(rows), generator=generator) < 0.5  # left and right are alike in this anatomy
-        images = self.slices.images[rows] / TYPICAL_SIGNAL
+        images = part.images / TYPICAL_SIGNAL
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        return VAEBatch(images, self.level[rows], self.slices.settings[rows], observed, shown, common)
+        unit = level if self.weights.relative else torch.ones_like(level)
+        if part.layers is None:
+            return VAEBatch(images, images / level[..., None, None], level, unit, part.settings, observed, shown, common)
+        layers = torch.where(flip[:, None, None], part.layers.flip(-1), part.layers)
+        inputs = images.clone()
+        for i, j in shown.nonzero().tolist():
+            inputs[i, j] = spoiled(images[i, j], layers[i], generator)
+        level = brightness(inputs, shown, torch.arange(len(rows)))
+        level = level * (MISJUDGED * torch.randn(level.shape, generator=generator)).exp()
+        return VAEBatch(images, inputs / level[..., None, None], level, unit, part.settings, observed, shown, common)

@@ -1,6 +1,6 @@
 r"""From tissue to signal: PD, T1, T2 and a protocol give the image a scanner would show.
 
-The three closed forms of the paper (section 2.2), and a fourth that has a flip angle, in the symbols of
+The three closed forms of the paper (section 2.2), and two that have a flip angle, in the symbols of
 the code below them. All times are seconds, all signals are signed until :func:`render` takes the
 magnitude, once. The closed forms take tensors or numpy arrays alike; torch is imported only where a
 tensor is made, because it costs the commands that need none a second.
@@ -33,26 +33,26 @@ IMPLAUSIBLE_FLIP = 2.0  # degrees; nobody images with less, and a quarter turn i
 
 
 class Sequence(StrEnum):
-    """The signal models that maps can be rendered with; the value is the name the field uses."""
+    """The signal models; the value is the name the field uses, the place its number in :meth:`Protocol.settings`."""
 
     MPRAGE = "MPRAGE"
     SPIN_ECHO = "spin echo"
-    FLAIR = "FLAIR"
+    FLAIR = "FLAIR"  # any inversion-recovery spin echo
     GRADIENT_ECHO = "spoiled gradient echo"
+    INVERSION_GRADIENT_ECHO = "inversion-recovery gradient echo"
 
     @property
     def inverts(self) -> bool:
         """Whether an inversion pulse precedes the readout, so that TI exists."""
-        return self in (Sequence.MPRAGE, Sequence.FLAIR)
+        return self in (Sequence.MPRAGE, Sequence.FLAIR, Sequence.INVERSION_GRADIENT_ECHO)
 
     @property
     def has_flip_angle(self) -> bool:
         """Whether the closed form knows a flip angle; the paper's three know none."""
-        return self is Sequence.GRADIENT_ECHO
+        return self in (Sequence.GRADIENT_ECHO, Sequence.INVERSION_GRADIENT_ECHO)
 
 
-SEQUENCES = (Sequence.MPRAGE, Sequence.SPIN_ECHO, Sequence.FLAIR)
-"""The paper's three, which scans are inferred from. The encoder tells them apart by their place here."""
+SEQUENCES = tuple(Sequence)
 
 
 class TissueMaps(NamedTuple):
@@ -85,13 +85,16 @@ class Protocol:
     Parameters
     ----------
     sequence
-        A :class:`Sequence`, or its name ("MPRAGE", "spin echo", "FLAIR", "spoiled gradient echo").
+        A :class:`Sequence`, or its name ("MPRAGE", "spin echo", "FLAIR", "spoiled gradient echo",
+        "inversion-recovery gradient echo").
     te, tr, ti
         Echo, repetition and inversion time in seconds. ``tr`` of an inversion sequence runs from
         inversion to inversion (BIDS ``RepetitionTimePreparation``). ``ti`` stays None without inversion.
     flip_angle_deg
-        Excitation flip angle in degrees, of a spoiled gradient echo; None for the others, whose closed
+        Excitation flip angle in degrees, of the gradient echoes; None for the others, whose closed
         forms have none (a spin echo's is 90°).
+    signed
+        The image is the real part, negative before the null point, and not the magnitude.
     as_published
         Accept TI ≥ TR. One of the nine settings in the paper's Figure 4 (MPRAGE, TR 0.1 s,
         TI 1 s) cannot be run on a scanner, though its closed form has a value; only settings
@@ -110,6 +113,7 @@ class Protocol:
     ti: float | None = None
     flip_angle_deg: float | None = None
     as_published: bool = False
+    signed: bool = False
 
     def __post_init__(self):
         try:
@@ -166,36 +170,30 @@ class Protocol:
         return None if self.flip_angle_deg is None else math.radians(self.flip_angle_deg)
 
     def settings(self) -> Tensor:
-        """``(4,)``: sequence index, TE, TR, TI, the form that batches of scans carry (TI 0 where none).
-
-        Raises
-        ------
-        ProtocolError
-            The sequence is none of :data:`SEQUENCES`: maps can be rendered with it, not inferred from it.
-        """
-        if self.sequence not in SEQUENCES:
-            raise ProtocolError(f"maps are not inferred from a {self.sequence.value}, only rendered as one")
+        """``(6,)``, the form that batches of scans carry: number of the sequence, TE, TR, TI (0 where there is none),
+        flip angle (rad, 0 where there is none), and 1 for a signed image."""
         import torch
 
-        return torch.tensor([SEQUENCES.index(self.sequence), self.te, self.tr, self.ti or 0.0], dtype=torch.float32)
+        numbers = [SEQUENCES.index(self.sequence), self.te, self.tr, self.ti or 0.0, self.flip_angle or 0.0, self.signed]
+        return torch.tensor(numbers, dtype=torch.float32)
 
     @classmethod
     def from_settings(cls, settings: Tensor) -> Protocol:
-        """The inverse of :meth:`settings`, rounded to 10 µs, which float32 holds.
+        """The inverse of :meth:`settings`, rounded to 10 µs and 0.001°, which float32 holds.
 
         TI ≥ TR is taken as published: only a :class:`Protocol` that said so can have made such settings.
         """
-        index, te, tr, ti = (round(float(value), 5) for value in settings)
-        sequence = SEQUENCES[int(index)]
-        if not sequence.inverts:
-            return cls(sequence, te, tr)
-        return cls(sequence, te, tr, ti, as_published=ti >= tr)
+        index, te, tr, ti, angle, signed = (float(value) for value in settings)
+        sequence, te, tr, ti = SEQUENCES[int(index)], round(te, 5), round(tr, 5), round(ti, 5)
+        angle = round(math.degrees(angle), 3) if sequence.has_flip_angle else None
+        return cls(sequence, te, tr, ti if sequence.inverts else None, angle, ti >= tr, bool(signed))
 
     def __str__(self):
         text = f"{self.sequence.value}, TE {1000 * self.te:g} ms, TR {self.tr:g} s"
         if self.ti is not None:
             text += f", TI {self.ti:g} s"
-        return text + (f", flip angle {self.flip_angle_deg:g}°" if self.flip_angle_deg is not None else "")
+        text += f", flip angle {self.flip_angle_deg:g}°" if self.flip_angle_deg is not None else ""
+        return text + (", real part" if self.signed else "")
 
 
 REFERENCE = {
@@ -282,11 +280,23 @@ def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle
     -------
         Signal (a.u.), never negative for α below π; at α = π/2 that of :func:`spin_echo`.
     """
-    e1 = decay(tr, t1)
-    sine, cosine = (
-        (flip_angle.sin(), flip_angle.cos()) if hasattr(flip_angle, "sin") else (np.sin(flip_angle), np.cos(flip_angle))
-    )
+    e1, (sine, cosine) = decay(tr, t1), _sine_and_cosine(flip_angle)
     return pd * sine * (1 - e1) / (1 - e1 * cosine) * decay(te, t2)
+
+
+def inversion_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti, flip_angle) -> Tensor:
+    r"""One gradient echo an inversion, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$.
+
+    The steady state of inversion, TI, a pulse of α, and recovery until TR, with $E_1 = e^{-TR/T_1}$. It holds the
+    paper's two: at α = 90° it is :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2* here
+    too. Arguments as :func:`spoiled_gradient_echo`; signed.
+    """
+    e1, (sine, cosine) = decay(tr, t1), _sine_and_cosine(flip_angle)
+    return pd * sine * (1 - 2 * decay(ti, t1) + e1) / (1 + e1 * cosine) * decay(te, t2)
+
+
+def _sine_and_cosine(angle):
+    return (angle.sin(), angle.cos()) if hasattr(angle, "sin") else (np.sin(angle), np.cos(angle))
 
 
 def signal(maps: TissueMaps, sequence: Sequence, te, tr, ti=None, flip_angle=None) -> Tensor:
@@ -297,6 +307,8 @@ def signal(maps: TissueMaps, sequence: Sequence, te, tr, ti=None, flip_angle=Non
         return spin_echo(*maps, te, tr)
     if sequence is Sequence.FLAIR:
         return flair(*maps, te, tr, ti)
+    if sequence is Sequence.INVERSION_GRADIENT_ECHO:
+        return inversion_gradient_echo(*maps, te, tr, ti, flip_angle)
     return spoiled_gradient_echo(*maps, te, tr, flip_angle)
 
 
@@ -308,7 +320,7 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
     maps
         Each map ``(n, y, x)``.
     settings
-        ``(n, m, 4)`` from :meth:`Protocol.settings`: m scans of each subject.
+        ``(n, m, 6)`` from :meth:`Protocol.settings`: m scans of each subject.
 
     Returns
     -------
@@ -318,18 +330,31 @@ def signed_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
     import torch
 
     pd, t1, t2 = (t[:, None] for t in maps)
-    index, te, tr, ti = settings[..., None, None].unbind(dim=2)
+    index, te, tr, ti, angle, _ = settings[..., None, None].unbind(dim=2)
     e_ti, e_tr, e_te = decay(ti, t1), decay(tr, t1), decay(te, t2)
-    longitudinal = torch.where(
-        index == SEQUENCES.index(Sequence.SPIN_ECHO),
-        1 - e_tr,
-        torch.where(index == SEQUENCES.index(Sequence.MPRAGE), 1 - 2 * e_ti / (1 + e_tr), 1 - 2 * e_ti + e_tr),
-    )
-    return pd * longitudinal * e_te
+
+    def of(sequence):
+        return index == SEQUENCES.index(sequence)
+
+    # All five are one expression: without inversion e_ti counts not at all, and the angle is 90°, small or as set.
+    inverted = of(Sequence.MPRAGE) | of(Sequence.FLAIR) | of(Sequence.INVERSION_GRADIENT_ECHO)
+    own_angle = of(Sequence.GRADIENT_ECHO) | of(Sequence.INVERSION_GRADIENT_ECHO)
+    cosine = torch.where(own_angle, angle.cos(), of(Sequence.MPRAGE).to(angle.dtype))
+    sine = torch.where(own_angle, angle.sin(), 1.0)
+    recovered = torch.where(inverted, 1 - 2 * e_ti + e_tr, 1 - e_tr)
+    return pd * sine * recovered / torch.where(inverted, 1 + e_tr * cosine, 1 - e_tr * cosine) * e_te
+
+
+def shown_signal(maps: TissueMaps, settings: Tensor) -> Tensor:
+    """:func:`signed_signal` as the scanner shows it: the magnitude, or the real part of a scan that is signed."""
+    import torch
+
+    signed = signed_signal(maps, settings)
+    return torch.where(settings[..., 5, None, None] > 0, signed, signed.abs())
 
 
 def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
-    """The magnitude image of ``maps`` under ``protocol``, as a scanner shows it (a.u., ≥ 0).
+    """The image of ``maps`` under ``protocol`` as a scanner shows it (a.u.): magnitude, or real part if it is signed.
 
     Volumes that no gradient is asked of are rendered :data:`PART` by part, which is faster and needs little memory
     beside the image.
@@ -339,7 +364,7 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     times = (p.sequence, p.te, p.tr, p.ti, p.flip_angle)
     n = math.prod(maps.pd.shape)
     if n <= PART or any(getattr(values, "requires_grad", False) for values in maps):
-        return abs(signal(maps, *times))
+        return signal(maps, *times) if p.signed else abs(signal(maps, *times))
     if isinstance(maps.pd, np.ndarray):
         library = np
     else:
@@ -348,7 +373,8 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     rows = max(1, PART * len(maps.pd) // n)
     for start in range(0, len(whole), rows):
         part = slice(start, start + rows)
-        library.abs(signal(TissueMaps(*(values[part] for values in maps)), *times), out=whole[part])
+        of_part = signal(TissueMaps(*(values[part] for values in maps)), *times)
+        (library.positive if p.signed else library.abs)(of_part, out=whole[part])
     return whole
 
 

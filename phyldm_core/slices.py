@@ -7,6 +7,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .tissue import REPORTED
 
@@ -20,6 +21,8 @@ SUBSETS = {
 }
 """The seven ways to show one, two or three scans: label → which of :data:`MODALITIES` are shown."""
 ALL_SCANS = "+".join(MODALITIES)
+LAYERS = ("air", "brain", "fat", "other")
+"""What a head is made of, as far as scans arrive without it: stripped, or with fat suppressed."""
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Slices:
     images
         ``(n, m, y, x)`` float32; a scan that does not exist is zero. Of :func:`cohort.load_scans` it lies in a file.
     settings
-        ``(n, m, 4)``: sequence, TE, TR, TI of each scan, effective TE where that applies.
+        ``(n, m, 6)`` of each scan, from :meth:`Protocol.settings`; effective TE where that applies.
     observed
         ``(n, m)`` bool: which scans exist.
     subject
@@ -39,6 +42,8 @@ class Slices:
         several; those of one split count from 0.
     position
         ``(n,)`` height of the slice in the stack, −1 (lowest) to 1.
+    layers
+        ``(n, y, x)`` uint8, numbers of :data:`LAYERS`; None where nobody knows.
     """
 
     images: Tensor
@@ -46,12 +51,14 @@ class Slices:
     observed: Tensor
     subject: Tensor
     position: Tensor
+    layers: Tensor | None = None
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index) -> Slices:
-        return Slices(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        fields = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Slices(*(None if field is None else field[index] for field in fields))
 
 
 @dataclass
@@ -83,7 +90,7 @@ class Person:
     common, scanned
         Slices on the common scale of PD, and in scanner units with a gain per scan.
     nominal
-        ``(z, m, 4)``: settings with the echo times as the scanner names them.
+        ``(z, m, 6)``: settings with the echo times as the scanner names them.
     """
 
     name: str
@@ -104,6 +111,67 @@ def brightness(images: Tensor, observed: Tensor, subject: Tensor) -> Tensor:
         rows = subject == person
         for m in range(observed.shape[1]):
             if observed[rows, m].any():
-                values = images[rows, m]
+                values = images[rows, m].abs()  # a real part has two signs
                 scale[rows, m] = torch.quantile(values[values > 0.05 * values.max()], 0.95)
     return scale
+
+
+# --- as scans arrive ------------------------------------------------------------------------------
+
+SPOILED = {"stripped": 0.2, "fat suppressed": 0.15, "cropped": 0.15, "half": 0.1, "blurred": 0.1, "thick": 0.1}
+"""How often each befalls a scan that an encoder is trained on; a smooth receive field of its own befalls all."""
+
+FIELD_SD = 0.12
+"""Of the logarithm: 98 % of a scan lies within 30 % of its middle."""
+
+LEAST_LEFT = 0.03
+"""Of a slice: below, there is nothing to learn from."""
+
+
+def spoiled(image: Tensor, layers: Tensor, generator: torch.Generator) -> Tensor:
+    """A scan ``(y, x)`` as it may arrive: receive field, stripped, fat suppressed, cropped, half covered, blurred.
+
+    What a scan does not show is exactly 0. A scan of which too little would be left is not cut.
+
+    Parameters
+    ----------
+    layers
+        ``(y, x)`` uint8, numbers of :data:`LAYERS`.
+    """
+
+    def unit(n: int = 1) -> list[float]:
+        return torch.rand(n, generator=generator).tolist()
+
+    (ny, nx), falls = image.shape, dict(zip(SPOILED, unit(len(SPOILED)), strict=True))
+    hit = {name for name, chance in SPOILED.items() if falls[name] < chance}
+    coarse = torch.randn(1, 1, 5, 4, generator=generator)
+    field = functional.interpolate(coarse, (ny, nx), mode="bicubic", align_corners=True)[0, 0]
+    image = image * (FIELD_SD * field / field.std()).exp()
+    if "blurred" in hit:  # of lower resolution, or the patient moved
+        size = [round(n / (1.2 + 0.8 * share)) for n, share in zip(image.shape, unit(2), strict=True)]
+        smooth = {"mode": "bilinear", "align_corners": False}
+        coarse = functional.interpolate(image[None, None], size, antialias=True, **smooth)
+        image = functional.interpolate(coarse, (ny, nx), **smooth)[0, 0]
+    if "thick" in hit:  # slices of 3 or 5 mm, cut along the other way
+        width = 3 if unit()[0] < 0.5 else 5
+        kernel = (width, 1) if unit()[0] < 0.5 else (1, width)
+        padding = [size // 2 for size in kernel]
+        image = functional.avg_pool2d(image[None], kernel, 1, padding, count_include_pad=False)[0]
+    if "fat suppressed" in hit:
+        fat = (layers == LAYERS.index("fat")).float()
+        image = image * (1 - (0.5 + 0.5 * unit()[0]) * functional.avg_pool2d(fat[None], 3, 1, 1)[0])
+    whole = image
+    if "stripped" in hit:
+        rim = 2 * int(4 * unit()[0]) + 1
+        brain = (layers == LAYERS.index("brain")).float()
+        image = image * functional.max_pool2d(brain[None], rim, 1, rim // 2)[0]
+    if "cropped" in hit:
+        top, bottom, left, right = (int(share * 0.25 * n) for share, n in zip(unit(4), (ny, ny, nx, nx), strict=True))
+        image = functional.pad(image[top : ny - bottom, left : nx - right], (left, right, top, bottom))
+    if "half" in hit:
+        (share, turn, across), sizes = unit(3), (nx, ny)
+        n = sizes[across < 0.5]
+        kept = torch.arange(n) < (0.3 + 0.5 * share) * n
+        kept = kept if turn < 0.5 else kept.flip(0)
+        image = image * (kept[:, None] if across < 0.5 else kept)
+    return image if (image != 0).float().mean() >= LEAST_LEFT else whole

@@ -19,7 +19,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .physics import SEQUENCES, TissueMaps
+from .physics import TissueMaps, signed_signal
 
 PRIOR_MEDIANS = (0.7, 1.0, 0.1)
 """PD (water = 1), T1 (s), T2 (s). The paper's medians, with PD relative to water instead of 50 a.u."""
@@ -50,47 +50,71 @@ class Posterior(NamedTuple):
         return 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)
 
 
-def product_of_experts(mean: Tensor, log_variance: Tensor, observed: Tensor) -> Posterior:
-    """Multiply the Gaussians of the scans that exist.
+def product_of_experts(mean: Tensor, log_variance: Tensor, seen: Tensor) -> Posterior:
+    """Multiply the Gaussians of the scans that exist, place by place.
 
     Parameters
     ----------
     mean, log_variance
         ``(n, m, c, y, x)``, one expert a scan.
-    observed
-        ``(n, m)`` bool, at least one a row.
+    seen
+        ``(n, m, y, x)``, 0 to 1: how much of each latent pixel a scan covers; 0 where there is no scan.
 
     Returns
     -------
-        Precision Σ 1/σ², mean Σ (μ/σ²) / precision (paper, section 2.1).
+        Precision Σ 1/σ², mean Σ (μ/σ²) / precision (paper, section 2.1). Where no scan sees anything it is the prior.
     """
-    precision = torch.exp(-log_variance) * observed[:, :, None, None, None]  # a missing scan weighs nothing
-    total = precision.sum(1)
+    precision = torch.exp(-log_variance) * seen[:, :, None]  # what a scan does not show it says nothing of
+    nothing = (seen.sum(1, keepdim=True) == 0).to(precision.dtype)
+    total = precision.sum(1) + nothing
     return Posterior((precision * mean).sum(1) / total, -total.log())
 
 
-def scan_features(settings: Tensor, level: Tensor, common_scale: Tensor) -> Tensor:
-    """What an encoder is told about each scan, ``(..., 8)``.
+def covered(images: Tensor) -> Tensor:
+    """``(..., y, x)`` bool: where a scan holds a measurement. A stripped, cropped or missing part is exactly 0.
 
-    Sequence one-hot, scaled log times, whether the scale is known, and if so the log brightness: a
-    group norm takes an image's brightness away, and on a common scale brightness is physics.
+    Single zeros among signal are noise, so a pixel is uncovered where its 5×5 neighbourhood is empty.
+    """
+    there = (images != 0).float().flatten(0, -3)[:, None]
+    return functional.max_pool2d(there, 5, 1, 2).view(images.shape) > 0
+
+
+PANEL_T1 = tuple(0.2 * 1.33**k for k in range(12))  # s, from fat to fluid
+PANEL_T2 = (0.02, 0.04, 0.07, 0.1, 0.2, 0.6, 2.0)  # s
+N_FEATURES = 2 * len(PANEL_T1) + len(PANEL_T2) + 3
+
+
+def scan_features(settings: Tensor, level: Tensor, common_scale: Tensor) -> Tensor:
+    """What an encoder is told about each scan, ``(..., N_FEATURES)``: what its protocol makes of a panel of tissues.
+
+    The signal of twelve T1s with its sign and without, the decay of seven T2s, how strong the strongest is, whether
+    its scale is known, and if so the log brightness: a group norm takes an image's brightness away, and on a common
+    scale brightness is physics. No sequence has a name here, so that one which no training scan had is told by the
+    same numbers.
 
     Parameters
     ----------
     settings
-        ``(..., 4)`` from :meth:`Protocol.settings`.
+        ``(..., 6)`` from :meth:`Protocol.settings`.
     level
         ``(...)`` brightness of each scan before it was normalised, in units of :data:`TYPICAL_SIGNAL`.
     common_scale
         ``(...)`` bool.
     """
-    index, times = settings[..., 0].long(), settings[..., 1:]
-    one_hot = functional.one_hot(index, len(SEQUENCES)).to(times.dtype)
-    typical = times.new_tensor([0.03, 4.0, 1.5])  # s, the middle of clinical practice
-    logs = torch.where(times > 0, (times.clamp_min(1e-4) / typical).log() / 2, 0.0)
-    known = common_scale.to(times.dtype)
+    batch, flat = settings.shape[:-1], settings.reshape(1, -1, 6)
+
+    def signals(t1, t2):
+        return signed_signal(TissueMaps(*(t[None, None] for t in (torch.ones_like(t1), t1, t2))), flat)[0, :, 0]
+
+    t1, t2 = settings.new_tensor(PANEL_T1), settings.new_tensor(PANEL_T2)
+    longitudinal = signals(t1, torch.full_like(t1, 1e6))
+    decayed = (-flat[0, :, 1:2] / t2).exp()
+    strongest = longitudinal.abs().amax(-1, keepdim=True).clamp_min(1e-3)
+    relative = longitudinal / strongest
+    told = torch.cat([relative, relative.abs(), decayed, strongest.log()], -1).view(*batch, -1)
+    known = common_scale.to(told.dtype)
     brightness = 3 * known * level.clamp_min(1e-3).log()  # people differ by a few percent: make it count
-    return torch.cat([one_hot, logs, known[..., None], brightness[..., None]], -1)
+    return torch.cat([told, known[..., None], brightness[..., None]], -1)
 
 
 class PoEVAE(ModelMixin, ConfigMixin):
@@ -112,7 +136,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
     attention
         Self-attention at the coarsest level, as in the paper.
     embedding
-        Width of the embedding of (sequence, TE, TR, TI).
+        Width of the embedding of :func:`scan_features`.
     groups
         Groups of the group norm.
     prior_medians
@@ -139,7 +163,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
         down, up = stem * 2 ** (len(encoder_channels) - 1), decoder_stem * 2 ** (len(decoder_channels) - 1)
         if down != up:
             raise ValueError(f"the encoder shrinks {down} times, the decoder enlarges {up} times: make them equal")
-        self.embed = nn.Sequential(nn.Linear(len(SEQUENCES) + 5, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(nn.Linear(N_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.encoder = Encoder(latent_channels, stem, encoder_channels, blocks, attention, embedding, groups)
         self.decoder = Decoder(latent_channels, decoder_stem, decoder_channels, blocks, attention, groups)
         self.register_buffer("log_medians", torch.tensor(prior_medians).log().view(3, 1, 1), persistent=False)
@@ -157,9 +181,9 @@ class PoEVAE(ModelMixin, ConfigMixin):
         Parameters
         ----------
         images
-            ``(n, m, y, x)``, each divided by its :func:`brightness`.
+            ``(n, m, y, x)``, each divided by its :func:`brightness`; 0 where a scan holds no measurement.
         settings
-            ``(n, m, 4)`` from :meth:`Protocol.settings`.
+            ``(n, m, 6)`` from :meth:`Protocol.settings`.
         observed
             ``(n, m)`` bool.
         level
@@ -169,11 +193,15 @@ class PoEVAE(ModelMixin, ConfigMixin):
         """
         n, m = observed.shape
         features = self.embed(scan_features(settings, level, common_scale[:, None].expand(n, m)))
-        opinions = self.encoder(images[observed][:, None], features[observed])  # only of scans that exist
+        there = images[observed][:, None].abs()  # only scans that exist; of a real part the magnitude
+        mask = covered(there).to(there.dtype)
+        opinions = self.encoder(torch.cat([there, mask], 1), features[observed])
         experts = opinions.new_zeros(n, m, *opinions.shape[1:])
         experts[observed] = opinions
+        seen = opinions.new_zeros(n, m, *opinions.shape[2:])
+        seen[observed] = functional.avg_pool2d(mask, self.downsampling)[:, 0].to(seen.dtype)
         mean, log_variance = experts.chunk(2, 2)
-        return product_of_experts(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), observed)
+        return product_of_experts(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), seen)
 
     def decode_log(self, z: Tensor) -> Tensor:
         """``(n, 3, y, x)``: log PD, T1, T2 relative to their prior medians; the unit normal is their prior."""
@@ -188,11 +216,11 @@ class PoEVAE(ModelMixin, ConfigMixin):
 
 
 class Encoder(nn.Module):
-    """One scan → mean and log variance of its expert; the same weights for every contrast."""
+    """One scan and where it holds a measurement → mean and log variance of its expert; one network for all contrasts."""
 
     def __init__(self, latent_channels, stem, channels, blocks, attention, embedding, groups):
         super().__init__()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(stem), nn.Conv2d(stem**2, channels[0], 3, padding=1))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(stem), nn.Conv2d(2 * stem**2, channels[0], 3, padding=1))
         self.blocks = nn.ModuleList()
         for level, width in enumerate(channels):
             if level:

@@ -23,15 +23,18 @@ from ..errors import BadInput
 from ..machine.files import made_with, read_json, to_json, whole_folder, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.shards import run_shards
-from ..physics import Protocol, TissueMaps, effective_protocol, signed_signal
+from ..physics import Protocol, effective_protocol
 from ..scans import bids, nifti
 from ..scans.oasis3 import SESSION_CONTRASTS, oasis3_protocols
 from ..scans.sessions import find_sessions, read_session
-from ..slices import MODALITIES, SPLITS, Slices, Truth
-from ..tissue import AIR_PD, REPORTED, TISSUES, in_vivo_3t, mix
-from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy, smooth_field
+from ..slices import LAYERS, MODALITIES, SPLITS, Slices, Truth
+from ..tissue import BRAIN, REPORTED, TISSUES, in_vivo_3t
+from . import open_field
+from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy
+from .scanner import acquire, add_lesions, added_signals, draw_texture, mixed_maps
 
 MAP_SUFFIXES = ("PDmap", "T1map", "T2map")
+LAYERS_NAME = "desc-layers_dseg"
 RECIPE = "recipe.json"
 """The file in a cohort's folder that says what it was made by."""
 AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
@@ -54,6 +57,8 @@ class CohortRecipe:
     head: bool = False  # False: brain and its CSF only, easier to learn in minutes
     lesions: float = 0.0  # fraction of people with white-matter lesions
     complete: bool = False  # every session holds all three contrasts; else as often as in OASIS-3
+    open_field: bool = False  # protocols of clinical practice at large beside OASIS-3's, and layers for spoiling scans
+    spread: float = 1.0  # of tissue between people, times tissue.BETWEEN_SUBJECTS
     noise: tuple[float, float] = (0.01, 0.025)  # SD of the Rician noise, of a scan's 99th percentile
     bias: float = 0.04  # SD of the log receive field, smooth over 60 mm, shared by a person's scans
     texture: float = 0.03  # SD of the log of each map inside a tissue, smooth over 12 mm
@@ -97,8 +102,11 @@ class CohortRecipe:
     def draw_session(self, rng: np.random.Generator, complete: bool) -> list[Protocol | None]:
         """Which contrasts this session holds and how each was acquired, as often as in OASIS-3 (nominal TE).
 
-        ``complete`` sessions hold all three: of a test person every subset can then be judged.
+        ``complete`` sessions hold all three: of a test person every subset can then be judged. On the open field a
+        person has many scans, of which a training step shows a few.
         """
+        if self.open_field:
+            return open_field.draw_scans(rng)
         held = list(SESSION_CONTRASTS)
         weights = np.array([SESSION_CONTRASTS[h] for h in held], float)
         present = held[rng.choice(len(held), p=weights / weights.sum())]
@@ -126,10 +134,14 @@ class Subject:
 
 @dataclass
 class Simulated:
-    """One person's truth and scans: maps ``(z, 3, y, x)``, fractions ``(z, 3, y, x)``, images ``(z, m, y, x)``."""
+    """One person's truth and scans: maps ``(z, 3, y, x)``, fractions ``(z, 3, y, x)``, images ``(z, m, y, x)``.
+
+    ``layers`` ``(z, y, x)``: numbers of :data:`slices.LAYERS`.
+    """
 
     maps: Tensor
     fractions: Tensor
+    layers: Tensor
     images: Tensor
     nominal: list[Protocol | None]
     gains: np.ndarray
@@ -162,50 +174,26 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     fractions = deform(_anatomy(subject.head, recipe), slice_points(recipe), recipe.deformation, generator)
     if rng.random() < recipe.lesions:
-        fractions = _add_lesions(fractions, recipe, generator)
-    maps = _mix(fractions, in_vivo_3t().draw(rng), recipe, generator)
-    pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
+        fractions = add_lesions(fractions, recipe.voxel_mm, generator)
+    values = in_vivo_3t().draw(rng, recipe.spread)
+    texture = draw_texture(fractions.shape[1:], recipe.texture, recipe.voxel_mm, generator)
     nominal = recipe.draw_session(rng, complete=recipe.complete or subject.split == "test")
-    settings = torch.stack([effective_protocol(p).settings() if p else torch.zeros(4) for p in nominal])
-    clean = signed_signal(TissueMaps.from_stack(maps), settings.expand(len(maps), -1, -1)).abs()
-    images, gains = _scan(clean, recipe, rng, generator)
+    made = [effective_protocol(p) for p in nominal if p]
+    clean = torch.zeros(len(fractions[0]), len(nominal), *recipe.shape)
     exists = torch.tensor([p is not None for p in nominal])
-    return Simulated(maps, pooled, images * exists[None, :, None, None], nominal, gains)
+    clean[:, exists] = added_signals(fractions, values, texture, torch.stack([p.settings() for p in made]))
+    images, gains = acquire(clean, recipe.bias, recipe.noise, recipe.voxel_mm, rng, generator)
+    pooled = torch.stack([sum(fractions[TISSUES.index(t)] for t in tissues) for tissues in REPORTED.values()], 1)
+    images = images * exists[None, :, None, None]
+    maps = mixed_maps(fractions, values, texture)
+    return Simulated(maps, pooled, _layers(fractions), images, nominal, gains)
 
 
-def _mix(fractions: Tensor, values: np.ndarray, recipe: CohortRecipe, generator) -> Tensor:
-    """Maps ``(z, 3, y, x)`` of voxels that hold several tissues (:func:`tissue.mix`), with texture inside them."""
-    maps = mix(fractions.transpose(0, 1), torch.from_numpy(values).float())
-    texture = recipe.texture * smooth_field(maps[:, 0].shape, 12 / recipe.voxel_mm, generator, 3)
-    texture[0] *= 0.5  # water content varies less inside a tissue than relaxation does
-    present = maps[:, :1] > AIR_PD
-    maps = maps * texture.transpose(0, 1).exp()
-    maps[:, 0].clamp_(max=1.05)
-    return maps * present
-
-
-def _add_lesions(fractions: Tensor, recipe: CohortRecipe, generator) -> Tensor:
-    """Replace white matter by lesion in a few blobs a few mm wide."""
-    blobs = smooth_field(fractions.shape[1:], 8 / recipe.voxel_mm, generator)[0]
-    share = torch.sigmoid((blobs - 2.2) * 8)
-    wm, lesion = TISSUES.index("WM"), TISSUES.index("lesion")
-    out = fractions.clone()
-    out[lesion] += fractions[wm] * share
-    out[wm] *= 1 - share
-    return out
-
-
-def _scan(clean: Tensor, recipe: CohortRecipe, rng, generator):
-    """Receive bias, Rician noise and an arbitrary gain: ``(z, m, y, x)`` images and ``(m,)`` gains."""
-    n_z, n_m, n_y, n_x = clean.shape
-    field = smooth_field((n_z, n_y, n_x), 60 / recipe.voxel_mm, generator)[0]
-    biased = clean * torch.exp(recipe.bias * field)[:, None]
-    top = torch.quantile(biased.permute(1, 0, 2, 3).reshape(n_m, -1), 0.99, dim=1)
-    sd = top * torch.from_numpy(rng.uniform(*recipe.noise, n_m)).float()
-    noise = torch.randn(2, *clean.shape, generator=generator) * sd[None, None, :, None, None]
-    images = ((biased + noise[0]) ** 2 + noise[1] ** 2).sqrt()
-    gains = np.exp(rng.uniform(np.log(200), np.log(2000), n_m))
-    return images * torch.from_numpy(gains).float()[None, :, None, None], gains
+def _layers(fractions: Tensor) -> Tensor:
+    """``(z, y, x)`` uint8: which of :data:`slices.LAYERS` fills most of a voxel."""
+    brain = sum(fractions[TISSUES.index(tissue)] for tissue in BRAIN)
+    fat, head = fractions[TISSUES.index("fat")], fractions.sum(0)
+    return torch.stack([1 - head, brain, fat, head - brain - fat]).argmax(0).to(torch.uint8)
 
 
 # --- the dataset on disk ------------------------------------------------------------------------
@@ -275,9 +263,10 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
     for subject in people:
         person = simulate(subject, recipe)
         anat, truth = folder / subject.name / "anat", _truth_dir(folder, subject)
-        for m, (modality, protocol) in enumerate(zip(MODALITIES, person.nominal, strict=True)):
+        names = _scan_names(recipe, person.nominal)
+        for m, protocol in enumerate(person.nominal):
             if protocol:
-                path = anat / f"{subject.name}_{modality}.nii.gz"
+                path = anat / f"{subject.name}_{names[m]}.nii.gz"
                 nifti.write_image(path, _volume(person.images[:, m]), affine, bids.sidecar(protocol))
         for i, suffix in enumerate(MAP_SUFFIXES):
             unit = "arbitrary" if suffix == "PDmap" else "s"
@@ -286,10 +275,21 @@ def _write_people(people: list[Subject], recipe: CohortRecipe, folder: Path) -> 
         fractions = person.fractions.permute(3, 2, 0, 1).numpy()
         meta = {"LabelMap": list(REPORTED), "SkullStripped": not recipe.head}
         nifti.write_image(truth / f"{subject.name}_probseg.nii.gz", fractions, affine, meta)
+        if recipe.open_field:
+            meta = {"LabelMap": list(LAYERS), "SkullStripped": not recipe.head}
+            path = truth / f"{subject.name}_{LAYERS_NAME}.nii.gz"
+            nifti.write_image(path, _volume(person.layers), affine, meta, dtype=np.uint8)
         # written last: its presence says that this person is complete
-        gains = dict(zip(MODALITIES, person.gains, strict=True))
+        gains = dict(zip(names, person.gains, strict=True))
         write_atomically(truth / f"{subject.name}_gains.json", to_json(gains))
     return len(people)
+
+
+def _scan_names(recipe: CohortRecipe, protocols: list[Protocol | None]) -> list[str]:
+    """What a person's scans are called, after ``sub-…_``: a contrast, and its number where there are many."""
+    if not recipe.open_field:
+        return list(MODALITIES)
+    return [f"acq-{m:02d}_{nifti.contrast_of(protocol)}" for m, protocol in enumerate(protocols)]
 
 
 def _write_dataset_files(folder: Path, people: list[Subject]):
@@ -343,31 +343,46 @@ def load_scans(folder: str | Path, split: str, common_scale: bool = True) -> Sli
         different gain for every scan.
     """
     folder = Path(folder)
+    many = bool((read_recipe(folder) or {}).get("open_field"))
     told = []  # of each session: settings, observed, subject, position of its slices
+    layers = []
 
     def sessions() -> Iterator[Tensor]:
         for name in _members(folder, split):
-            gains = None
+            gains, truth = None, folder / "derivatives" / "truth" / name / "anat"
             if common_scale:
-                truth = folder / "derivatives" / "truth" / name / "anat"
                 gains = read_json(truth / f"{name}_gains.json", f": {AGAIN}")
-            for labels in find_sessions(folder / name):
-                found = {scan.suffix: scan for scan in read_session(folder / name, *labels)}
+            for found in _sessions_of(folder / name, many):
                 nx, ny, nz = next(iter(found.values())).image.shape
-                images = torch.zeros(nz, len(MODALITIES), ny, nx)
-                settings, observed = torch.zeros(nz, len(MODALITIES), 4), torch.zeros(nz, len(MODALITIES)).bool()
-                for j, modality in enumerate(MODALITIES):
-                    if modality in found:
-                        image = torch.from_numpy(np.ascontiguousarray(found[modality].image.T))
-                        images[:, j] = image / gains[modality] if gains else image
-                        settings[:, j] = found[modality].protocol.settings()
+                names = list(found) if many else MODALITIES
+                images = torch.zeros(nz, len(names), ny, nx)
+                settings, observed = torch.zeros(nz, len(names), 6), torch.zeros(nz, len(names)).bool()
+                for j, contrast in enumerate(names):
+                    if contrast in found:
+                        image = torch.from_numpy(np.ascontiguousarray(found[contrast].image.T))
+                        images[:, j] = image / gains[contrast] if gains else image
+                        settings[:, j] = found[contrast].protocol.settings()
                         observed[:, j] = True
                 position = [2 * z / max(nz - 1, 1) - 1 for z in range(nz)]
                 told.append((settings, observed, torch.full((nz,), len(told)), torch.tensor(position)))
+                if many:
+                    volume, _ = nifti.read_volume(truth / f"{name}_{LAYERS_NAME}.nii.gz")
+                    layers.append(torch.from_numpy(np.ascontiguousarray(volume.T)).to(torch.uint8))
                 yield images
 
     images = in_a_file(sessions())
-    return Slices(images, *(torch.cat(of_all) for of_all in zip(*told, strict=True)))
+    told = [torch.cat(of_all) for of_all in zip(*told, strict=True)]
+    return Slices(images, *told, layers=torch.cat(layers) if many else None)
+
+
+def _sessions_of(folder: Path, many: bool) -> Iterator[dict[str, nifti.Scan]]:
+    """Of each session its scans, by contrast; of a cohort of the open field every scan, by its name."""
+    if many:
+        paths = sorted((folder / "anat").glob("*.nii.gz"))
+        yield {bids.stem(path).removeprefix(f"{folder.name}_"): nifti.read_scan(path) for path in paths}
+        return
+    for labels in find_sessions(folder):
+        yield {scan.suffix: scan for scan in read_session(folder, *labels)}
 
 
 def load_truth(folder: str | Path, split: str) -> Truth:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from ..composition import BRAIN_PARTS, HEAD_PARTS, CompositionVAE
 from ..diffusion import CONDITIONS, TissueTransformer, paper_unet
 from ..errors import BadInput
 from ..losses import VAELoss
+from ..people.anatomy import Deformation
 from ..people.cohort import CohortRecipe
 from ..slices import MODALITIES
 from ..training import Schedule
@@ -24,6 +25,7 @@ class Profile:
     name: str
     cohort: CohortRecipe
     vae: dict  # arguments of vae.PoEVAE; what is left out is the paper's
+    vae_cohort: CohortRecipe | None  # whom the VAE learns from; None: from the same people as the generator
     vae_loss: VAELoss
     vae_schedule: Schedule
     composition: dict | None  # of composition.CompositionVAE; None: diffusion in the VAE's own latent, as in the paper
@@ -45,6 +47,7 @@ SMOKE = Profile(
         "latent_channels": 4, "stem": 4, "encoder_channels": (16,), "decoder_channels": (16, 8), "decoder_stem": 2,
         "blocks": 1, "attention": False, "embedding": 16, "groups": 4,
     },
+    vae_cohort=None,
     vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
     vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     composition={"latent_channels": 4, "stem": 2, "widths": (16, 16), "blocks": 1},
@@ -73,6 +76,7 @@ LAPTOP = Profile(
         "groups": 8,
     },
     # gain 1 is the paper's assumption; scans without a scale are half of what the encoder sees
+    vae_cohort=None,
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     composition={"stem": 2, "widths": (48, 96, 160), "latent_channels": 24},  # on a grid of 14×10
@@ -93,8 +97,14 @@ RELEASE = Profile(
         shape=(224, 160), head=True, lesions=0.3,
         complete=True,  # without all three, T2 of CSF is a fifth too short, and so would be that of drawn brains
     ),
-    vae=LAPTOP.vae | {"latent_channels": 8},  # of a grid of 2 mm
-    vae_loss=LAPTOP.vae_loss,
+    vae=LAPTOP.vae | {"latent_channels": 8, "encoder_channels": (64,)},  # of a grid of 2 mm
+    # any protocol, any height: slices 13 mm apart from cerebellum to vertex, and people who differ
+    vae_cohort=CohortRecipe(
+        n_train=215, n_val=10, n_test=0, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=13.0, n_slices=11,
+        shape=(224, 160), head=True, lesions=0.3, open_field=True, spread=2.0,
+        deformation=Deformation(translation_mm=5.0, ventricle_mm=4.0),
+    ),
+    vae_loss=replace(LAPTOP.vae_loss, relative=True),
     vae_schedule=Schedule(steps=5000, batch_size=4, learning_rate=1.2e-3, ema_decay=0.999, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_kl=LAPTOP.composition_kl,
@@ -115,6 +125,7 @@ PAPER = Profile(
         n_train=1000, n_val=40, n_test=100, voxel_mm=1.0, slice_mm=1.0, shape=(224, 160), head=True, lesions=0.3
     ),
     vae={},  # the defaults are the paper's
+    vae_cohort=None,
     vae_loss=VAELoss(
         l1=1.0, l2=1.0, structure=1.0,  # SSIM stands in for LPIPS, whose weights need a download
         kl=1e-6, map_prior=5e-4, adversarial=0.05, adversarial_after=20_000,  # 10 of the 100 epochs

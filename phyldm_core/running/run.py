@@ -77,8 +77,30 @@ class Run:
         """Write the cohort if it is not there, yielding the number of people done; see :func:`cohort.make_cohort`."""
         if isinstance(self.recipe, ScanRecipe):
             self.require_cohort()  # real people cannot be made
-        else:
-            yield from cohort.make_cohort(self.recipe, self.cohort_folder, n_workers, scheduler)
+            return
+        yield from cohort.make_cohort(self.recipe, self.cohort_folder, n_workers, scheduler)
+        if self.vae_recipe is not self.recipe and self.given is None:
+            yield from cohort.make_cohort(self.vae_recipe, self.vae_cohort_folder, n_workers, scheduler)
+
+    @property
+    def vae_recipe(self) -> CohortRecipe | ScanRecipe:
+        """Whom the VAE learns from, made from the same heads."""
+        others = self.profile.vae_cohort
+        if others is None or isinstance(self.recipe, ScanRecipe):
+            return self.recipe
+        return replace(others, anatomies=self.recipe.anatomies)
+
+    @property
+    def vae_cohort_folder(self) -> Path:
+        return self.cohort_folder if self.vae_recipe is self.recipe else self.folder / "vae_cohort"
+
+    def vae_scans(self, split: str) -> Slices:
+        """What the VAE learns from."""
+        if self.vae_recipe is self.recipe:
+            return self.scans(split)
+        if cohort.read_recipe(self.vae_cohort_folder) != cohort.as_json(self.vae_recipe):
+            raise MissingResult(f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first")
+        return cohort.load_scans(self.vae_cohort_folder, split)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""
@@ -107,7 +129,7 @@ class Run:
             return self.given[1]
         profile = self.profile
         return _as_json(
-            cohort=cohort.as_json(self.recipe), network=profile.vae, loss=asdict(profile.vae_loss), seed=self.seed,
+            cohort=cohort.as_json(self.vae_recipe), network=profile.vae, loss=asdict(profile.vae_loss), seed=self.seed,
             schedule=asdict(profile.vae_schedule),
         )  # fmt: skip
 
@@ -124,7 +146,7 @@ class Run:
             return self._describe()
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
-        train, held_out = (VAEData(self.scans(split), self.profile.vae_loss) for split in ("train", "val"))
+        train, held_out = (VAEData(self.vae_scans(split), self.profile.vae_loss) for split in ("train", "val"))
 
         def keep(folder: Path):
             objective.vae.save_pretrained(folder)

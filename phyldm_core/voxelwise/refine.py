@@ -123,7 +123,7 @@ def _what_is_known(log_maps, slices: Slices, brain, voxel_mm, common_scale, show
     n_scans = slices.images.shape[1]
     gains = torch.ones(n_scans)
     if not common_scale:
-        predicted = signed_signal(TissueMaps.from_stack(log_maps.exp()), slices.settings).abs()
+        predicted = shown_signal(TissueMaps.from_stack(log_maps.exp()), slices.settings)
         gains = gain_per_scan(predicted, slices.images, brain[:, None] & shown[..., None, None]).clamp_min(1e-9)
     signals = (slices.images.transpose(0, 1)[:, where] / gains[:, None]).double()
     sd = (noise_of(slices, brain) / gains).double()[:, None].expand_as(signals)

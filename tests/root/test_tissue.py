@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from phyldm_core.tissue import ASSUMED, BRAIN, ROWS, TISSUES, in_vivo_3t, measurements, usable
+from phyldm_core.physics import REFERENCE, Protocol, Sequence, TissueMaps, render
+from phyldm_core.tissue import (
+    ASSUMED,
+    BRAIN,
+    ROWS,
+    TISSUES,
+    in_vivo_3t,
+    measurements,
+    ratio_to_white_matter,
+    usable,
+)
 
 PD, T1, T2 = range(3)
 WM, GM, CSF = (TISSUES.index(name) for name in ("WM", "GM", "CSF"))
@@ -29,6 +40,29 @@ def test_medians_lie_where_most_studies_found_them(tissue):
     values = in_vivo_3t().median[TISSUES.index(tissue)]
     for value, (low, high) in zip(values, BANDS[tissue], strict=True):
         assert low <= value <= high
+
+
+def test_every_value_that_feeds_a_median_was_seen_a_second_time():
+    rows = [usable(tissue, quantity) for tissue in ROWS for quantity in ("PD", "T1", "T2")]
+    seen = {where for found in rows for where in found.number_seen_in}
+    assert seen <= {"abstract", "review", "code", "table", "agreed", "reckoned"}  # what they mean: data/README.md
+
+
+@pytest.mark.parametrize("quantity", ["T1", "T2"])
+def test_grey_and_white_matter_differ_as_they_do_within_one_study(quantity):
+    ratios = ratio_to_white_matter("GM", quantity)
+    assert len(ratios) >= 4
+    column = {"T1": T1, "T2": T2}[quantity]
+    ours = in_vivo_3t().median[GM, column] / in_vivo_3t().median[WM, column]
+    assert ratios.min() < ours < ratios.max()
+
+
+@pytest.mark.parametrize(
+    "flair", [REFERENCE["FLAIR"], Protocol(Sequence.FLAIR, te=0.12, tr=8.0, ti=2.25)], ids=["reference", "longer TE"]
+)
+def test_cortex_is_brighter_than_white_matter_on_flair(flair):
+    signal = render(TissueMaps(*torch.from_numpy(in_vivo_3t().median.T)), flair)
+    assert signal[GM] > 1.02 * signal[WM]
 
 
 def test_excised_tissue_simulators_and_other_fields_do_not_count():

@@ -37,7 +37,7 @@ CONVENTIONS = {
     "maps": ["PD relative to water = 1", "T1 in s", "T2 in s"],
     "slice": "(y, x) of an axial slice in RAS+: y to anterior, x to the patient's right",
     "sequences": [sequence.value for sequence in SEQUENCES],
-    "settings": "sequence, TE, TR, TI in s; TE contrast-equivalent",
+    "settings": "sequence, TE, TR, TI in s, flip angle in rad, real part or not; TE contrast-equivalent",
 }
 """What the numbers that go in and come out mean; weights with others would give wrong maps without a word."""
 

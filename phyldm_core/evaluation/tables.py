@@ -18,7 +18,7 @@ from .. import tissue
 from ..losses import gain_per_scan
 from ..people import segmentation
 from ..people.segmentation import segment_slices, segmented_values
-from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, signed_signal
+from ..physics import REFERENCE, UNSEEN, Protocol, TissueMaps, effective_protocol, render, shown_signal
 from ..slices import ALL_SCANS, MAPS, MODALITIES, Slices, Truth
 from ..tissue import REPORTED
 from . import metrics
@@ -163,7 +163,7 @@ def rescan(maps: TissueMaps, slices: Slices, common_scale: bool = True, brain: T
     Without a common scale, one gain per scan of a person brings the prediction closest to the scan
     (least squares over all its slices, inside ``brain`` ``(n, y, x)`` if given).
     """
-    return in_scale_of(signed_signal(maps, slices.settings).abs(), slices, common_scale, brain)
+    return in_scale_of(shown_signal(maps, slices.settings), slices, common_scale, brain)
 
 
 def in_scale_of(predicted: Tensor, slices: Slices, common_scale: bool = True, brain: Tensor | None = None) -> Tensor:

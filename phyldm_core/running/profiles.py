@@ -100,7 +100,7 @@ RELEASE = Profile(
     vae=LAPTOP.vae | {"latent_channels": 8, "encoder_channels": (64,)},  # of a grid of 2 mm
     # any protocol, any height: slices 13 mm apart from cerebellum to vertex, and people who differ
     vae_cohort=CohortRecipe(
-        n_train=215, n_val=10, n_test=0, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=13.0, n_slices=11,
+        n_train=174, n_val=12, n_test=0, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=13.0, n_slices=11,
         shape=(224, 160), head=True, lesions=0.3, open_field=True, spread=2.0,
         deformation=Deformation(translation_mm=5.0, ventricle_mm=4.0),
     ),

@@ -15,7 +15,7 @@ from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from ..losses import FLUID_SPREAD, WATER_SPREAD, gain_per_scan
-from ..physics import TissueMaps, signed_signal
+from ..physics import TissueMaps, shown_signal, signed_signal
 from ..slices import Slices
 from ..tissue import CLASSES, REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
 from ..vae import PRIOR_MEDIANS
@@ -35,7 +35,7 @@ def segment(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> NDArray[n
     values = np.clip(image[where], *np.percentile(image[where], (0.5, 99.5)))
     if np.unique(values).size < 3:  # as good as empty
         return np.where(where, 2, 0).astype(np.uint8)
-    expected = signed_signal(_typical(), slices.settings[:1]).abs()[0, m, 0]
+    expected = shown_signal(_typical(), slices.settings[:1])[0, m, 0]
     order = 1 + expected.argsort().numpy()  # tissue numbers from dark to bright
     return np.where(where, order[np.digitize(image, threshold_multiotsu(values, classes=3))], 0).astype(np.uint8)
 
@@ -52,7 +52,7 @@ def reference_gains(slices: Slices, brain: Tensor, shown: tuple[bool, ...]) -> T
 
     Nothing in a voxel tells a scan's gain from its PD, so that a fit without a network needs a reference tissue.
     """
-    predicted = signed_signal(literature(slices, brain, shown), slices.settings).abs()
+    predicted = shown_signal(literature(slices, brain, shown), slices.settings)
     return gain_per_scan(predicted, slices.images, brain[:, None]).clamp_min(1e-9)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..losses import WATER_SPREAD, gain_per_scan
-from ..physics import TissueMaps, signed_signal
+from ..physics import TissueMaps, shown_signal, signed_signal
 from ..slices import Slices
 from ..tissue import TISSUES, fluid_line, in_vivo_3t, water_line
 from .least_squares import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of, spread_at

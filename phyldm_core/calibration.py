@@ -1,10 +1,14 @@
-"""An SD that is right as often as it says: what samples of the posterior miss, measured on validation people.
+"""An SD that is right as often as it says, measured on validation people.
 
 Samples of the latent posterior share the model's own errors: the receive field, directions the scans cannot
 see, what training has not learned. So their spread is too small. What is missing is measured after training, on
 simulated people made from the validation heads, whose truth is known, and added to the variance. It depends on
 the scans that were shown and on the inferred T1, which tells fluid from tissue without a label: a T2 of CSF is known
 far less than one of white matter.
+
+Maps that the scans explained (:func:`inference.explain`) have an SD from the curvature of their misfit, voxel by voxel:
+what the protocols do not tell is as wide as people are (:func:`local_sd`). Factors that make it right are measured on
+sessions of random protocols (:func:`calibrate_local`).
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .inference import infer, posterior_sd
-from .physics import SEQUENCES, TissueMaps
-from .slices import MAPS, SUBSETS, Person, Slices
+from .inference import SIGNAL_ERROR, Explained, explain, infer, posterior_sd
+from .losses import WATER_SPREAD
+from .physics import SEQUENCES, TissueMaps, shown_signal
+from .slices import MAPS, SUBSETS, Person, Slices, Truth
+from .tissue import water_line
 
 NAME = "posterior_sd.json"
 """The file in the folder of a VAE."""
@@ -124,3 +130,71 @@ def _key(settings: Tensor, shown: Tensor) -> str:
     """Which sequences were shown, each named once: "MPRAGE + FLAIR"."""
     kinds = {int(index) for index, there in zip(settings[:, 0], shown, strict=True) if there}
     return " + ".join(SEQUENCES[k].value for k in sorted(kinds))
+
+
+# --- of maps that the scans explained -------------------------------------------------------------
+
+PEOPLE_SD = (0.08, 0.25, 0.3)
+"""SD of log PD, T1 and T2 before any scan is seen: tissues of one kind, among people, methods and diseases."""
+
+NUDGE = 1e-2  # of a logarithm: small against what matters, large against single precision
+
+
+@torch.no_grad()
+def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) -> TissueMaps:
+    """SD of PD, T1 (s) and T2 (s) in each voxel, each ``(n, y, x)``: how far its signals let its tissue go.
+
+    The curvature in log PD, log T1 and log T2 of the voxel's misfit (noise and :data:`inference.SIGNAL_ERROR`), of the
+    water line, and of :data:`PEOPLE_SD`, inverted. It knows nothing of the gains' errors and of partial volume:
+    :func:`calibrate_local` measures what that amounts to.
+    """
+    shown = slices.observed if shown is None else shown & slices.observed
+    logs = explained.maps.stack().log()
+
+    def signals(of: Tensor) -> Tensor:
+        return explained.gain[:, None, None] * shown_signal(of.exp().unbind(1), slices.settings)
+
+    here, slopes = signals(logs), []
+    for p in range(3):
+        nudged = logs.clone()
+        nudged[:, p] += NUDGE
+        slopes.append((signals(nudged) - here) / NUDGE)
+    doubt = (explained.noise[:, None, None] ** 2 + (SIGNAL_ERROR * here) ** 2).sqrt()
+    slopes = torch.stack(slopes, -1) / doubt[..., None] * shown[..., None, None, None]  # (n, m, y, x, 3)
+    curvature = torch.einsum("nmyxp,nmyxq->nyxpq", slopes, slopes)
+    curvature += torch.diag(logs.new_tensor(PEOPLE_SD) ** -2)
+    a, b = water_line()
+    share = b / explained.maps.t1 / (a + b / explained.maps.t1)  # of the line's slope that is T1's
+    line = torch.stack([torch.ones_like(share), -share, torch.zeros_like(share)], -1) / WATER_SPREAD
+    curvature += line[..., :, None] * line[..., None, :]
+    sd = torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().movedim(-1, 1)
+    return TissueMaps.from_stack(sd * explained.maps.stack())
+
+
+def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list[float]]:
+    """What to multiply :func:`local_sd` by, per quantity and node of T1, so that :data:`LEVEL` of true values lie within.
+
+    Parameters
+    ----------
+    sessions
+        Slices of one session each, with their truth: simulated people, protocols drawn at random.
+    """
+    z, ratios, t1 = stats.norm.ppf((1 + LEVEL) / 2), [], []
+    for slices, truth in sessions:
+        explained = explain(vae, slices)
+        sd, estimate, true = local_sd(explained, slices).stack(), explained.maps.stack(), truth.maps.clone()
+        csf = truth.tissue("CSF")
+        if csf.any():
+            true[:, 0] *= estimate[:, 0][csf].median() / true[:, 0][csf].median()
+        ratios.append((((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, truth.brain])
+        t1.append(explained.maps.t1[truth.brain])
+    return _by_t1(torch.cat(t1), torch.cat(ratios, 1))
+
+
+def calibrated(sd: TissueMaps, maps: TissueMaps, factors: dict[str, list[float]] | None) -> TissueMaps:
+    """:func:`local_sd` times the factors of :func:`calibrate_local`; None leaves it as it is."""
+    if not factors:
+        return sd
+    log_t1, nodes = np.log(maps.t1.clamp_min(1e-3).numpy()), np.log(T1_NODES)
+    times = (torch.from_numpy(np.interp(log_t1, nodes, factors[name])).float() for name in MAPS)
+    return TissueMaps(*(values * factor for values, factor in zip(sd, times, strict=True)))

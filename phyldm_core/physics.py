@@ -140,10 +140,10 @@ class Protocol:
 
     def _check_flip_angle(self):
         name, angle = self.sequence.value, self.flip_angle_deg
-        if not self.sequence.has_flip_angle:
-            if angle is not None:
-                raise ProtocolError(f"flip angle {angle}° given for {name}, whose closed form has none: leave it out")
+        if not self.sequence.has_flip_angle and angle is None:
             return
+        if not self.sequence.has_flip_angle:
+            raise ProtocolError(f"flip angle {angle}° given for {name}, whose closed form has none: leave it out")
         if angle is None:
             raise ProtocolError(f"{name} needs a flip angle: give it in degrees")
         if not isinstance(angle, Real) or not math.isfinite(angle):
@@ -170,12 +170,14 @@ class Protocol:
         return None if self.flip_angle_deg is None else math.radians(self.flip_angle_deg)
 
     def settings(self) -> Tensor:
-        """``(6,)``, the form that batches of scans carry: number of the sequence, TE, TR, TI (0 where there is none),
-        flip angle (rad, 0 where there is none), and 1 for a signed image."""
+        """``(6,)``, what batches carry: number of the sequence, TE, TR, TI (s), flip angle (rad), 1 for a signed image.
+
+        TI and flip angle are 0 where there is none.
+        """
         import torch
 
-        numbers = [SEQUENCES.index(self.sequence), self.te, self.tr, self.ti or 0.0, self.flip_angle or 0.0, self.signed]
-        return torch.tensor(numbers, dtype=torch.float32)
+        times = (self.te, self.tr, self.ti or 0.0, self.flip_angle or 0.0)
+        return torch.tensor([SEQUENCES.index(self.sequence), *times, self.signed], dtype=torch.float32)
 
     @classmethod
     def from_settings(cls, settings: Tensor) -> Protocol:
@@ -285,11 +287,10 @@ def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle
 
 
 def inversion_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti, flip_angle) -> Tensor:
-    r"""One gradient echo an inversion, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$.
+    r"""Signed, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$, $E_1 = e^{-TR/T_1}$.
 
-    The steady state of inversion, TI, a pulse of α, and recovery until TR, with $E_1 = e^{-TR/T_1}$. It holds the
-    paper's two: at α = 90° it is :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2* here
-    too. Arguments as :func:`spoiled_gradient_echo`; signed.
+    The steady state of inversion, TI, a pulse of α, and recovery until TR. It holds the paper's two: at α = 90° it is
+    :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2*. Arguments as the function above.
     """
     e1, (sine, cosine) = decay(tr, t1), _sine_and_cosine(flip_angle)
     return pd * sine * (1 - 2 * decay(ti, t1) + e1) / (1 + e1 * cosine) * decay(te, t2)
@@ -361,10 +362,10 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     """
 
     p, maps = protocol, TissueMaps(*maps)  # three tensors will do
-    times = (p.sequence, p.te, p.tr, p.ti, p.flip_angle)
+    times, shown = (p.sequence, p.te, p.tr, p.ti, p.flip_angle), (lambda signed: signed) if p.signed else abs
     n = math.prod(maps.pd.shape)
     if n <= PART or any(getattr(values, "requires_grad", False) for values in maps):
-        return signal(maps, *times) if p.signed else abs(signal(maps, *times))
+        return shown(signal(maps, *times))
     if isinstance(maps.pd, np.ndarray):
         library = np
     else:
@@ -373,8 +374,7 @@ def render(maps: TissueMaps, protocol: Protocol) -> Tensor:
     rows = max(1, PART * len(maps.pd) // n)
     for start in range(0, len(whole), rows):
         part = slice(start, start + rows)
-        of_part = signal(TissueMaps(*(values[part] for values in maps)), *times)
-        (library.positive if p.signed else library.abs)(of_part, out=whole[part])
+        whole[part] = shown(signal(TissueMaps(*(values[part] for values in maps)), *times))
     return whole
 
 

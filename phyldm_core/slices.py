@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -128,7 +129,9 @@ LEAST_LEFT = 0.03
 """Of a slice: below, there is nothing to learn from."""
 
 
-def spoiled(image: Tensor, layers: Tensor, generator: torch.Generator) -> Tensor:
+def spoiled(
+    image: Tensor, layers: Tensor, generator: torch.Generator, ways: Collection[str] | None = None
+) -> Tensor:
     """A scan ``(y, x)`` as it may arrive: receive field, stripped, fat suppressed, cropped, half covered, blurred.
 
     What a scan does not show is exactly 0. A scan of which too little would be left is not cut.
@@ -137,16 +140,19 @@ def spoiled(image: Tensor, layers: Tensor, generator: torch.Generator) -> Tensor
     ----------
     layers
         ``(y, x)`` uint8, numbers of :data:`LAYERS`.
+    ways
+        Names in :data:`SPOILED`, all of which befall it, and no receive field; None: as often as said there.
     """
 
     def unit(n: int = 1) -> list[float]:
         return torch.rand(n, generator=generator).tolist()
 
-    (ny, nx), falls = image.shape, dict(zip(SPOILED, unit(len(SPOILED)), strict=True))
-    hit = {name for name, chance in SPOILED.items() if falls[name] < chance}
-    coarse = torch.randn(1, 1, 5, 4, generator=generator)
-    field = functional.interpolate(coarse, (ny, nx), mode="bicubic", align_corners=True)[0, 0]
-    image = image * (FIELD_SD * field / field.std()).exp()
+    (ny, nx), hit = image.shape, ways
+    if ways is None:
+        hit = {name for name, drawn in zip(SPOILED, unit(len(SPOILED)), strict=True) if drawn < SPOILED[name]}
+        coarse = torch.randn(1, 1, 5, 4, generator=generator)
+        field = functional.interpolate(coarse, (ny, nx), mode="bicubic", align_corners=True)[0, 0]
+        image = image * (FIELD_SD * field / field.std()).exp()
     if "blurred" in hit:  # of lower resolution, or the patient moved
         size = [round(n / (1.2 + 0.8 * share)) for n, share in zip(image.shape, unit(2), strict=True)]
         smooth = {"mode": "bilinear", "align_corners": False}

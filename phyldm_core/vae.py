@@ -216,7 +216,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
 
 
 class Encoder(nn.Module):
-    """One scan and where it holds a measurement → mean and log variance of its expert; one network for all contrasts."""
+    """One scan and where it holds a measurement → mean and log variance of its expert; the same weights for all."""
 
     def __init__(self, latent_channels, stem, channels, blocks, attention, embedding, groups):
         super().__init__()

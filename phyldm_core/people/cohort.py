@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -168,8 +168,11 @@ def _anatomy(name: str, recipe: CohortRecipe):
     )
 
 
-def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
-    """Make one person: deform the head, draw the tissue, mix it into maps, and scan them."""
+def simulate(subject: Subject, recipe: CohortRecipe, protocols: Sequence[Protocol] = ()) -> Simulated:
+    """Make one person: deform the head, draw the tissue, mix it into maps, and scan them.
+
+    ``protocols`` are what the session holds, in place of the recipe's; the person is the same.
+    """
     rng = np.random.default_rng([recipe.seed, subject.index])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     fractions = deform(_anatomy(subject.head, recipe), slice_points(recipe), recipe.deformation, generator)
@@ -177,7 +180,8 @@ def simulate(subject: Subject, recipe: CohortRecipe) -> Simulated:
         fractions = add_lesions(fractions, recipe.voxel_mm, generator)
     values = in_vivo_3t().draw(rng, recipe.spread)
     texture = draw_texture(fractions.shape[1:], recipe.texture, recipe.voxel_mm, generator)
-    nominal = recipe.draw_session(rng, complete=recipe.complete or subject.split == "test")
+    drawn = recipe.draw_session(rng, complete=recipe.complete or subject.split == "test")
+    nominal = list(protocols) or drawn
     made = [effective_protocol(p) for p in nominal if p]
     clean = torch.zeros(len(fractions[0]), len(nominal), *recipe.shape)
     exists = torch.tensor([p is not None for p in nominal])

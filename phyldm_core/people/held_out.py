@@ -6,13 +6,14 @@ numbers; what a head is like inside, no training saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..errors import BadInput
-from ..physics import effective_protocol
+from ..physics import Protocol, effective_protocol
 from ..slices import Person, Slices, Truth
 from ..weights import Weights, drawn_from
 from .anatomy import Deformation, Folders, as_folders, find_anatomies, in_recipe
@@ -130,3 +131,15 @@ def _person(subject: Subject, recipe: CohortRecipe) -> Person:
         subject.name, subject.head, replace(scanned, images=made.images / gains), scanned, nominal,
         Truth(made.maps, made.fractions),
     )  # fmt: skip
+
+
+def session_of(subject: Subject, recipe: CohortRecipe, protocols: Sequence[Protocol]) -> tuple[Slices, Truth, Tensor]:
+    """A person scanned with ``protocols``, each scan in its own unit: slices, their truth, and layers ``(z, y, x)``."""
+    made = simulate(subject, recipe, protocols)
+    n, m = made.images.shape[:2]
+    settings = torch.stack([effective_protocol(p).settings() for p in made.nominal]).expand(n, -1, -1)
+    position = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
+    slices = Slices(
+        made.images, settings, torch.ones(n, m, dtype=torch.bool), torch.zeros(n, dtype=torch.long), position
+    )
+    return slices, Truth(made.maps, made.fractions), made.layers

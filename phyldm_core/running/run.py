@@ -99,7 +99,9 @@ class Run:
         if self.vae_recipe is self.recipe:
             return self.scans(split)
         if cohort.read_recipe(self.vae_cohort_folder) != cohort.as_json(self.vae_recipe):
-            raise MissingResult(f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first")
+            raise MissingResult(
+                f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first"
+            )
         return cohort.load_scans(self.vae_cohort_folder, split)
 
     def require_cohort(self) -> Path:

@@ -113,6 +113,7 @@ TRUST = 1e-3
 RATE = 0.2  # of Adam, in latent units, falling to a tenth along a cosine
 INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
 NOISE = (0.008, 0.03)  # of a scan's brightness: what its darkest pixels say is kept between
+FLOOR = 1.4  # times the noise's variance: the square of a magnitude's median where there is no signal
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
 
 
@@ -208,6 +209,7 @@ def _move(
     latent = start.mean[rows].clone().requires_grad_(True)
     optimizer = torch.optim.Adam([latent], RATE, betas=(0.9, 0.95))
     sd = (noise[:, None, None] ** 2 + (SIGNAL_ERROR * images) ** 2).sqrt()
+    signed = signals.settings[..., 5, None, None] > 0
     pixels, weight, widened = counted.amax(1).sum().clamp_min(1), counted / sd**2, None
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -219,7 +221,9 @@ def _move(
         g = gain
         if g is None:
             g = (weight * predicted * images).sum((0, 2, 3)) / (weight * predicted**2).sum((0, 2, 3)).clamp_min(1e-9)
-        off = (g[:, None, None] * predicted - images) / sd
+        predicted = g[:, None, None] * predicted
+        seen = (predicted**2 + FLOOR * noise[:, None, None] ** 2).sqrt()  # a magnitude never falls below its noise
+        off = (torch.where(signed, predicted, seen) - images) / sd
         misfit = (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
         if widened is None:  # an encoder whose maps do not explain the scans is not at home, and is trusted less
             explained = (off.detach() ** 2).clamp(max=400) * counted

@@ -6,17 +6,34 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_fit import AFFINE, PROTOCOLS, SHAPE, brain_maps, run_fit
-from test_fit import weights as weights  # a fixture
 
-from phyldm_core import tissue
+from phyldm_core import __version__, tissue
+from phyldm_core.machine.files import sha256
 from phyldm_core.physics import Protocol, Sequence, TissueMaps, render
+from phyldm_core.running.profiles import find_profile
 from phyldm_core.scans import bids, doubts, nifti
 from phyldm_core.scans.doubts import unidentified
 from phyldm_core.scans.fit import prepare, session_slices
 from phyldm_core.scans.sessions import read_session
+from phyldm_core.vae import PoEVAE
+from phyldm_core.weights import CONVENTIONS, FORMAT, load_weights
 
 SPIN_ECHO = Protocol(Sequence.SPIN_ECHO, te=0.09, tr=5.0)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["heads", "brains"])
+def weights(request, tmp_path_factory):
+    """Of a network that has learned nothing, for heads or for brains."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    PoEVAE(**find_profile("smoke").vae).save_pretrained(folder / "vae")
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in (folder / "vae").iterdir()}
+    config = {"format": FORMAT, "conventions": CONVENTIONS, "version": __version__, "profile": "smoke", "files": files}
+    config |= {"voxel_mm": 6.0, "slice_mm": 6.0, "slice_shape": [32, 32], "n_slices": 2, "head": request.param}
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_weights(folder)
 
 
 def inverted(ti: float, signed: bool = False) -> Protocol:
@@ -39,7 +56,7 @@ def write(folder, names: dict[str, Protocol]):
 def test_two_inversion_recoveries_and_a_spin_echo_are_all_used(weights, tmp_path):
     session = {"sub-01_acq-a_T1w": inverted(0.5), "sub-01_acq-b_T1w": inverted(2.0), "sub-01_T2w": SPIN_ECHO}
     write(tmp_path / "raw", session)
-    done = run_fit(tmp_path / "raw", weights, tmp_path / "out")
+    done = run_fit(tmp_path / "raw", weights, tmp_path / "out")  # stripped, which weights of heads take, too
     assert done.exit_code == 0 and "T1w+T1w 2+T2w: brain from" in done.stdout, done.output
     meta = json.loads((tmp_path / "out" / "sub-01" / "anat" / "sub-01_T1map.json").read_text())
     used = {scan["File"].removesuffix(".nii.gz"): scan["ProtocolUsed"] for scan in meta["InputScans"]}
@@ -61,7 +78,7 @@ def test_a_signed_scan_reaches_the_network_with_its_sign(weights, tmp_path):
     scans = read_session(tmp_path)
     assert scans[0].protocol.signed and scans[0].image.min() < 0
     prepared = prepare(scans, weights)
-    slices, window = session_slices(prepared, weights, weights.vae().downsampling)
+    slices, window = session_slices(prepared, weights, downsampling=4)
     assert slices.settings[0, :, 5].tolist() == [1, 0] and slices.observed.all()
     inside = window.of_volume(prepared.brain)
     assert (slices.images[:, 0].numpy()[inside] < 0).mean() > 0.3 and (slices.images[:, 1] >= 0).all()

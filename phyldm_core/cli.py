@@ -209,7 +209,10 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the maps, a BIDS derivative dataset.")] = Path("fit"),
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help='Instead of a sidecar: "T2w: spin echo, te 0.1, tr 3.2" (s), by suffix or file name.'),
+        typer.Option(
+            help='Instead of a sidecar, by suffix or file name: "T2w: spin echo, te 0.1, tr 3.2" (s); ti and flip '
+            "(degrees) where there is one, the word signed last for a real part."
+        ),
     ] = None,
     weights: WeightsOption = None,
     samples: Annotated[int, typer.Option(help="Posterior samples for the SD.", max=10_000)] = 8,
@@ -220,7 +223,7 @@ def fit(
         bool, typer.Option("--refine", help="Move each voxel to where its own signals want it: sharper, minutes more.")
     ] = False,
 ):
-    """PD, T1 and T2 maps with their SD from any subset of T1w, T2w, PDw and FLAIR; every session of a dataset."""
+    """PD, T1 and T2 maps with their SD from any scans of a session, several protocols of a contrast, too."""
     from .scans.fit_dataset import FitOptions, fit_all, parse_protocol
     from .scans.sessions import find_scans
     from .weights import load_weights

@@ -10,13 +10,15 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
 from ..errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
-from ..physics import SEQUENCE_OF, Protocol, ProtocolError, Sequence, effective_te
+from ..physics import SEQUENCE_OF, SEQUENCES, Protocol, ProtocolError, Sequence, effective_te
 from .oasis3 import family_ti, mislabelled
 
 CONTRASTS = tuple(SEQUENCE_OF)
@@ -36,16 +38,22 @@ PULSE_SEQUENCE = {
     Sequence.SPIN_ECHO: "spin echo",
     Sequence.FLAIR: "inversion recovery spin echo",
     Sequence.GRADIENT_ECHO: "spoiled gradient echo",
+    Sequence.INVERSION_GRADIENT_ECHO: "inversion-recovery gradient echo",
 }
+"""What a sidecar of ours calls them; :func:`protocol_from_sidecar` reads each as what it was."""
 
 SHORTEST_TR = 0.05  # s; below it a TR is the spacing of an MPRAGE's small pulses, or in the wrong unit
 SHORTEST_TE = 0.0005  # s; no pulse and readout of these sequences fit into less: milliseconds divided twice
 SHORTEST_TI = 0.01  # s; an inversion that short inverts nothing
 LONGEST_T1W_TE = 0.05  # s; beyond it T2 decides the contrast, and a gradient echo has no signal
 SHORTEST_SPIN_ECHO_TE = 0.008  # s; two pulses and a readout take longer, an MPRAGE's echo does not
+LONGEST_STEADY_TR = 1.2, 30.0  # s, degrees: of longer TR and smaller angle are only trains after an inversion
 
 # What vendors call them (SequenceName, PulseSequenceType …), lower case
-GRADIENT_ECHO = re.compile(r"mp-?_?rage|tfl|tfe|turbo ?flash|turbo ?field|spgr|bravo|gradient|gre(3d)?\b|\bflash")
+TRAIN = re.compile(r"mp-?_?rage|tfl|tfe|turbo ?flash|turbo ?field|bravo")  # of gradient echoes, after an inversion
+GRADIENT_ECHO = re.compile(rf"{TRAIN.pattern}|spgr|gradient|gre(3d)?\b|\bflash|\bfl[23]d|ffe")
+ONE_ECHO = re.compile(r"inversion[- ]recovery gradient[- ]echo")  # the one a sidecar must name, with its flip angle
+UNSPOILED = re.compile(r"true?-?_?fi|tfi[23]d|\bfi[23]d|fisp|psif|fiesta|b-?_?ffe|balanced|ssfp|ciss|dess")
 SPIN_ECHO = re.compile(
     r"spin[ -]?echo|tse|fse|spc|\bspace|cube|vista|rare|haste|\btir|tirm|inversion.+magnitude|\bse(\d|\b)"
 )
@@ -95,6 +103,32 @@ def is_bids_level(name: str) -> bool:
     return name == "anat" or name.startswith(("sub-", "ses-"))
 
 
+def ignored_by(root: Path) -> Callable[[str], bool]:
+    """Whether a path in the dataset is passed by, as its ``.bidsignore`` says in the patterns of a ``.gitignore``."""
+    try:
+        lines = (root / ".bidsignore").read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError:
+        return lambda path: False
+    rules = []
+    for line in (line.strip() for line in lines):
+        pattern = line.removeprefix("!").removeprefix("\\")
+        if not pattern.strip("/") or line.startswith("#"):
+            continue
+        anchored, only_folders = "/" in pattern.rstrip("/"), pattern.endswith("/")
+        wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        parts = re.findall(r"\*\*/|\*\*|\*|\?|\[[^]]+]|.", pattern.strip("/"))
+        body = "".join(wild.get(p) or (p.replace("[!", "[^") if len(p) > 1 else re.escape(p)) for p in parts)
+        start, end = "" if anchored else "(?:.*/)?", "/.*" if only_folders else "(?:/.*)?"
+        with contextlib.suppress(re.error):
+            rules.append((re.compile(start + body + end, re.DOTALL), not line.startswith("!")))
+
+    def ignored(path: str) -> bool:
+        said = [ignore for rule, ignore in rules if rule.fullmatch(path)]
+        return bool(said) and said[-1]  # the last that fits decides
+
+    return ignored
+
+
 # --- sidecars in --------------------------------------------------------------------------------
 
 
@@ -139,7 +173,8 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
 
     The sequence comes from ScanningSequence, else from the names in PulseSequenceType,
     PulseSequenceName and SequenceName, else from the suffix (a T1w with inversion is an MPRAGE
-    unless it is 2D or its TE ≥ 8 ms). TE of a variable-flip-angle train: :func:`oasis3.effective_te`.
+    unless it is 2D or its TE ≥ 8 ms). A gradient echo without inversion is a spoiled one, unless it is named as
+    a train or otherwise. TE of a variable-flip-angle train: :func:`physics.effective_te`.
 
     Parameters
     ----------
@@ -166,8 +201,11 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
         raise BadInput(
             f"{where}: no InversionTime in its sidecar, needed for {sequence.value}: add it in seconds{hint}"
         )
+    angle = _number(metadata, "FlipAngle", where, "degrees") if sequence.has_flip_angle else None
+    if sequence.has_flip_angle and angle is None:
+        raise BadInput(f"{where}: no FlipAngle in its sidecar, needed for a {sequence.value}: add it in degrees")
     try:
-        nominal = Protocol(sequence, te, tr, ti if sequence.inverts else None)
+        nominal = Protocol(sequence, te, tr, ti if sequence.inverts else None, angle)
     except ProtocolError as error:
         raise BadInput(f"{where}: {error}") from None
     for field, value, shortest in (("EchoTime", te, SHORTEST_TE), ("InversionTime", nominal.ti or 1, SHORTEST_TI)):
@@ -175,7 +213,7 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
             raise BadInput(f"{where}: {field} {value:g} s is too short: did you mean {1000 * value:g} s?")
     if (sequence is Sequence.MPRAGE or suffix == "T1w") and te > LONGEST_T1W_TE:
         raise BadInput(f"{where}: EchoTime {te:g} s is too long for a T1w: did you mean {te / 1000:g} s?")
-    if reason := mislabelled(suffix, te, tr):
+    if sequence is not Sequence.GRADIENT_ECHO and (reason := mislabelled(suffix, te, tr)):
         raise BadInput(f"{where}: TE {te:g} s, TR {tr:g} s: {reason}; rename it or leave it out")
 
     notes = [f"{PULSE_SEQUENCE[sequence]} told by {told_by}", f"TR from {tr_field}"]
@@ -183,12 +221,16 @@ def protocol_from_sidecar(metadata: dict, suffix: str, where: str | Path) -> Sid
     if equivalent != te:
         notes.append(f"nominal TE {1000 * te:g} ms taken as a contrast-equivalent {1000 * equivalent:g} ms")
     try:
-        return SidecarReading(Protocol(sequence, equivalent, tr, nominal.ti), tuple(notes))
+        return SidecarReading(replace(nominal, te=equivalent), tuple(notes))
     except ProtocolError as error:
         raise BadInput(f"{where}: {error}") from None
 
 
 def _seconds(metadata: dict, field: str, where) -> float | None:
+    return _number(metadata, field, where, "seconds")
+
+
+def _number(metadata: dict, field: str, where, unit: str) -> float | None:
     value = metadata.get(field)
     if value is None:
         return None
@@ -196,7 +238,7 @@ def _seconds(metadata: dict, field: str, where) -> float | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     said = json.dumps(value, ensure_ascii=False)
-    raise BadInput(f"{where}: {field} must be one number of seconds, not {said[:40]}{'…' if len(said) > 40 else ''}")
+    raise BadInput(f"{where}: {field} must be one number of {unit}, not {said[:40]}{'…' if len(said) > 40 else ''}")
 
 
 def words(value) -> list[str]:
@@ -218,11 +260,11 @@ def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -
     elif GRADIENT_ECHO.search(text) or SPIN_ECHO.search(text):
         gradient_echo, told_by = bool(GRADIENT_ECHO.search(text)), " and ".join(names)
     elif suffix not in CONTRASTS:
-        raise BadInput(f"{where}: neither sidecar nor name tells the sequence: give it (MPRAGE, spin echo or FLAIR)")
+        raise BadInput(f"{where}: neither sidecar nor name tells the sequence: give it ({', '.join(SEQUENCES)})")
     elif suffix == "T1w" and not inverts:
         raise BadInput(
             f"{where}: a T1w without InversionTime and without the sequence's name can be an MPRAGE or a spin echo: "
-            f"add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}, or ScanningSequence SE"
+            f"add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}, or ScanningSequence SE or GR"
         )
     else:
         planar = metadata.get("MRAcquisitionType") == "2D"
@@ -232,12 +274,21 @@ def _sequence(metadata: dict, suffix: str, te: float, ti: float | None, where) -
 
     if not gradient_echo:
         return (Sequence.FLAIR if inverts else Sequence.SPIN_ECHO), told_by
-    if not inverts:
+    if inverts:
+        one = ONE_ECHO.search(text) and metadata.get("FlipAngle") is not None
+        return (Sequence.INVERSION_GRADIENT_ECHO if one else Sequence.MPRAGE), told_by
+    if found := UNSPOILED.search(text):
+        known = ", ".join(SEQUENCES)
+        raise BadInput(f"{where}: a gradient echo that is not spoiled ({found[0]}): what is known is {known}")
+    angle = _number(metadata, "FlipAngle", where, "degrees")
+    longest, smallest = LONGEST_STEADY_TR
+    late = (_any_tr(metadata) or 0) > longest and (angle is None or angle < smallest)
+    if late or TRAIN.search(text) or "MP" in " ".join(words(metadata.get("SequenceVariant"))).upper().split():
         raise BadInput(
-            f"{where}: a gradient echo without InversionTime: maps are not inferred from one without inversion; "
-            f"if it is an MPRAGE, add InversionTime in seconds{_oasis3_ti(suffix, _any_tr(metadata))}"
+            f"{where}: a gradient echo that looks like an MPRAGE without InversionTime: "
+            f"add it in seconds{_oasis3_ti(suffix, _any_tr(metadata))}, or give the protocol"
         )
-    return Sequence.MPRAGE, told_by
+    return Sequence.GRADIENT_ECHO, told_by
 
 
 def _repetition_time(metadata: dict, sequence: Sequence, where) -> tuple[float, str]:
@@ -247,7 +298,7 @@ def _repetition_time(metadata: dict, sequence: Sequence, where) -> tuple[float, 
     An MPRAGE is prepared once and excited a hundred times in between.
     """
     fields = ["RepetitionTimePreparation", "RepetitionTime", "RepetitionTimeExcitation"]
-    if sequence is Sequence.SPIN_ECHO:
+    if not sequence.inverts:
         fields.reverse()
     found = {field: value for field in fields if (value := _seconds(metadata, field, where)) is not None}
     if not found:
@@ -255,12 +306,13 @@ def _repetition_time(metadata: dict, sequence: Sequence, where) -> tuple[float, 
         raise BadInput(f"{where}: no RepetitionTime or {field} in its sidecar: add it in seconds, or give the protocol")
     field, tr = next(iter(found.items()))
     between_pulses = field == "RepetitionTimeExcitation" or 0 < tr < SHORTEST_TR
-    if sequence is Sequence.MPRAGE and between_pulses:
+    if sequence in (Sequence.MPRAGE, Sequence.INVERSION_GRADIENT_ECHO) and between_pulses:
         raise BadInput(
-            f"{where}: {field} {tr:g} s of this MPRAGE runs from excitation to excitation, but its signal depends on "
-            "the time from inversion to inversion (2 to 3 s on most scanners): add that as RepetitionTimePreparation"
+            f"{where}: {field} {tr:g} s of this {sequence.value} runs from excitation to excitation, but its signal "
+            "depends on the time from inversion to inversion (2 to 3 s on most scanners): "
+            "add that as RepetitionTimePreparation"
         )
-    if 0 < tr < SHORTEST_TR:
+    if 0 < tr < SHORTEST_TR and sequence is not Sequence.GRADIENT_ECHO:
         raise BadInput(f"{where}: {field} {tr:g} s is too short for a spin echo: did you mean {1000 * tr:g} s?")
     return tr, field
 
@@ -309,6 +361,8 @@ def sidecar(protocol: Protocol, nominal_te: float | None = None, **fields) -> di
         out["InversionTime"] = protocol.ti
     if protocol.flip_angle_deg is not None:
         out["FlipAngle"] = protocol.flip_angle_deg  # BIDS has degrees
+    if protocol.signed:
+        out["ComplexImageComponent"] = "REAL"
     return out | fields
 
 

@@ -8,11 +8,15 @@ outside runs along its floor (as in FreeSurfer's: Segonne et al., NeuroImage 200
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
 from ..errors import BadInput
+from ..physics import Protocol, TissueMaps, render
+from .doubts import USUAL
 from .grids import Grid, resample, resample_mask
 from .nifti import Scan
 from .registration import template_brain, world_grid
@@ -21,7 +25,7 @@ MM = 2.0  # voxels that the border is sought on: half of them is a finer answer 
 SURE_MM = 6.0  # so deep in the template's mask there is brain …
 REACH_MM = 12.0  # … and so far outside it there is none: atrophy and odd skulls are as much as a centimetre off
 SCALP_MM = 4.0  # of the head's outermost layer are never brain
-FAT = 1.5  # of the brain's 95th percentile in a T1w: brighter is no brain (in a T2w CSF is)
+FAT = 1.5  # of the brain's 95th percentile where CSF is dark, as in a T1w: brighter is no brain (in a T2w CSF is)
 DARK = 0.1  # of it, on average over the scans: bone and air
 BONE_MM = 4.0  # of dark rim that may be taken off; in a T1w alone it is CSF as often, which costs that image nothing
 THIN_MM = 3.0  # nerves and vessels of up to twice this are cut off
@@ -45,24 +49,30 @@ def find_brain(scans: list[Scan], head: np.ndarray, grid: Grid) -> np.ndarray:
     """
     laid, template = template_brain(scans[0])
     work = world_grid(scans[0], MM)
-    images = {scan.suffix: resample(scan, work) for scan in scans}
+    images = [(scan.suffix == "T1w" and fluid_is_dark(scan.protocol), resample(scan, work)) for scan in scans]
     brain = _within(images, resample_mask(template, laid.affine, work), resample_mask(head, grid.affine, work))
     if not brain.any():
         raise BadInput(f"{scans[0].path}: no brain found where the MNI152 template has one: give a brain mask")
     return resample_mask(brain, work.affine, grid)
 
 
-def _within(images: dict[str, np.ndarray], template: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """The brain in images of :data:`MM` by contrast, all arrays ``(x, y, z)``."""
+def fluid_is_dark(protocol: Protocol) -> bool:
+    """Whether CSF is darker than white matter under a protocol; a T1w need not be: one inverted a moment ago is not."""
+    white, _, fluid = render(TissueMaps(*np.array(list(USUAL.values())).T), replace(protocol, signed=False))
+    return bool(fluid < white)
+
+
+def _within(images: list[tuple[bool, np.ndarray]], template: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """The brain in images of :data:`MM`, each with whether fat outshines all of it; all arrays ``(x, y, z)``."""
     sure = erode(template, SURE_MM)
     if not sure.any():
         return sure
     outside = ~dilate(template, REACH_MM) | ~erode(head, SCALP_MM)
     bright = []
-    for suffix, image in images.items():
+    for fat_leads, image in images:
         smooth = ndimage.gaussian_filter(image, 0.4)
         relative = smooth / np.percentile(smooth[sure], 95)
-        if suffix == "T1w":
+        if fat_leads:
             outside |= relative > FAT
         bright.append(np.clip(relative, 0, 1))
     bright = np.mean(bright, 0)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from ..errors import BadInput, in_a_sentence
 from ..physics import Protocol
+from .doubts import untold
 from .nifti import Header
 from .sessions import CHOSEN, Session, check_protocols, choose_headers
 
 
 class Row(NamedTuple):
-    """One scan that would be used, or one thing that would not; ``remarks`` are of its ``file``."""
+    """One scan that would be used, or one thing that would not; ``remarks`` are of its ``file``, or the session."""
 
     session: str
     contrast: str
@@ -46,7 +47,9 @@ def check_all(sessions: list[Session], protocols: dict[str, Protocol], unreadabl
         left_out: dict[Path, str] = {}
         try:
             found = choose_headers(session.paths, left_out, protocols)
-            rows += [_used(session, same) for same in found.values()]
+            rows += [_used(session, contrast, same[0]) for contrast, same in found.items()]
+            if doubts := untold([same[0].protocol for same in found.values()]):
+                rows.append(Row(session.name, "–", "–", "–", tuple(f"doubtful: {doubt}" for doubt in doubts), True))
         except BadInput as error:
             rows.append(Row(session.name, "–", "–", "–", (f"cannot be fitted: {error}",), True))
         except Exception as error:
@@ -55,11 +58,10 @@ def check_all(sessions: list[Session], protocols: dict[str, Protocol], unreadabl
     return rows
 
 
-def _used(session: Session, same: list[Header]) -> Row:
-    best = same[0]
+def _used(session: Session, contrast: str, best: Header) -> Row:
     notes = [note for note in best.notes if note.startswith(CHOSEN)]
     remarks = (*(f"doubtful: {doubt}" for doubt in best.doubts), *notes)
-    return Row(session.name, best.suffix, best.path.name, str(best.protocol), remarks, bool(best.doubts))
+    return Row(session.name, contrast, best.path.name, str(best.protocol), remarks, bool(best.doubts))
 
 
 def as_table(rows: list[Row]) -> str:

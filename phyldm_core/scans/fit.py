@@ -17,29 +17,19 @@ import torch
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from .. import tissue
 from ..calibration import honest_sd
 from ..errors import BadInput
 from ..inference import infer, posterior_sd
-from ..physics import TissueMaps, render
+from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..voxelwise.refine import refine
 from ..weights import Weights
-from .grids import Grid, head_centre
+from .grids import Grid, head_centre, unsigned
 from .nifti import Scan, Stored
 from .prepare import TEMPLATE, Prepared, prepare_session
 
 COVERED = 0.5
 """A scan counts in a slice where it has signal in at least this part of the brain."""
-
-DARK_SCALP = (
-    "its scalp is darker than fat is under this protocol (fat suppressed, or the head is cropped), and from it these "
-    "weights take a scan's brightness: give a scan without fat suppression, or weights trained on brains alone "
-    "(phyldm reproduce makes some, --weights runs/laptop)"
-)
-FAT_LEADS = 1.8  # times white matter's signal: below, fat does not decide the 95th percentile of a head
-DARK_ROUND_HEAD = 0.6
-CORE_MM = 45.0  # about the middle of a head in its slices: brain, whosoever's
 
 RIM_MM = 2.0
 """What weights without skull are shown around the brain mask, so that CSF does not end in a step at its border."""
@@ -108,7 +98,7 @@ def prepare(
     mask: str | Path | np.ndarray | None = None,
     left_out: dict[Path, str] | None = None,
 ) -> Prepared:
-    """A session on the grid of the weights, with its brain; refused is a scan whose brightness they would mistake.
+    """A session on the grid of the weights, with its brain; refused is a scan whose voxels mislead its scale.
 
     Parameters
     ----------
@@ -120,43 +110,7 @@ def prepare(
     """
     if mask is None and not weights.head:
         mask = TEMPLATE
-    asked = {"voxel_mm": weights.voxel_mm, "mask": mask, "scale_of": "head" if weights.head else "brain"}
-    prepared = prepare_session(scans, left_out=left_out, **asked)
-    if not weights.head:
-        return prepared
-    seen = ((scan.path, scalp(scan, prepared, weights)) for scan in prepared.scans)
-    dark = {path: f"{path}: {DARK_SCALP}" for path, brightness in seen if brightness < DARK_ROUND_HEAD}
-    if not dark:
-        return prepared
-    rest = [scan for scan in scans if scan.path not in dark and scan.path not in (left_out or {})]
-    if left_out is None or not rest:
-        raise BadInput(next(iter(dark.values())))
-    left_out |= dark
-    return prepare_session(rest, left_out=left_out, **asked)
-
-
-def scalp(scan: Scan, prepared: Prepared, weights: Weights) -> float:
-    """How bright the scalp of a prepared scan is, over what its protocol makes of fat; 1 where fat is not brightest.
-
-    The brightness that weights trained on heads divide by is the scalp's where inversion darkens brain. On simulated
-    heads of four people under three protocols it was 0.69 to 1.01; of a scan whose fat is suppressed by half, 0.5, and
-    T1 came out 26 % short, of one without scalp 0.4, and 41 % short.
-    """
-    fat, white = (tissue.in_vivo_3t().median[tissue.TISSUES.index(name)] for name in ("fat", "WM"))
-    fat, white = (float(render(TissueMaps(*values[:, None]), scan.protocol)[0]) for values in (fat, white))
-    if fat < FAT_LEADS * white:
-        return 1.0
-    height = apply_affine(prepared.affine, [(0, 0, k) for k in range(scan.image.shape[2])])[:, 2]
-    low, high = _trained_heights(prepared, weights)
-    trained = (height >= low) & (height <= high)
-    part = scan.image[:, :, trained if trained.any() else slice(None)]
-    inside = np.argwhere(part.max(2) > 0.1 * np.percentile(part, 98))
-    middle = (inside.min(0) + inside.max(0)) / 2 if len(inside) else np.zeros(2)
-    x, y = np.indices(part.shape[:2])
-    core = part[np.hypot(x - middle[0], y - middle[1]) * weights.voxel_mm < CORE_MM]
-    slices = torch.from_numpy(part.T.copy())[:, None].clamp_min(0)
-    told = float(brightness(slices, torch.ones(len(slices), 1, dtype=torch.bool), torch.zeros(len(slices)))[0, 0])
-    return told / max(float(np.percentile(core, 75)), 1e-6) * white / fat
+    return prepare_session(scans, voxel_mm=weights.voxel_mm, mask=mask, left_out=left_out, for_maps=True)
 
 
 def session_slices(
@@ -182,7 +136,8 @@ def session_slices(
         k = np.flatnonzero(brain.any((0, 1)))
     if not len(k):
         raise BadInput(f"{prepared.scans[0].path}: no brain found in this scan: give a brain mask with --mask")
-    seen = np.stack([brain & (scan.image > 0) for scan in prepared.scans]).sum((1, 2))  # (m, z) voxels
+    shown = [scan.image if scan.protocol.signed else scan.image.clip(0) for scan in prepared.scans]  # splines ring
+    seen = np.stack([brain & (image != 0) for image in shown]).sum((1, 2))  # (m, z) voxels
     observed = (seen >= COVERED * brain.sum((0, 1)))[:, k] & (seen[:, k] > 0)
     k, observed = np.asarray(k)[observed.any(0)], observed[:, observed.any(0)]
     if not len(k):
@@ -190,8 +145,8 @@ def session_slices(
     rim = max(1, round(RIM_MM / weights.voxel_mm))
     inside = np.ones_like(brain) if weights.head else ndimage.binary_dilation(brain, iterations=rim)
     window = _window(brain, weights.shape, downsampling, tuple(int(i) for i in k))
-    images = np.stack([window.of_volume(np.where(inside, scan.image, 0)) for scan in prepared.scans], 1)
-    images = torch.from_numpy(images.astype(np.float32)).clamp_min(0)
+    images = np.stack([window.of_volume(np.where(inside, image, 0)) for image in shown], 1)
+    images = torch.from_numpy(images.astype(np.float32))
     observed = torch.from_numpy(observed.T.copy())
     settings = torch.stack([scan.protocol.settings() for scan in prepared.scans]).expand(len(k), -1, -1)
     low, high = _trained_heights(prepared, weights)
@@ -214,7 +169,7 @@ def _window(brain: np.ndarray, shape: tuple[int, int], downsampling: int, k: tup
 
 def _trained_heights(prepared: Prepared, weights: Weights) -> tuple[float, float]:
     """RAS mm of the stack's lower and upper face, about the middle of the brain as :func:`nifti.head_centre` has it."""
-    seen = prepared.scans[0]
+    seen = unsigned(prepared.scans[0])
     if prepared.brain_known:  # the brain's top tells more than the scalp's, whose distance varies by a centimetre
         seen = replace(seen, image=prepared.brain.astype(np.float32))
     middle = float(head_centre(seen)[2])

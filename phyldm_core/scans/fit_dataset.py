@@ -22,9 +22,10 @@ from .. import __version__
 from ..errors import BadInput, in_a_sentence
 from ..machine.files import sha256, to_json, write_atomically
 from ..machine.lock import alone_with
-from ..physics import SEQUENCES, Protocol, ProtocolError
+from ..physics import SEQUENCES, Protocol, ProtocolError, Sequence
 from ..weights import Weights
 from .bids import makers, session_folder, write_dataset_description
+from .doubts import untold
 from .maps import write_maps
 from .nifti import Header, Scan, digest, write_image
 from .sessions import CHOSEN, Session, check_out, check_protocols, choose_headers, read_chosen
@@ -32,7 +33,7 @@ from .sessions import CHOSEN, Session, check_out, check_protocols, choose_header
 MAKER = "phyldm_core fit"
 GRIDS = ("native", "model")
 PARTIAL = ".phyldm-fit.part"
-METHOD = 3  # raised when equal inputs would give other maps
+METHOD = 4  # raised when equal inputs would give other maps
 
 
 @dataclass(frozen=True)
@@ -71,33 +72,40 @@ class FitOutcome(NamedTuple):
 def parse_protocol(text: str) -> tuple[str, Protocol]:
     """``"T2w: spin echo, te 0.1, tr 3.2"`` → which scan (suffix or file name) and its protocol (s).
 
+    ``ti`` (s) and ``flip`` (degrees) where the sequence has them; the word ``signed`` last for a real part.
+
     Raises
     ------
     BadInput
         The text has another form, a time twice or without a number; a :class:`physics.ProtocolError` says
         what is wrong with the times themselves.
     """
-    form = 'write it as "T2w: spin echo, te 0.1, tr 3.2" (seconds; ti too where there is an inversion)'
+    form = (
+        'write it as "T2w: spin echo, te 0.1, tr 3.2" (seconds; ti too where there is an inversion, '
+        "flip in degrees of a gradient echo, the word signed last for a real part)"
+    )
     name, colon, rest = text.partition(":")
     sequence, *fields = (part.strip() for part in rest.split(","))
-    known = {str(s).lower(): s for s in SEQUENCES}
+    known = {str(s).lower(): s for s in SEQUENCES} | {"inversion recovery": Sequence.FLAIR}
     if not colon or not name.strip() or not sequence:
         raise BadInput(f"--protocol {text!r} cannot be read: {form}")
+    signed = bool(fields) and fields[-1].lower() == "signed"
     times, number = {}, r"(\d{1,20}(?:\.\d*)?(?:e-?\d{1,3})?|\.\d+)"
-    for field in fields:
-        found = re.fullmatch(rf"(te|tr|ti)[\s=]*{number}\s*(ms|s)?", field, re.IGNORECASE)
-        if not found or found[1].lower() in times:
+    for field in fields[:-1] if signed else fields:
+        found = re.fullmatch(rf"(te|tr|ti|flip)[\s=]*{number}\s*(ms|s|°|deg|degrees)?", field, re.IGNORECASE)
+        what, unit = (found[1].lower(), (found[3] or "").lower()) if found else (None, None)
+        if what in (None, *times) or unit not in ("", *(("°", "deg", "degrees") if what == "flip" else ("s", "ms"))):
             raise BadInput(f"--protocol {text!r}: {field!r} cannot be read: {form}")
-        if (found[3] or "s").lower() == "ms":
+        if unit == "ms":
             raise BadInput(f"--protocol {text!r}: {field!r} is in milliseconds: give {float(found[2]) / 1000:g} (s)")
-        times[found[1].lower()] = float(found[2])
+        times[what] = float(found[2])
     if missing := [t for t in ("te", "tr") if t not in times]:
         raise BadInput(f"--protocol {text!r}: no {missing[0].upper()}: {form}")
     if sequence.lower() not in known:
-        can = ", ".join(SEQUENCES)
-        raise BadInput(f"--protocol {text!r}: maps are not inferred from {sequence!r}: it must be one of {can}")
+        raise BadInput(f"--protocol {text!r}: unknown sequence {sequence!r}: choose one of {', '.join(SEQUENCES)}")
+    angle = times.pop("flip", None)
     try:
-        return name.strip(), Protocol(known[sequence.lower()], **times)
+        return name.strip(), Protocol(known[sequence.lower()], **times, flip_angle_deg=angle, signed=signed)
     except ProtocolError as error:
         raise BadInput(f"--protocol {text!r}: {error}") from None
 
@@ -216,9 +224,10 @@ def _fit_alone(
         meaning = {"Type": "Brain", "Description": "where maps were inferred"}
         mask = fit.brain.astype(np.uint8)
         write_image(part / f"{names[-1]}.nii.gz", mask, fit.affine, meaning | provenance, np.uint8, scans[0].stored)
-        used = "+".join(scan.suffix for scan in scans)
+        used = "+".join(prepared.scales)
         kept = {path.name: reason for path, reason in left_out.items()}
         doubts = [f"{scan.path.name}: {doubt}" for scan in scans for doubt in scan.doubts]
+        doubts += untold([scan.protocol for scan in scans])
         told = {"Fingerprint": made["Fingerprint"], "Origin": origin, "Inputs": sorted(digests.values()),
                 "Files": _hashes(part, files), "Used": used, "LeftOut": kept, "Doubts": doubts}  # fmt: skip
         record.unlink(missing_ok=True)  # until it is there again, these maps are to be made
@@ -266,6 +275,10 @@ def _input(scan: Scan | Header, sha: str) -> dict:
     times = {"Sequence": str(protocol.sequence), "EchoTime": protocol.te, "RepetitionTime": protocol.tr}
     if protocol.ti is not None:
         times["InversionTime"] = protocol.ti
+    if protocol.flip_angle_deg is not None:
+        times["FlipAngle"] = protocol.flip_angle_deg
+    if protocol.signed:
+        times["ComplexImageComponent"] = "REAL"
     return said | {"ProtocolUsed": times, "Notes": list(scan.notes), "Doubts": list(scan.doubts)}
 
 

@@ -6,6 +6,7 @@ A slice for a network is ``(y, x)``: ``volume[:, :, k].T``. Nothing here reads o
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,11 @@ class Grid(NamedTuple):
 def volume_to_slices(volume: np.ndarray, k: Several[int] | None = None) -> np.ndarray:
     """``(x, y, z)`` → ``(n, y, x)``: the axial slices ``k``, all by default."""
     return np.ascontiguousarray(volume.T if k is None else volume[:, :, list(k)].T)
+
+
+def unsigned(scan: Scan) -> Scan:
+    """A scan without the sign of a real part: what tells head from air, for whoever asks where it lies."""
+    return replace(scan, image=np.abs(scan.image)) if scan.protocol.signed else scan
 
 
 def head_centre(scan: Scan) -> np.ndarray:
@@ -110,7 +116,8 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
 
     Where the grid is coarser than the scan, a Gaussian first averages what a coarse voxel would have: a voxel is a box,
     with a variance of a twelfth of its size squared, and the Gaussian's makes up the difference. Then cubic splines.
-    Where every voxel of the grid is a voxel of the scan, nothing is interpolated.
+    Where every voxel of the grid is a voxel of the scan, nothing is interpolated. Where all that surrounds a voxel is
+    exactly 0, as in a stripped scan, it is 0: splines ring on for ever, and networks take 0 for what was not scanned.
 
     Raises
     ------
@@ -129,6 +136,9 @@ def resample(scan: Scan, grid: Grid) -> np.ndarray:
     # "constant" would lose a slice whose place is rounded to a billionth outside the scan
     everywhere = np.ones(image.shape, np.uint8)
     volume *= scipy.ndimage.affine_transform(everywhere, order=0, mode="grid-constant", **laid)
+    if order:
+        there = (scan.image != 0).astype(np.float32)
+        volume *= scipy.ndimage.affine_transform(there, order=1, mode="grid-constant", **laid) > 1e-3
     if not volume.any():
         raise BadInput(f"{scan.path}: does not overlap the session's other scans: nothing of it lies in these slices")
     return volume

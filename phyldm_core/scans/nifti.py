@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from ..errors import BadInput
 from ..machine.files import sha256, to_json, write_atomically
-from ..physics import EFFECTIVE_TE_ABOVE, Protocol, Sequence, effective_te
+from ..physics import Protocol, Sequence, effective_te
 from .bids import CONTRASTS, parse_name, protocol_from_sidecar, read_sidecar, stem
-from .doubts import doubts, refuse_by_name
+from .doubts import doubts, is_real_part, refuse_by_name
 from .oasis3 import complete
 
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI code: not said (so mm), metre, mm, micrometre
@@ -56,7 +56,7 @@ class Scan:
     Parameters
     ----------
     image
-        ``(x, y, z)`` float32 in RAS+. Slightly negative values, as spline resampling leaves them, are kept.
+        ``(x, y, z)`` float32 in RAS+. Negative in a real part; slightly so too where spline resampling left it so.
     affine
         ``(4, 4)`` float64, voxel index to RAS mm; an oblique one stays oblique.
     protocol
@@ -129,8 +129,8 @@ def read_header(path: str | Path, protocol: Protocol | None = None) -> Header:
     ------
     BadInput
         In one sentence: the file is missing or not NIfTI; its header says 4D, one slice, no real numbers, no
-        orientation, or two sizes or places at once; name or sidecar call it something else than a weighted magnitude
-        image; the sidecar is missing, incomplete, in the wrong unit or contradicts itself.
+        orientation, or two sizes or places at once; name or sidecar call it something else than a weighted image,
+        magnitude or real part; the sidecar is missing, incomplete, in the wrong unit or contradicts itself.
     """
     path = Path(path)
     suffix = parse_name(path)[1]
@@ -149,15 +149,15 @@ def read_header(path: str | Path, protocol: Protocol | None = None) -> Header:
         notes += said
     else:
         notes += ("protocol given by hand",)
-        if protocol.sequence is not Sequence.MPRAGE and protocol.te > EFFECTIVE_TE_ABOVE:
-            instead = effective_te(protocol.te, protocol.sequence)
+        if (instead := effective_te(protocol.te, protocol.sequence)) != protocol.te:
             notes += (f"TE {protocol.te:g} s taken as given: if nominal (varying flip angles) give {instead:g} s",)
+    protocol = replace(protocol, signed=protocol.signed or is_real_part(path, metadata))
     if suffix not in CONTRASTS:
-        suffix = contrast_of(protocol)
+        suffix = contrast_of(protocol).replace("T2starw", "T2w")  # the doubt on T2* goes with it
     to_ras = nibabel.io_orientation(stored.affine)
     mm = voxel_sizes(stored.affine)[np.argsort(to_ras[:, 0])]
     extent = mm * np.array(stored.shape)[np.argsort(to_ras[:, 0])]
-    return Header(path, suffix, protocol, metadata, notes, doubts(path, metadata, extent, mm), stored, seen)
+    return Header(path, suffix, protocol, metadata, notes, doubts(path, metadata, protocol, extent, mm), stored, seen)
 
 
 def read_voxels(header: Header) -> Scan:
@@ -168,7 +168,7 @@ def read_voxels(header: Header) -> Scan:
     BadInput
         The file is cut short, or has changed since its header was read; a voxel is not finite, or none is above 0.
     """
-    image, affine = _read_image(_open(header.path), header.stored, header.path)
+    image, affine = _read_image(_open(header.path), header.stored, header.path, header.protocol.signed)
     if signature(header.path) != header.seen:
         raise BadInput(f"{header.path}: changed while it was read: run again when it is complete")
     known = {name: getattr(header, name) for name in ("protocol", "suffix", "path", "sidecar", "notes", "doubts")}
@@ -323,12 +323,14 @@ def _voxels(nifti: nibabel.Nifti1Pair, path: Path) -> np.ndarray:
         raise _unreadable(path, error) from None
 
 
-def _read_image(nifti: nibabel.Nifti1Pair, stored: Stored, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_image(
+    nifti: nibabel.Nifti1Pair, stored: Stored, path: Path, signed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Image ``(x, y, z)`` float32 in RAS+ and its affine."""
     image = _voxels(nifti, path).reshape(stored.shape)
     if broken := int(np.count_nonzero(~np.isfinite(image))):
         raise BadInput(f"{path}: {broken} voxels are NaN or infinite: set them to 0 first")
-    if not image.max(initial=0) > 0:
+    if not (image.any() if signed else image.max(initial=0) > 0):
         raise BadInput(f"{path}: an empty image, no voxel is above 0")
     to_ras = nibabel.io_orientation(stored.affine)
     affine = stored.affine @ nibabel.orientations.inv_ornt_aff(to_ras, image.shape)

@@ -17,18 +17,15 @@ from ..errors import BadInput
 from .bids import CONTRASTS
 from .brain import find_brain
 from .doubts import check_voxels
-from .grids import Grid, resample, resample_mask
+from .grids import Grid, resample, resample_mask, unsigned
 from .nifti import Scan, read_volume
 from .registration import register, world_grid
+from .sessions import same_protocol
 
 LOW_SIGNAL = 0.1  # of the way from the 2nd to the 98th percentile: what is brighter is head (as BET starts)
 STRIPPED_ZERO = 0.3  # a stripped scan has at least this fraction of exact zeros …
 STRIPPED_LITRES = 2.1  # … and no more than this of anything else: a brain has 0.9 to 1.8 l, a head 3 l or more
 STRIPPED_SECTION = 212.0  # cm²: and none of its axial sections is wider: 15 brains have 154 to 201, heads 223 to 267
-NO_SCALP = (
-    "no skull and scalp around the brain, from which these weights take a scan's brightness: give it as acquired, or "
-    "weights trained on brains alone (phyldm reproduce makes some, --weights runs/laptop)"
-)
 TEMPLATE = "template"
 """Instead of a mask: lay the MNI152 template over the head and find the brain about there (:mod:`brain`)."""
 
@@ -49,9 +46,9 @@ class Prepared:
     skull_stripped
         Whether a scan came without its skull; ``brain`` is then what is left of it.
     transforms
-        By suffix, ``(4, 4)`` RAS mm: carries a scan's world as read onto the reference's.
+        By contrast ("T1w", "T1w 2" …), ``(4, 4)`` RAS mm: carries a scan's world as read onto the reference's.
     scales
-        By suffix, the number the voxels were divided by: the 95th percentile in ``brain``.
+        By contrast, in the order of ``scans``: what the voxels were divided by, the 95th percentile in ``brain``.
     mask_from
         "given", "skull-stripped scan", "template" or "head".
     """
@@ -76,15 +73,15 @@ def prepare_session(
     voxel_mm: float,
     mask: np.ndarray | Path | str | None = None,
     left_out: dict[Path, str] | None = None,
-    scale_of: str | None = None,
+    for_maps: bool = False,
 ) -> Prepared:
     """Bring the scans of one session onto one grid.
 
     Parameters
     ----------
     scans
-        As :func:`nifti.read_session` gives them, one a contrast, in any order. The reference is the
-        first of T1w, T2w, PDw, FLAIR that is there; the grid covers its field of view.
+        As :func:`sessions.read_session` gives them, one a contrast. The reference is the first of T1w,
+        T2w, PDw, FLAIR that is there, of several the one given first; the grid covers its field of view.
     voxel_mm
         Of the grid. One of its voxels is a voxel of the reference, so that a reference which
         already has this size and these axes is not interpolated.
@@ -94,15 +91,14 @@ def prepare_session(
     left_out
         Give a dictionary, and a scan that cannot be used or registered is left out, the reason kept
         there by its path, as long as another scan remains.
-    scale_of
-        What the brightness of a scan is told by where it is going: the "brain" or the whole "head". A scan without that
-        scale is refused; None: the doubt goes with it.
+    for_maps
+        Refuse a scan whose voxels mislead the scale it is put on; False: the doubt goes with it.
 
     Raises
     ------
     BadInput
-        In one sentence: no scan, two of one contrast, an image that :func:`doubts.check_voxels` refuses or that has
-        not the scale asked for; scans that do not overlap or cannot be registered; a mask that does not fit.
+        In one sentence: no scan, two of one contrast, an image that :func:`doubts.check_voxels` refuses or whose
+        scale cannot be told; scans that do not overlap or cannot be registered; a mask that does not fit.
     """
     if not scans:
         raise BadInput("no scan to prepare: give at least one T1w, T2w, PDw or FLAIR")
@@ -114,55 +110,63 @@ def prepare_session(
             raise error
         left_out[scan.path] = str(error)
 
-    by_suffix: dict[str, Scan] = {}
+    found: list[Scan] = []
     for scan in sorted(scans, key=lambda scan: CONTRASTS.index(scan.suffix)):
-        if scan.suffix in by_suffix:
-            both = f"{by_suffix[scan.suffix].path.name} and {scan.path.name}"
-            raise BadInput(f"{scan.path.parent}: two {scan.suffix} scans in one session, {both}: give one of them")
+        for other in (other for other in found if other.suffix == scan.suffix):
+            if same_protocol(scan.protocol, other.protocol):
+                both = f"{other.path.name} and {scan.path.name}"
+                raise BadInput(f"{scan.path.parent}: two {scan.suffix} scans in one session, {both}: give one of them")
         try:
-            by_suffix[scan.suffix] = _checked(scan, scale_of)
+            found.append(_checked(scan, for_maps))
         except BadInput as error:
             refuse(scan, error)
-    if not by_suffix and len(left_out) == 1:
+    if not found and len(left_out) == 1:
         raise BadInput(next(iter(left_out.values())))
-    if not by_suffix:
+    if not found:
         raise BadInput(f"{scans[0].path.parent}: none of its scans can be used: {'; '.join(left_out.values())}")
-    reference, *others = by_suffix.values()
-    transforms = {reference.suffix: np.eye(4)}
-    aligned = [reference]
-    for scan in others:
+    (first, reference), *others = named(found).items()
+    transforms = {first: np.eye(4)}
+    aligned = {first: reference}
+    for name, scan in others:
         try:
-            transforms[scan.suffix] = register(scan, reference)
-            aligned.append(replace(scan, affine=transforms[scan.suffix] @ scan.affine))
+            transforms[name] = register(unsigned(scan), unsigned(reference))
+            aligned[name] = replace(scan, affine=transforms[name] @ scan.affine)
         except BadInput as error:
             refuse(scan, error)
 
     grid = world_grid(reference, voxel_mm)
-    stripped = [scan for scan in aligned if is_skull_stripped(scan)]
-    on_grid = [replace(scan, image=resample(scan, grid), affine=grid.affine) for scan in aligned]
-    brain, mask_from = _brain(aligned, grid, stripped, on_grid, mask)
+    stripped = {name: scan for name, scan in aligned.items() if is_skull_stripped(scan)}
+    on_grid = {name: replace(scan, image=resample(scan, grid), affine=grid.affine) for name, scan in aligned.items()}
+    magnitudes = ([unsigned(scan) for scan in some.values()] for some in (aligned, stripped, on_grid))
+    brain, mask_from = _brain(*magnitudes, grid, mask)
     prepared, scales = [], {}
-    for scan in on_grid:
+    for name, scan in on_grid.items():
         try:
-            scales[scan.suffix] = scale = intensity_scale(scan, brain)
+            scales[name] = scale = intensity_scale(unsigned(scan), brain)
         except BadInput as error:
-            if scan.suffix == reference.suffix:
+            if name == first:
                 raise
             refuse(scan, error)
             continue
-        notes = scan.notes + (("already skull-stripped",) if scan.suffix in {s.suffix for s in stripped} else ())
+        notes = scan.notes + (("already skull-stripped",) if name in stripped else ())
         prepared.append(replace(scan, image=scan.image / np.float32(scale), notes=notes))
     return Prepared(prepared, grid.affine, brain, bool(stripped), transforms, scales, mask_from)
 
 
-def _checked(scan: Scan, scale_of: str | None) -> Scan:
-    image, notes, misled = check_voxels(scan.image, scan.path)
-    scan = replace(scan, image=image, notes=scan.notes + notes, doubts=scan.doubts + misled)
-    if scale_of == "head" and is_skull_stripped(scan):
-        misled += (NO_SCALP,)
-    if scale_of and misled:
+def named(scans: list[Scan]) -> dict[str, Scan]:
+    """The scans of one session by contrast, as :func:`sessions.choose_headers` calls them."""
+    by_name: dict[str, Scan] = {}
+    for scan in scans:
+        n = 1 + sum(other.suffix == scan.suffix for other in by_name.values())
+        by_name[scan.suffix if n == 1 else f"{scan.suffix} {n}"] = scan
+    return by_name
+
+
+def _checked(scan: Scan, for_maps: bool) -> Scan:
+    image, notes, misled = check_voxels(scan.image, scan.path, scan.protocol.signed)
+    if for_maps and misled:
         raise BadInput(f"{scan.path}: {misled[0]}")
-    return scan
+    return replace(scan, image=image, notes=scan.notes + notes, doubts=scan.doubts + misled)
 
 
 def is_skull_stripped(scan: Scan) -> bool:
@@ -192,7 +196,8 @@ def intensity_scale(scan: Scan, inside: np.ndarray) -> float:
 # --- where the brain is ---------------------------------------------------------------------------
 
 
-def _brain(aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[Scan], mask) -> tuple[np.ndarray, str]:
+def _brain(aligned: list[Scan], stripped: list[Scan], on_grid: list[Scan], grid: Grid, mask) -> tuple[np.ndarray, str]:
+    """The brain, and what told it; scans without sign."""
     reference = aligned[0]
     if mask is None and stripped:
         left = [resample_mask(scan.image != 0, scan.affine, grid) for scan in stripped]
@@ -204,7 +209,7 @@ def _brain(aligned: list[Scan], grid: Grid, stripped: list[Scan], on_grid: list[
         return head_mask(on_grid), "head"
     if isinstance(mask, str) and mask == TEMPLATE:
         if stripped:  # what is left is better than any template
-            return _brain(aligned, grid, stripped, on_grid, None)
+            return _brain(aligned, stripped, on_grid, grid, None)
         return find_brain(aligned, head_mask(on_grid), grid), "template"
     if isinstance(mask, np.ndarray):
         if mask.shape != reference.image.shape:

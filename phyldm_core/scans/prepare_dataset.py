@@ -34,7 +34,7 @@ from .nifti import digest, read_volume, write_image
 from .prepare import TEMPLATE, Prepared, prepare_session
 from .sessions import check_out, choose_headers, find_sessions, read_chosen, read_session
 
-PREPARATION = 3  # raised when the same inputs would be prepared differently
+PREPARATION = 4  # raised when the same inputs would be prepared differently
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def prepare_dataset(
     scheduler: str | None = None,
 ) -> Iterator[Outcome]:
     """Prepare every session of a dataset, yielding each as it is done, in no fixed order; then write ``skipped.tsv``.
+
+    Of each suffix one scan is prepared; which was taken instead of which others stands in its sidecar.
 
     Parameters
     ----------
@@ -152,7 +154,7 @@ def _prepare_alone(root: Path, folder: Path, labels, paths, voxel_mm, mask, left
         return Outcome(*labels, "kept", record["left_out"], tuple(record["doubts"]))
     if record is None and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: holds files that phyldm prepare did not write: choose another --out")
-    scans = read_chosen(choose_headers(paths, left_out), left_out)
+    scans = read_chosen(choose_headers(paths, left_out, one_a_suffix=True), left_out)  # a column each in training
     prepared = prepare_session(scans, voxel_mm=voxel_mm, mask=mask_file, left_out=left_out)
     kept = {path.name: reason for path, reason in left_out.items()}
     doubts = [f"{scan.path.name}: {doubt}" for scan in prepared.scans for doubt in scan.doubts]

@@ -1,4 +1,4 @@
-"""Which files make a session, and which of them are used: folders, names, ``.bidsignore``, and one scan a contrast.
+"""Which files make a session, and which of them are used: folders, names, ``.bidsignore``, and one scan a protocol.
 
 A session is one person on one visit. Its labels are in the names of its files, else in the folders they lie in; where
 the two contradict each other, or names speak of two people, nothing is guessed. ``fit``, ``prepare``, ``train`` and
@@ -7,8 +7,8 @@ the two contradict each other, or names speak of two people, nothing is guessed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import math
 import os
 import re
 import unicodedata
@@ -22,7 +22,7 @@ from nibabel.affines import voxel_sizes
 
 from ..errors import BadInput
 from ..physics import Protocol
-from .bids import CONTRASTS, is_bids_level, parse_name, session_folder, session_name, stem
+from .bids import CONTRASTS, ignored_by, is_bids_level, parse_name, session_folder, session_name, stem
 from .doubts import NotWeighted, contrast_agent
 from .nifti import Header, Scan, read_header, read_voxels
 
@@ -120,7 +120,7 @@ def find_sessions(folder: str | Path, unreadable: dict[Path, str] | None = None)
     root = folder.absolute()
     while is_bids_level(root.name):
         root = root.parent
-    ignored = _ignored(root)
+    ignored = ignored_by(root)
 
     def refuse(error: OSError):
         reason = f"{error.filename}: cannot read this folder ({error.strerror})"
@@ -154,32 +154,6 @@ def _images_below(folder: Path, refuse: Callable[[OSError], None], above: frozen
             yield path
     for path in folders:
         yield from _images_below(path, refuse, above)
-
-
-def _ignored(root: Path) -> Callable[[str], bool]:
-    """Whether a path in the dataset is passed by, as its ``.bidsignore`` says in the patterns of a ``.gitignore``."""
-    try:
-        lines = (root / ".bidsignore").read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError:
-        return lambda path: False
-    rules = []
-    for line in (line.strip() for line in lines):
-        pattern = line.removeprefix("!").removeprefix("\\")
-        if not pattern.strip("/") or line.startswith("#"):
-            continue
-        anchored, only_folders = "/" in pattern.rstrip("/"), pattern.endswith("/")
-        wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-        parts = re.findall(r"\*\*/|\*\*|\*|\?|\[[^]]+]|.", pattern.strip("/"))
-        body = "".join(wild.get(p) or (p.replace("[!", "[^") if len(p) > 1 else re.escape(p)) for p in parts)
-        start, end = "" if anchored else "(?:.*/)?", "/.*" if only_folders else "(?:/.*)?"
-        with contextlib.suppress(re.error):
-            rules.append((re.compile(start + body + end, re.DOTALL), not line.startswith("!")))
-
-    def ignored(path: str) -> bool:
-        said = [ignore for rule, ignore in rules if rule.fullmatch(path)]
-        return bool(said) and said[-1]  # the last that fits decides
-
-    return ignored
 
 
 # --- whose ----------------------------------------------------------------------------------------
@@ -234,17 +208,25 @@ def check_one_person(paths: tuple[Path, ...] | list[Path]):
 
 # --- which are used -------------------------------------------------------------------------------
 
-RULE = "no contrast agent, thinner slices, no rec-, lower echo- and run-, first by name"
-"""In this order one of several scans of a contrast is chosen."""
+RULE = "no contrast agent, magnitude, thinner slices, no rec-, lower echo- and run-, first by name"
+"""In this order one of several scans of a suffix and a protocol is chosen."""
+
+SAME_SETTING = 0.02  # times and angles that differ by less were set alike: scanners round, and few shift a contrast
 
 CHOSEN = "taken instead of"
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")  # sidecar fields that tell people apart
 
 
 def choose_headers(
-    paths: list[Path] | tuple[Path, ...], left_out: dict[Path, str], protocols: dict[str, Protocol] | None = None
+    paths: list[Path] | tuple[Path, ...],
+    left_out: dict[Path, str],
+    protocols: dict[str, Protocol] | None = None,
+    one_a_suffix: bool = False,
 ) -> dict[str, list[Header]]:
     """The scans of a session by contrast, in the order T1w, T2w, PDw, FLAIR; the best by :data:`RULE` first.
+
+    Scans of one suffix and different protocols are different contrasts, called "T1w", "T1w 2", "T1w 3"; what was
+    scanned after a contrast agent is none beside a scan before it.
 
     Parameters
     ----------
@@ -252,6 +234,8 @@ def choose_headers(
         Where the reason goes, by file, for what cannot be used.
     protocols
         By suffix or file name: given by hand instead of the sidecar's.
+    one_a_suffix
+        Whatever their protocols, scans of one suffix are one contrast.
 
     Raises
     ------
@@ -287,11 +271,33 @@ def choose_headers(
         if len(said) > 1:
             names = " and ".join(path.name for path in list(said.values())[:2])
             raise BadInput(f"{paths[0].parent}: {names} are of two people ({field} differs): give one person's files")
-    ranked = {suffix: sorted(found[suffix], key=_rank) for suffix in CONTRASTS if suffix in found}
-    for same in ranked.values():
-        if others := ", ".join(header.path.name for header in same[1:]):
-            same[0] = replace(same[0], notes=(*same[0].notes, f"{CHOSEN} {others}: {RULE}"))
-    return ranked
+    chosen = {}
+    for suffix in (suffix for suffix in CONTRASTS if suffix in found):
+        ranked = sorted(found[suffix], key=_rank)
+        for i, same in enumerate([ranked] if one_a_suffix else _by_protocol(ranked), 1):
+            if others := ", ".join(header.path.name for header in same[1:]):
+                same[0] = replace(same[0], notes=(*same[0].notes, f"{CHOSEN} {others}: {RULE}"))
+            chosen[suffix if i == 1 else f"{suffix} {i}"] = same
+    return chosen
+
+
+def _by_protocol(ranked: list[Header]) -> list[list[Header]]:
+    contrasts: list[list[Header]] = []
+    for header in ranked:
+        for same in contrasts:
+            alike = same_protocol(header.protocol, same[0].protocol)
+            if alike or (_agent(header) and not _agent(same[0])):
+                same.append(header)
+                break
+        else:
+            contrasts.append([header])
+    return contrasts
+
+
+def same_protocol(one: Protocol, other: Protocol) -> bool:
+    """Whether two scans were acquired alike; of what was acquired, magnitude and real part show the same."""
+    settings = zip(*((p.te, p.tr, p.ti or 0, p.flip_angle_deg or 0) for p in (one, other)), strict=True)
+    return one.sequence is other.sequence and all(math.isclose(*pair, rel_tol=SAME_SETTING) for pair in settings)
 
 
 def check_protocols(sessions: list[Session], protocols: dict[str, Protocol]):
@@ -304,12 +310,16 @@ def check_protocols(sessions: list[Session], protocols: dict[str, Protocol]):
 def _rank(header: Header) -> tuple:
     entities = parse_name(header.path)[0]
     order = [int(label) if (label := entities.get(key, "0")).isdecimal() else 0 for key in ("echo", "run")]
-    agent = contrast_agent(header.path, header.sidecar) is not None
-    return agent, round(voxel_sizes(header.stored.affine).max(), 1), "rec" in entities, *order, header.path.name
+    mm = round(voxel_sizes(header.stored.affine).max(), 1)
+    return _agent(header), header.protocol.signed, mm, "rec" in entities, *order, header.path.name
+
+
+def _agent(header: Header) -> bool:
+    return contrast_agent(header.path, header.sidecar) is not None
 
 
 def read_chosen(found: dict[str, list[Header]], left_out: dict[Path, str]) -> list[Scan]:
-    """One scan a contrast, of :func:`choose_headers`: the first whose voxels can be read.
+    """One scan a contrast of :func:`choose_headers`: the first whose voxels can be read.
 
     Raises
     ------
@@ -334,7 +344,7 @@ def read_chosen(found: dict[str, list[Header]], left_out: dict[Path, str]) -> li
 
 
 def read_session(folder: str | Path, subject: str | None = None, session: str | None = None) -> list[Scan]:
-    """The scans of one session, one a contrast, in the order T1w, T2w, PDw, FLAIR.
+    """The scans of one session that ``fit`` uses, one a contrast of :func:`choose_headers` and in that order.
 
     Parameters
     ----------

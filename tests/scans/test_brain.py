@@ -52,15 +52,15 @@ def shells() -> dict[str, np.ndarray]:
 def test_the_border_is_found_where_the_template_is_a_centimetre_off(off):
     head = shells()
     template, inside = head["radius"] < 52 + off, head["radius"] < 66
-    both = _within({suffix: head[suffix] for suffix in ("T1w", "T2w")}, template, inside)
+    both = _within([(True, head["T1w"]), (False, head["T2w"])], template, inside)
     assert both[head["radius"] < 54 - MM].mean() > 0.99 and not both[head["radius"] > 54 + 2 * MM].any()
-    alone = _within({"T1w": head["T1w"]}, template, inside)  # cannot tell CSF from bone
+    alone = _within([(True, head["T1w"])], template, inside)  # cannot tell CSF from bone
     assert alone[head["radius"] < 50 - MM].mean() > 0.99 and not alone[head["radius"] > 60].any()
 
 
 def test_fat_is_no_brain_though_it_is_the_brightest_of_all():
     head = shells()
-    found = _within({"T1w": head["T1w"]}, head["radius"] < 58, head["radius"] < 66)  # reaches deep into bone
+    found = _within([(True, head["T1w"])], head["radius"] < 58, head["radius"] < 66)  # reaches deep into bone
     assert head["T1w"][found].max() <= 1
 
 

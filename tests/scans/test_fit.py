@@ -278,6 +278,17 @@ def test_files_are_one_session_and_folders_as_many_as_they_hold(tmp_path, datase
 def test_a_protocol_is_read_as_people_write_it():
     assert parse_protocol("T2w: spin echo, te 0.1, tr 3.2") == ("T2w", PROTOCOLS["T2w"])
     assert parse_protocol("a.nii.gz:mprage,TE=0.003 s,TR=2.4 s,TI=1 s") == ("a.nii.gz", PROTOCOLS["T1w"])
+    echo = Protocol(Sequence.GRADIENT_ECHO, te=0.004, tr=0.02, flip_angle_deg=15)
+    for said in (
+        "spoiled gradient echo, te 0.004, tr 0.02, flip 15",
+        "Spoiled Gradient Echo, flip=15°, te .004, tr .02",
+    ):
+        assert parse_protocol(f"T1w: {said}")[1] == echo
+    inverted = Protocol(Sequence.FLAIR, te=0.012, tr=15, ti=0.5, signed=True)
+    for name in ("FLAIR", "inversion recovery"):
+        assert parse_protocol(f"T1w: {name}, te .012, tr 15, ti .5, Signed")[1] == inverted
+    train = Protocol(Sequence.INVERSION_GRADIENT_ECHO, te=0.004, tr=3, ti=0.8, flip_angle_deg=90)
+    assert parse_protocol("T1w: inversion-recovery gradient echo, te .004, tr 3, ti .8, flip 90 deg")[1] == train
 
 
 @pytest.mark.parametrize(
@@ -287,7 +298,12 @@ def test_a_protocol_is_read_as_people_write_it():
         ("T2w: spin echo, te 100 ms, tr 3.2", "is in milliseconds: give 0.1"),
         ("T2w: spin echo, te 100, tr 3200", "looks like milliseconds"),
         ("T2w: spin echo, tr 3.2", "no TE"),
-        ("T2w: haste, te 0.1, tr 3.2", "maps are not inferred from 'haste'"),
+        ("T2w: haste, te 0.1, tr 3.2", "unknown sequence 'haste': choose one of MPRAGE, spin echo, FLAIR, spoiled"),
+        ("T1w: spoiled gradient echo, te .004, tr .02", "needs a flip angle"),
+        ("T1w: spoiled gradient echo, te .004, tr .02, flip 0.26", "looks like radians: did you mean 14.9"),
+        ("T1w: spoiled gradient echo, te .004, tr .02, flip 15 s", "'flip 15 s' cannot be read"),
+        ("T1w: MPRAGE, te .004, tr 2, ti .9, flip 9", "flip angle 9.0° given for MPRAGE"),
+        ("T1w: MPRAGE, signed, te .004, tr 2, ti .9", "'signed' cannot be read"),
         ("T1w: MPRAGE, te 0.003, tr 2.4", "needs an inversion time"),
         ("T2w: spin echo, te 0.1, te 0.2, tr 3.2", "'te 0.2' cannot be read"),
     ],

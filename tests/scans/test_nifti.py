@@ -23,6 +23,7 @@ from phyldm_core.scans import bids, grids, nifti, oasis3, sessions
 
 MPRAGE = Protocol("MPRAGE", te=0.003, tr=2.4, ti=1.0)
 T2W = Protocol("spin echo", te=0.1, tr=4.0)
+FLASH = Protocol("spoiled gradient echo", te=0.004, tr=0.02, flip_angle_deg=15)
 RAS_2MM = np.array([[2, 0, 0, -9], [0, 2, 0, 11], [0, 0, 3, -5], [0, 0, 0, 1.0]])
 
 
@@ -359,9 +360,42 @@ def test_sequence_is_told_by_the_sidecar_else_by_the_suffix(suffix, fields, sequ
         ("T2w", {"EchoTime": 0.1}, "no RepetitionTime or RepetitionTimeExcitation"),
         ("T1w", {"EchoTime": 0.003, "RepetitionTime": 2.3}, "MPRAGE or a spin echo: add InversionTime"),
         ("T1w", {"EchoTime": 0.003, "RepetitionTime": 2.3, "ScanningSequence": "GR\\IR"}, "TR 2.3 s used 0.9 s"),
-        ("T1w", {"EchoTime": 0.003, "RepetitionTime": 0.02, "ScanningSequence": "GR"}, "are not inferred from one"),
+        ("T1w", {"EchoTime": 0.003, "RepetitionTime": 0.02, "ScanningSequence": "GR"}, "no FlipAngle"),
+        (
+            "T1w",
+            {"EchoTime": 0.003, "RepetitionTime": 2.3, "ScanningSequence": "GR", "FlipAngle": 9},
+            "looks like an MP",
+        ),
+        ("T1w", {"EchoTime": 0.003, "RepetitionTime": 0.007, "SequenceName": "T1TFE", "FlipAngle": 8}, "looks like an"),
+        (
+            "T1w",
+            {
+                "EchoTime": 0.003,
+                "RepetitionTime": 0.007,
+                "ScanningSequence": "GR",
+                "SequenceVariant": "SP\\MP",
+                "FlipAngle": 8,
+            },
+            "looks like an MPRAGE",
+        ),
+        (
+            "T2w",
+            {
+                "EchoTime": 0.003,
+                "RepetitionTime": 0.006,
+                "ScanningSequence": "GR",
+                "SequenceName": "*tfi3d1",
+                "FlipAngle": 40,
+            },
+            "is not spoiled (tfi3d): what is known is MPRAGE, spin echo, FLAIR, spoiled",
+        ),
+        (
+            "T1w",
+            {"EchoTime": 0.003, "RepetitionTime": 0.02, "ScanningSequence": "GR", "FlipAngle": "15"},
+            "FlipAngle must be one number of degrees",
+        ),
         ("FLAIR", {"EchoTime": 0.09, "RepetitionTime": 9.0}, "no InversionTime"),
-        ("scan", {"EchoTime": 0.09, "RepetitionTime": 9.0}, "give it (MPRAGE, spin echo or FLAIR)"),
+        ("scan", {"EchoTime": 0.09, "RepetitionTime": 9.0}, "give it (MPRAGE, spin echo, FLAIR, spoiled"),
         ("T2w", {"EchoTime": 90, "RepetitionTime": 4000}, "did you mean 0.09 s"),
         ("T2w", {"EchoTime": 0.09, "RepetitionTime": 4000}, "did you mean 4 s"),
         ("T2w", {"EchoTime": 0.00009, "RepetitionTime": 0.004}, "did you mean 4 s"),
@@ -378,6 +412,23 @@ def test_sequence_is_told_by_the_sidecar_else_by_the_suffix(suffix, fields, sequ
 )
 def test_sidecars_that_do_not_add_up(suffix, fields, words):
     assert words in refusal(protocol_of, suffix, **fields)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fields", "protocol"),
+    [
+        ("T1w", {"ScanningSequence": "GR", "RepetitionTime": 0.02}, FLASH),
+        ("T1w", {"SequenceName": "*fl3d1_ns", "RepetitionTime": 0.02}, FLASH),
+        ("T2w", {"PulseSequenceType": "SPGR", "RepetitionTimeExcitation": 0.02}, FLASH),
+        ("T1w", {"PulseSequenceType": "Inversion Recovery Gradient Echo", "RepetitionTime": 3.0, "InversionTime": 0.8},
+         Protocol("inversion-recovery gradient echo", 0.004, 3.0, 0.8, 15)),
+        ("T1w", {"ScanningSequence": "GR\\IR", "RepetitionTime": 3.0, "InversionTime": 0.8},
+         Protocol("MPRAGE", 0.004, 3.0, 0.8)),
+    ],
+)  # fmt: skip
+def test_gradient_echoes_are_read_with_their_flip_angle(suffix, fields, protocol):
+    assert protocol_of(suffix, EchoTime=0.004, FlipAngle=15, **fields) == protocol
+    assert protocol_of(suffix, **bids.sidecar(protocol)) == protocol
 
 
 def test_all_three_repetition_times_are_read():
@@ -421,7 +472,7 @@ def test_contrast_of_a_file_named_freely_follows_its_protocol(tmp_path):
     path = put(tmp_path, "scan")
     by_contrast = {
         "T1w": [MPRAGE, Protocol("FLAIR", 0.02, 2.0, 0.8), Protocol("spin echo", 0.012, 0.5)],
-        "T2w": [T2W],
+        "T2w": [T2W, Protocol("spoiled gradient echo", 0.025, 0.7, None, 20)],
         "PDw": [Protocol("spin echo", 0.02, 3.0)],
         "FLAIR": [Protocol("FLAIR", 0.09, 9.0, 2.5)],
     }

@@ -6,11 +6,13 @@ import gzip
 import json
 import os
 import threading
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import voxel_sizes
+from scipy import ndimage
 from test_nifti import RAS_2MM, T2W, head, protocol_of, put, refusal
 from test_wild_names import ball
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from phyldm_core.cli import app
 from phyldm_core.machine.lock import alone_with
 from phyldm_core.physics import Protocol, TissueMaps
-from phyldm_core.scans import nifti, prepare
+from phyldm_core.scans import bids, nifti, prepare
 from phyldm_core.scans.doubts import check_voxels
 from phyldm_core.scans.fit import on_grid
 from phyldm_core.scans.grids import Grid, resample
@@ -40,15 +42,36 @@ MPRAGE = Protocol("MPRAGE", te=0.003, tr=2.4, ti=1.0)
         ("acq-x_T1w", {"ImageType": ["DERIVED", "PRIMARY", "T1 MAP"]}, "a map of a quantity"),
         ("T1w", {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "a phase image"),
         ("T1w", {"ImageType": "ORIGINAL\\PRIMARY\\PHASE MAP\\P\\FFE"}, "a phase image"),
-        ("T1w", {"ImageTypeText": ["ORIGINAL", "PRIMARY", "R_FFE"]}, "real or imaginary part"),
-        ("T1w", {"ComplexImageComponent": "IMAGINARY"}, "real or imaginary part"),
+        ("T1w", {"ImageTypeText": ["ORIGINAL", "PRIMARY", "I_FFE"]}, "imaginary part"),
+        ("T1w", {"ComplexImageComponent": "IMAGINARY"}, "imaginary part"),
         ("part-phase_T1w", {}, "part-phase"),
         ("T1w", {"Units": "rad"}, "Units rad"),
         ("7_ph", {"ScanningSequence": "GR\\IR"}, "a phase image"),
     ],
 )
-def test_what_is_no_weighted_magnitude_image_is_refused_by_name(tmp_path, name, fields, words):
+def test_what_is_no_weighted_image_is_refused_by_name(tmp_path, name, fields, words):
     assert words in refusal(nifti.read_scan, put(tmp_path, f"sub-01_{name}", **fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("sub-01_part-real_T1w", {}),
+        ("7_real", {"ScanningSequence": "GR\\IR"}),
+        ("sub-01_T1w", {"ImageType": ["ORIGINAL", "PRIMARY", "R_IR", "R", "IR"]}),
+        ("sub-01_T1w", {"ComplexImageComponent": "REAL"}),
+    ],
+)
+def test_a_real_part_has_a_sign_and_keeps_it(tmp_path, name, fields):
+    there = ball()
+    scan = nifti.read_scan(put(tmp_path, name, volume=-there, affine=np.diag([4.0, 4, 4, 1]), **fields))
+    assert scan.protocol == replace(MPRAGE, signed=True) and scan.suffix == "T1w" and scan.image.max() == 0
+    told = bids.sidecar(scan.protocol)
+    assert nifti.read_scan(put(tmp_path, volume=there, **told)).protocol.signed
+    prepared = prepare.prepare_session([scan], voxel_mm=3.0, for_maps=True)
+    bright = prepare.prepare_session([replace(scan, image=there)], voxel_mm=3.0)
+    np.testing.assert_array_equal(prepared.brain, bright.brain)
+    np.testing.assert_allclose(prepared.scans[0].image, -bright.scans[0].image, atol=1e-5)
 
 
 def test_ordinary_image_types_are_read(tmp_path):
@@ -275,10 +298,17 @@ def test_voxels_that_mislead_the_scale_are_told():
 def test_a_scale_that_cannot_be_told_is_refused_where_maps_are_made(tmp_path):
     scan = nifti.read_scan(put(tmp_path, volume=ball() + 400, affine=np.diag([4.0, 4, 4, 1])))
     assert prepare.prepare_session([scan], voxel_mm=4.0).scans[0].doubts[-1].startswith("its darkest voxels")
-    assert "an offset was added" in refusal(prepare.prepare_session, [scan], voxel_mm=4.0, scale_of="brain")
+    assert "an offset was added" in refusal(prepare.prepare_session, [scan], voxel_mm=4.0, for_maps=True)
     stripped = nifti.read_scan(put(tmp_path, volume=ball(), affine=np.diag([4.0, 4, 4, 1]), SkullStripped=True))
-    prepare.prepare_session([stripped], voxel_mm=4.0, scale_of="brain")
-    assert "no skull and scalp" in refusal(prepare.prepare_session, [stripped], voxel_mm=4.0, scale_of="head")
+    prepare.prepare_session([stripped], voxel_mm=4.0, for_maps=True)
+
+
+@pytest.mark.parametrize("mm", [1.7, 2.0, 3.1, 6.0])
+def test_what_a_stripped_scan_does_not_show_is_exactly_0_on_any_grid(tmp_path, mm):
+    scan = nifti.read_scan(put(tmp_path, volume=ball(), affine=np.diag([4.0, 4, 4, 1]), SkullStripped=True))
+    prepared = prepare.prepare_session([scan], voxel_mm=mm)
+    image, beyond = prepared.scans[0].image, ~ndimage.binary_dilation(prepared.brain, iterations=int(np.ceil(8 / mm)))
+    assert beyond.any() and not image[beyond].any() and (image[prepared.brain] != 0).mean() > 0.99
 
 
 def test_a_scan_of_two_slices_gets_one_sentence_or_is_used(tmp_path):

@@ -155,13 +155,46 @@ def test_of_several_scans_one_is_taken_by_a_rule_that_is_said(tmp_path):
     assert any("part-phase" in note and "is a phase image" in note for note in notes)
 
 
+def test_every_protocol_of_a_suffix_is_a_contrast_of_its_own(tmp_path):
+    inversion = {"ScanningSequence": "SE\\IR", "EchoTime": 0.012, "RepetitionTime": 15}
+    put(tmp_path, "sub-01_acq-b_T1w", **inversion, InversionTime=2.0)
+    put(tmp_path, "sub-01_acq-a_run-1_T1w", **inversion, InversionTime=0.5)
+    put(tmp_path, "sub-01_acq-a_run-2_T1w", **inversion | {"RepetitionTime": 15.004}, InversionTime=0.5)  # rounded
+    put(tmp_path, "sub-01_acq-a_part-real_T1w", **inversion, InversionTime=0.5)  # of the same acquisition
+    put(tmp_path, "sub-01_T2w", **T2W)
+    (paths,) = sessions.find_sessions(tmp_path).values()
+    found = sessions.choose_headers(paths, {})
+    assert {name: len(same) for name, same in found.items()} == {"T1w": 1, "T1w 2": 3, "T2w": 1}
+    assert [same[0].protocol.ti for same in found.values()] == [2.0, 0.5, None]
+    assert "run-2" in found["T1w 2"][0].notes[-1] and "run-1" in found["T1w 2"][0].path.name
+    assert {name: len(same) for name, same in sessions.choose_headers(paths, {}, one_a_suffix=True).items()} == {
+        "T1w": 4, "T2w": 1,
+    }  # fmt: skip
+    assert [scan.path.name for scan in sessions.read_session(tmp_path)] == [
+        same[0].path.name for same in found.values()
+    ]
+    table = CliRunner().invoke(app, ["check", str(tmp_path)]).stdout
+    assert "T1w 2" in table and "TI 0.5 s" in table and "TI 2 s" in table
+
+
 def test_a_scan_after_a_contrast_agent_is_taken_only_alone_and_doubted(tmp_path):
     put(tmp_path, "sub-01_acq-x_T1w", ContrastBolusIngredient="GADOLINIUM")
     assert any("contrast agent (GADOLINIUM)" in doubt for doubt in sessions.read_session(tmp_path)[0].doubts)
     put(tmp_path, "sub-01_acq-y_T1w", ContrastBolusIngredient="NONE", MagneticFieldStrength=3)
     assert chosen(tmp_path)[0] == ["acq-y_T1w.nii.gz"]
-    put(tmp_path, "sub-01_acq-y_T1w", MagneticFieldStrength=7)
-    assert any("at 7 T" in doubt for doubt in sessions.read_session(tmp_path)[0].doubts)
+    put(tmp_path, "sub-01_acq-x_T1w", ContrastBolusIngredient="GADOLINIUM", **T2W | {"RepetitionTime": 0.5})
+    assert chosen(tmp_path)[0] == ["acq-y_T1w.nii.gz"]  # another protocol does not make it one more contrast
+
+
+@pytest.mark.parametrize(
+    ("tesla", "words"),
+    [(7, "at 7 T, high field"), (0.064, "at 0.064 T, low field: T1 is far shorter than the cohort's"),
+     (1.5, "at 1.5 T: weights know tissue at 3 T"), (15000, "15000 cannot be in tesla"), ("3T", "no number of tesla"),
+     (2.89, None)],
+)  # fmt: skip
+def test_another_field_than_the_cohort_s_is_named(tmp_path, tesla, words):
+    doubts = nifti.read_header(put(tmp_path, volume=np.ones((80, 80, 60)), MagneticFieldStrength=tesla)).doubts
+    assert [words in doubt for doubt in doubts] == ([True] if words else [])
 
 
 @pytest.mark.parametrize(

@@ -515,7 +515,7 @@ def test_own_maps_that_cannot_be_read_give_one_sentence(explorer, tmp_path, what
     explorer.folder.value = str(folder)
     explorer.open_folder.click()
     explorer.task.wait()
-    missing, unread = "no such folder of maps", "not a readable NIfTI image"
+    missing, unread = "no such folder of maps", "not NIfTI, or cut short"
     said = {"missing": missing, "nobody's": missing, "endless": missing, "empty": "PDmap.nii.gz here",
             "broken": unread, "cut": unread}  # fmt: skip
     assert said[what] in status(explorer) and "\n" not in status(explorer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import select
 import socket
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def serve(address: str):
         listening.bind(address + ".new")
         listening.listen()
         os.rename(address + ".new", address)
-        while True:
+        while listening in select.select([listening, sys.stdin], [], [])[0]:  # stdin ends with who started this
             asking, _ = listening.accept()
             reap()
             message, outputs, _, _ = socket.recv_fds(asking, 2**20, 2)

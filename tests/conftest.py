@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import starmap
 from pathlib import Path
 
 import hypothesis
@@ -31,12 +32,15 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """The smallest run with all its parts, made once. To be read, not changed."""
+    from phyldm_core.people import cohort
     from phyldm_core.running.run import open_run  # seconds of imports, for those who need it
 
     run = open_run(tmp_path_factory.mktemp("runs") / "smoke", "smoke")
-    for part in (run.make_cohort, run.train_vae, run.train_composition, run.train_diffusion):
-        for _ in part():
-            pass
+    with pytest.MonkeyPatch.context() as patch:  # people are made here: processes of their own would import all anew
+        patch.setattr(cohort, "run_shards", lambda function, shards, *_: starmap(function, shards))
+        for part in (run.make_cohort, run.train_vae, run.train_composition, run.train_diffusion):
+            for _ in part():
+                pass
     return run
 
 

@@ -12,7 +12,9 @@ import jupytext
 import nbformat
 import pytest
 from conftest import ROOT
+from warm_kernels import warm_kernels
 
+from phyldm_core.running import reproduce
 from phyldm_core.running.report import write_report
 from phyldm_core.running.reproduce import ON_REQUEST, run_notebook
 
@@ -44,8 +46,17 @@ def run_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("smoke")
 
 
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Every chapter has its own kernel still; test_reproduce.py and test_wheel.py start theirs as a user does."""
+    with warm_kernels(tmp_path_factory.mktemp("k")) as command, pytest.MonkeyPatch.context() as patch:
+        usual = reproduce.get_kernel_dict
+        patch.setattr(reproduce, "get_kernel_dict", lambda told: usual(told) | {"argv": [*command, *told]})
+        yield
+
+
 @each_notebook
-def test_runs_and_so_do_the_solutions_of_its_exercises(path, run_dir):
+def test_runs_and_so_do_the_solutions_of_its_exercises(path, run_dir, kernels):
     """Solutions are run at the end of their chapter, where a reader would paste them."""
     (run_dir / "figures").mkdir(exist_ok=True)
     given = AGREED | {"profile": "smoke", "run_dir": str(run_dir), "figures_dir": str(run_dir / "figures")}

@@ -18,14 +18,17 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import nbformat
 import pandas
 
 from ..errors import BadInput
 from ..machine.files import write_atomically
 from ..people.anatomy import as_folders
 from ..slices import MODALITIES
+
+if TYPE_CHECKING:
+    import nbformat
 
 VERSIONS = ("phyldm_core", "torch", "diffusers", "monai", "nilearn", "numpy", "scipy")
 PAPER_FIGURES = ("fig01", "fig02", "fig03", "fig04", "fig05")  # the paper's own; its Table 1 is RECONSTRUCTION
@@ -178,6 +181,8 @@ def in_markdown(text: str) -> str:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
+    import nbformat  # a second and more, which every kernel and command would wait for, since a run writes tables
+
     return nbformat.read(path, as_version=4)
 
 

@@ -56,7 +56,7 @@ class FakePipeline:
             self.first_step.set()
             if self.gate is not None:
                 assert self.gate.wait(PATIENCE)
-            x = 0.9 * x + 0.01 * height + 0.1 * csf_share
+            x = 0.9 * x + 0.01 * (height + csf_share)
             self.steps_done += 1
             on_step(i, x)
         return x

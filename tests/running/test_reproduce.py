@@ -234,6 +234,8 @@ def test_an_interrupt_stops_the_kernel_keeps_the_notebook_and_exits_130(tmp_path
     endless = "import os, time\nfrom pathlib import Path\nPath('pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     notebook = write_notebook(tmp_path / "notebooks", "00_endless", endless)
     program = "\n".join([
+        "import signal",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # what a shell starts behind it ignores Ctrl-C
         "from pathlib import Path",
         "from phyldm_core import cli",
         "from phyldm_core.running import reproduce",

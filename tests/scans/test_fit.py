@@ -17,7 +17,7 @@ from phyldm_core.cli import app
 from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol, Sequence, TissueMaps
-from phyldm_core.scans import bids, fit_dataset, nifti, sessions
+from phyldm_core.scans import bids, fit_dataset, nifti, registration, sessions
 from phyldm_core.scans.fit import Window, fit_session, on_grid, prepare, session_slices, volume_brightness
 from phyldm_core.scans.fit_dataset import parse_protocol
 from phyldm_core.scans.maps import read_maps, render_volume
@@ -52,6 +52,14 @@ def write_session(folder: Path, name: str = "sub-01", contrasts=tuple(PROTOCOLS)
         image = render_volume(maps, PROTOCOLS[suffix]) * gain * (i + 1)
         meta = bids.sidecar(PROTOCOLS[suffix], SkullStripped=True)
         nifti.write_image(folder / f"{name}_{suffix}.nii.gz", image, AFFINE, meta)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def roughly():
+    """Scans are laid over each other at 8 mm only: test_prepare.py asks how well, and it would be most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration, "PYRAMID_MM", registration.PYRAMID_MM[:1])
+        yield
 
 
 @pytest.fixture(scope="module")

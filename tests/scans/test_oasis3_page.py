@@ -41,9 +41,9 @@ def blocks() -> dict[str, str]:
 def archive(tmp_path, simulated_session) -> Archive:
     """Five sessions of four people as the archive has them, one contrast or time missing here and there."""
     made = Archive(tmp_path / "archive", simulated_session)
-    for session in ("d0129", "d0757"):
-        for suffix in ("T1w", "T2w", "FLAIR"):
-            made.put("OAS30001", session, suffix, "run-01_" if suffix == "T1w" else "")
+    for suffix in ("T1w", "T2w", "FLAIR"):
+        made.put("OAS30001", "d0129", suffix, "run-01_" if suffix == "T1w" else "")
+    made.put("OAS30001", "d0757", "T1w", "run-01_")
     made.put("OAS30001", "d0129", "T1w", "run-02_")
     made.put("OAS30002", "d0371", "T1w", InversionTime=None)
     made.put("OAS30002", "d0371", "FLAIR", InversionTime=None)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -23,6 +24,7 @@ from phyldm_core.inference import infer
 from phyldm_core.people import scanned
 from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.scans import prepare_dataset as module
+from phyldm_core.scans import registration
 from phyldm_core.scans.grids import Grid, resample, resample_mask
 from phyldm_core.scans.prepare import head_mask
 from phyldm_core.scans.prepare_dataset import prepare_dataset, read_prepared
@@ -66,12 +68,11 @@ class Archive:
         image.to_filename(anat / f"sub-{subject}_ses-{session}_desc-brain_mask.nii.gz")
 
 
-@pytest.fixture
-def published(tmp_path, simulated_session) -> Archive:
+def publish(folder: Path, simulated_session: dict) -> Archive:
     """Six subjects, eight sessions, in a folder with a space and an umlaut in its name."""
-    made = Archive(tmp_path / "OASIS 3 für alle", simulated_session)
-    for session in ("d0129", "d0757"):  # twice the same person
-        for suffix in FIELDS:
+    made = Archive(folder / "OASIS 3 für alle", simulated_session)
+    for session, suffixes in (("d0129", ("T1w", "T2w", "FLAIR")), ("d0757", ("T1w", "T2w"))):  # twice the same person
+        for suffix in suffixes:
             made.put("OAS30001", session, suffix, "run-01_" if suffix == "T1w" else "")
     made.put("OAS30001", "d0129", "T1w", "run-02_")
     made.put("OAS30002", "d0371", "T1w", InversionTime=None)  # its TI is told by the archive's other scans
@@ -86,8 +87,34 @@ def published(tmp_path, simulated_session) -> Archive:
     return made
 
 
+@pytest.fixture
+def published(tmp_path, simulated_session) -> Archive:
+    """The archive in a folder of the test's own."""
+    return publish(tmp_path, simulated_session)
+
+
+@pytest.fixture
+def roughly(monkeypatch):
+    """Heads are laid over each other at 8 mm only: nearly all the time goes there, and what is asked is about files."""
+    monkeypatch.setattr(registration, "PYRAMID_MM", registration.PYRAMID_MM[:1])
+
+
 def prepared(made: Archive, out: Path, **options) -> dict[str, module.Outcome]:
     return {o.name: o for o in prepare_dataset(made.root, out, voxel_mm=VOXEL_MM, **options)}
+
+
+class Finished(NamedTuple):
+    archive: Archive
+    out: Path
+    outcomes: dict[str, module.Outcome]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, simulated_session) -> Finished:
+    """The archive, prepared once as everybody prepares it. To be read, not changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    made = publish(folder, simulated_session)
+    return Finished(made, folder / "out", prepared(made, folder / "out"))
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -102,9 +129,8 @@ def files(folder: Path) -> dict[str, int]:
 # --- what is made ---------------------------------------------------------------------------------
 
 
-def test_every_usable_session_is_prepared_and_the_rest_explained(published, tmp_path):
-    out = tmp_path / "out"
-    outcomes = prepared(published, out)
+def test_every_usable_session_is_prepared_and_the_rest_explained(finished):
+    _, out, outcomes = finished
     assert {name: o.status for name, o in outcomes.items()} == {
         "sub-OAS30001_ses-d0129": "prepared",
         "sub-OAS30001_ses-d0757": "prepared",
@@ -123,9 +149,8 @@ def test_every_usable_session_is_prepared_and_the_rest_explained(published, tmp_
     assert set(skipped.participant_id) == {"sub-OAS30003", "sub-OAS30005"}
 
 
-def test_what_is_written_says_where_it_came_from(published, tmp_path):
-    out = tmp_path / "out"
-    prepared(published, out)
+def test_what_is_written_says_where_it_came_from(finished):
+    made, out, _ = finished
     anat = out / "sub-OAS30001" / "ses-d0129" / "anat"
     stem = "sub-OAS30001_ses-d0129_space-T1w_desc-"
     assert sorted(f.name for f in anat.glob("*.nii.gz")) == sorted(
@@ -139,18 +164,17 @@ def test_what_is_written_says_where_it_came_from(published, tmp_path):
     taken = json.loads((anat / f"{stem}prepared_T1w.json").read_text())
     assert "run-01" in taken["Sources"][0] and any("run-02" in note for note in taken["PreparationNotes"])
     link = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]["raw"]
-    assert (out / link).resolve() == published.root.resolve()
+    assert (out / link).resolve() == made.root.resolve()
 
 
-def test_prepared_sessions_read_back_as_they_were(published, tmp_path):
-    out = tmp_path / "out"
-    prepared(published, out)
+def test_prepared_sessions_read_back_as_they_were(finished):
+    made, out, _ = finished
     session = read_prepared(out, "OAS30002", "d0371")
     assert [scan.suffix for scan in session.scans] == ["T1w", "FLAIR"]
     assert [scan.protocol.ti for scan in session.scans] == [1.0, 2.5]  # of OASIS-3's other scans with these TRs
     assert any("is not in its sidecar" in note for note in session.scans[0].sidecar["PreparationNotes"])
     assert not session.brain_known and not session.skull_stripped and session.brain.any()
-    raw = nibabel.load(published.root / "sub-OAS30002/ses-d0371/anat/sub-OAS30002_ses-d0371_T1w.nii.gz")
+    raw = nibabel.load(made.root / "sub-OAS30002/ses-d0371/anat/sub-OAS30002_ses-d0371_T1w.nii.gz")
     np.testing.assert_allclose(session.scans[0].image * session.scales["T1w"], raw.get_fdata(), rtol=1e-5)
     np.testing.assert_allclose(session.affine, raw.affine)
     assert "run phyldm prepare" in refusal(read_prepared, out, "OAS39999")
@@ -163,13 +187,17 @@ def refusal(call, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-def test_inversion_times_are_filled_in_for_oasis3_only(published, tmp_path):
-    published.put("somebody", "1", "T1w", InversionTime=None)
-    outcome = prepared(published, tmp_path / "out")["sub-somebody_ses-1"]
+def test_inversion_times_are_filled_in_for_oasis3_only(tmp_path, simulated_session):
+    made = Archive(tmp_path / "data", simulated_session)
+    for subject in ("OAS30002", "somebody"):
+        made.put(subject, "1", "T1w", InversionTime=None)
+    outcomes = prepared(made, tmp_path / "out")
+    assert outcomes["sub-OAS30002_ses-1"].status == "prepared"
+    outcome = outcomes["sub-somebody_ses-1"]
     assert outcome.status == "skipped" and "InversionTime" in " ".join(outcome.left_out.values())
 
 
-def test_damaged_files_leave_the_other_scans_and_sessions(published, tmp_path):
+def test_damaged_files_leave_the_other_scans_and_sessions(published, tmp_path, roughly):
     broken = published.put("OAS30001", "d0129", "T2w")
     broken.write_text("this is no image\n" * 100)
     published.put("OAS30004", "d1101", "FLAIR").with_name("sub-OAS30004_ses-d1101_FLAIR.json").unlink()
@@ -183,7 +211,7 @@ def test_damaged_files_leave_the_other_scans_and_sessions(published, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_without_permission_is_told_and_the_others_are_done(published, tmp_path):
+def test_a_folder_without_permission_is_told_and_the_others_are_done(published, tmp_path, roughly):
     closed = published.root / "sub-OAS30002"
     closed.chmod(0)
     try:
@@ -194,7 +222,7 @@ def test_a_folder_without_permission_is_told_and_the_others_are_done(published, 
     assert outcomes["sub-OAS30006_ses-d0083"].status == "prepared"
 
 
-def test_a_folder_that_cannot_be_read_is_passed_by(published, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_passed_by(published, tmp_path, monkeypatch, roughly):
     """As above, for those whom no permission stops."""
     listed, closed = os.listdir, published.root / "sub-OAS30002"
 
@@ -213,7 +241,7 @@ def test_a_folder_that_cannot_be_read_is_passed_by(published, tmp_path, monkeypa
 # --- again, and after a kill ------------------------------------------------------------------------
 
 
-def test_the_second_time_only_what_changed_is_made(published, tmp_path):
+def test_the_second_time_only_what_changed_is_made(published, tmp_path, roughly):
     out = tmp_path / "out"
     first = prepared(published, out)
     before = files(out)
@@ -231,7 +259,7 @@ def test_the_second_time_only_what_changed_is_made(published, tmp_path):
     assert read_prepared(out, "OAS30004", "d1101").scans[0].protocol.te == 0.1
 
 
-def test_a_failed_write_leaves_the_old_session_whole(published, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_session_whole(published, tmp_path, monkeypatch, roughly):
     out = tmp_path / "out"
     prepared(published, out)
     before = files(out)
@@ -249,7 +277,7 @@ def test_a_failed_write_leaves_the_old_session_whole(published, tmp_path, monkey
     assert {name: time for name, time in files(out).items() if "OAS30001" in name and "/." not in name} == kept
 
 
-def test_a_killed_call_leaves_no_half_session_and_goes_on(published, tmp_path):
+def test_a_killed_call_leaves_no_half_session_and_goes_on(published, tmp_path, roughly):
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -280,11 +308,10 @@ def test_a_killed_call_leaves_no_half_session_and_goes_on(published, tmp_path):
     assert not list(out.rglob("*.part")) and not list(out.rglob("*.old"))
 
 
-def test_two_workers_make_what_one_makes(published, tmp_path):
-    prepared(published, tmp_path / "one")
-    prepared(published, tmp_path / "two", n_workers=2)
-    images = [sorted((tmp_path / name).rglob("*.nii.gz")) for name in ("one", "two")]
-    assert [f.read_bytes() for f in images[0]] == [f.read_bytes() for f in images[1]]
+def test_two_workers_make_what_one_makes(finished, tmp_path):
+    prepared(finished.archive, tmp_path / "two", n_workers=2)
+    images = [{f.name: f.read_bytes() for f in out.rglob("*.nii.gz")} for out in (finished.out, tmp_path / "two")]
+    assert images[0] and images[0] == images[1]
 
 
 def test_places_that_cannot_be_used(published, tmp_path):
@@ -308,7 +335,7 @@ def test_all_sessions_of_a_person_are_in_one_split():
     assert "at least 3" in refusal(scanned.split_subjects, people[:2], seed=7)
 
 
-def test_prepare_and_train_from_the_command_line(published, tmp_path):
+def test_prepare_and_train_from_the_command_line(published, tmp_path, roughly):
     masks, out = tmp_path / "masks", tmp_path / "run"
     for path in published.root.glob("sub-*/ses-*"):
         published.put_mask(masks, path.parent.name[4:], path.name[4:])

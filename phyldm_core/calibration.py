@@ -137,7 +137,7 @@ def _key(settings: Tensor, shown: Tensor) -> str:
 PEOPLE_SD = (0.08, 0.25, 0.3)
 """SD of log PD, T1 and T2 before any scan is seen: tissues of one kind, among people, methods and diseases."""
 
-NUDGE = 1e-2  # of a logarithm: small against what matters, large against single precision
+STEP = 1e-2  # of a logarithm: small against what matters, large against single precision
 
 
 @torch.no_grad()
@@ -157,8 +157,8 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
     here, slopes = signals(logs), []
     for p in range(3):
         nudged = logs.clone()
-        nudged[:, p] += NUDGE
-        slopes.append((signals(nudged) - here) / NUDGE)
+        nudged[:, p] += STEP
+        slopes.append((signals(nudged) - here) / STEP)
     doubt = (explained.noise[:, None, None] ** 2 + (SIGNAL_ERROR * here) ** 2).sqrt()
     slopes = torch.stack(slopes, -1) / doubt[..., None] * shown[..., None, None, None]  # (n, m, y, x, 3)
     curvature = torch.einsum("nmyxp,nmyxq->nyxpq", slopes, slopes)
@@ -172,7 +172,7 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
 
 
 def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list[float]]:
-    """What to multiply :func:`local_sd` by, per quantity and node of T1, so that :data:`LEVEL` of true values lie within.
+    """What to multiply :func:`local_sd` by, per quantity and node of T1, so that :data:`LEVEL` of truth lies within.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import BadInput
+from .machine.errors import BadInput
 from .machine.sentences import OneSentence
 
 SEEDS = {"min": 0, "max": 2**63 - 1}  # what every generator of random numbers takes

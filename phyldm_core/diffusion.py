@@ -28,7 +28,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .errors import BadInput
+from .machine.errors import BadInput
 from .machine.on_disk import in_a_file
 from .machine.processes import drawn, mean
 

@@ -118,7 +118,7 @@ HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its squa
 
 
 class Explained(NamedTuple):
-    """What scans say: maps ``(n, y, x)``, their latent ``(n, c, y, x)``, each scan's gain ``(m,)`` and noise SD ``(m,)``.
+    """What scans say: maps ``(n, y, x)``, latent ``(n, c, y, x)``, and of each scan gain and noise's SD ``(m,)``.
 
     ``gain`` takes the signal of the maps to ``slices.images``; ``misfit`` ``(n,)`` is the mean loss of a slice.
     """

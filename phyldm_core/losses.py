@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .errors import BadInput
+from .machine.errors import BadInput
 from .machine.processes import drawn, mean
 from .physics import SEQUENCES, Sequence, shown_signal
 from .slices import LEAST_LEFT, Slices, brightness, spoiled
@@ -222,7 +222,8 @@ class VAEData:
         if (n := part.observed.shape[1]) > SCANS_A_STEP:
             chosen = torch.stack([torch.randperm(n, generator=generator)[:SCANS_A_STEP] for _ in rows])
             here = torch.arange(len(rows))[:, None]
-            part = replace(part, **{name: getattr(part, name)[here, chosen] for name in ("images", "settings", "observed")})
+            some = {name: getattr(part, name)[here, chosen] for name in ("images", "settings", "observed")}
+            part = replace(part, **some)
             level = level[here, chosen]
         observed = part.observed
         shown = observed & (torch.rand(observed.shape, generator=generator) < self.weights.keep_scan)
@@ -234,7 +235,8 @@ class VAEData:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         unit = level if self.weights.relative else torch.ones_like(level)
         if part.layers is None:
-            return VAEBatch(images, images / level[..., None, None], level, unit, part.settings, observed, shown, common)
+            inputs = images / level[..., None, None]
+            return VAEBatch(images, inputs, level, unit, part.settings, observed, shown, common)
         layers = torch.where(flip[:, None, None], part.layers.flip(-1), part.layers)
         inputs = images.clone()
         for i, j in shown.nonzero().tolist():

@@ -9,14 +9,13 @@ tensor is made, because it costs the commands that need none a second.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .errors import BadInput
+from .protocol import SEQUENCES, Protocol, ProtocolError, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,33 +25,6 @@ SHORTEST_TIME = 1e-4
 
 PART = 2**19
 """Voxels that :func:`render` takes at a time: few enough for a processor's cache, enough for all of its cores."""
-
-IMPLAUSIBLE_TE = 2.0  # s; the longest echo times in use (water-only hydrography) are about 1 s
-IMPLAUSIBLE_TR = 60.0  # s; a TR above a minute is a TR in ms
-IMPLAUSIBLE_FLIP = 2.0  # degrees; nobody images with less, and a quarter turn in radians is 1.57
-
-
-class Sequence(StrEnum):
-    """The signal models; the value is the name the field uses, the place its number in :meth:`Protocol.settings`."""
-
-    MPRAGE = "MPRAGE"
-    SPIN_ECHO = "spin echo"
-    FLAIR = "FLAIR"  # any inversion-recovery spin echo
-    GRADIENT_ECHO = "spoiled gradient echo"
-    INVERSION_GRADIENT_ECHO = "inversion-recovery gradient echo"
-
-    @property
-    def inverts(self) -> bool:
-        """Whether an inversion pulse precedes the readout, so that TI exists."""
-        return self in (Sequence.MPRAGE, Sequence.FLAIR, Sequence.INVERSION_GRADIENT_ECHO)
-
-    @property
-    def has_flip_angle(self) -> bool:
-        """Whether the closed form knows a flip angle; the paper's three know none."""
-        return self in (Sequence.GRADIENT_ECHO, Sequence.INVERSION_GRADIENT_ECHO)
-
-
-SEQUENCES = tuple(Sequence)
 
 
 class TissueMaps(NamedTuple):
@@ -72,130 +44,6 @@ class TissueMaps(NamedTuple):
         import torch
 
         return torch.stack(tuple(self), dim=-3)
-
-
-class ProtocolError(BadInput):
-    """A protocol that no scanner could run, or that was given in the wrong unit."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is set at the scanner's console.
-
-    Parameters
-    ----------
-    sequence
-        A :class:`Sequence`, or its name ("MPRAGE", "spin echo", "FLAIR", "spoiled gradient echo",
-        "inversion-recovery gradient echo").
-    te, tr, ti
-        Echo, repetition and inversion time in seconds. ``tr`` of an inversion sequence runs from
-        inversion to inversion (BIDS ``RepetitionTimePreparation``). ``ti`` stays None without inversion.
-    flip_angle_deg
-        Excitation flip angle in degrees, of the gradient echoes; None for the others, whose closed
-        forms have none (a spin echo's is 90°).
-    signed
-        The image is the real part, negative before the null point, and not the magnitude.
-    as_published
-        Accept TI ≥ TR. One of the nine settings in the paper's Figure 4 (MPRAGE, TR 0.1 s,
-        TI 1 s) cannot be run on a scanner, though its closed form has a value; only settings
-        copied from the paper should need this.
-
-    Raises
-    ------
-    ProtocolError
-        In one sentence, where the times contradict each other or look like milliseconds, or where a
-        time or the angle is missing or does not apply.
-    """
-
-    sequence: Sequence
-    te: float
-    tr: float
-    ti: float | None = None
-    flip_angle_deg: float | None = None
-    as_published: bool = False
-    signed: bool = False
-
-    def __post_init__(self):
-        try:
-            object.__setattr__(self, "sequence", Sequence(self.sequence))
-        except ValueError:
-            known = ", ".join(s.value for s in Sequence)
-            raise ProtocolError(f"unknown sequence {self.sequence!r}: choose one of {known}") from None
-        self._check_number("TE", self.te, IMPLAUSIBLE_TE)
-        self._check_number("TR", self.tr, IMPLAUSIBLE_TR)
-        if self.te >= self.tr:
-            raise ProtocolError(f"TE {self.te:g} s is not shorter than TR {self.tr:g} s: the echo must come within TR")
-        self._check_flip_angle()
-        if not self.sequence.inverts:
-            if self.ti is not None:
-                raise ProtocolError(
-                    f"TI {self.ti:g} s given for a {self.sequence.value}, which has no inversion: leave TI out"
-                )
-            return
-        if self.ti is None:
-            raise ProtocolError(f"{self.sequence.value} needs an inversion time: give TI in seconds")
-        self._check_number("TI", self.ti, IMPLAUSIBLE_TR)
-        if self.ti >= self.tr and not self.as_published:
-            raise ProtocolError(f"TI {self.ti:g} s is not shorter than TR {self.tr:g} s, which runs between inversions")
-
-    def _check_flip_angle(self):
-        name, angle = self.sequence.value, self.flip_angle_deg
-        if not self.sequence.has_flip_angle and angle is None:
-            return
-        if not self.sequence.has_flip_angle:
-            raise ProtocolError(f"flip angle {angle}° given for {name}, whose closed form has none: leave it out")
-        if angle is None:
-            raise ProtocolError(f"{name} needs a flip angle: give it in degrees")
-        if not isinstance(angle, Real) or not math.isfinite(angle):
-            raise ProtocolError(f"the flip angle must be a finite number of degrees, not {angle!r}")
-        if not 0 < angle < 180:
-            raise ProtocolError(f"the flip angle must lie between 0° and 180°, not at {angle:g}°")
-        if angle < IMPLAUSIBLE_FLIP:
-            raise ProtocolError(
-                f"a flip angle of {angle:g}° looks like radians: did you mean {math.degrees(angle):.3g}°?"
-            )
-
-    @staticmethod
-    def _check_number(name: str, value: float, implausible: float):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ProtocolError(f"{name} must be a finite number of seconds, not {value!r}")
-        if value <= 0:
-            raise ProtocolError(f"{name} must be positive, not {value:g} s")
-        if value >= implausible:
-            raise ProtocolError(f"{name} of {value:g} s looks like milliseconds: did you mean {value / 1000:g} s?")
-
-    @property
-    def flip_angle(self) -> float | None:
-        """Radians; None where the closed form has none."""
-        return None if self.flip_angle_deg is None else math.radians(self.flip_angle_deg)
-
-    def settings(self) -> Tensor:
-        """``(6,)``, what batches carry: number of the sequence, TE, TR, TI (s), flip angle (rad), 1 for a signed image.
-
-        TI and flip angle are 0 where there is none.
-        """
-        import torch
-
-        times = (self.te, self.tr, self.ti or 0.0, self.flip_angle or 0.0)
-        return torch.tensor([SEQUENCES.index(self.sequence), *times, self.signed], dtype=torch.float32)
-
-    @classmethod
-    def from_settings(cls, settings: Tensor) -> Protocol:
-        """The inverse of :meth:`settings`, rounded to 10 µs and 0.001°, which float32 holds.
-
-        TI ≥ TR is taken as published: only a :class:`Protocol` that said so can have made such settings.
-        """
-        index, te, tr, ti, angle, signed = (float(value) for value in settings)
-        sequence, te, tr, ti = SEQUENCES[int(index)], round(te, 5), round(tr, 5), round(ti, 5)
-        angle = round(math.degrees(angle), 3) if sequence.has_flip_angle else None
-        return cls(sequence, te, tr, ti if sequence.inverts else None, angle, ti >= tr, bool(signed))
-
-    def __str__(self):
-        text = f"{self.sequence.value}, TE {1000 * self.te:g} ms, TR {self.tr:g} s"
-        if self.ti is not None:
-            text += f", TI {self.ti:g} s"
-        text += f", flip angle {self.flip_angle_deg:g}°" if self.flip_angle_deg is not None else ""
-        return text + (", real part" if self.signed else "")
 
 
 REFERENCE = {
@@ -287,9 +135,9 @@ def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle
 
 
 def inversion_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti, flip_angle) -> Tensor:
-    r"""Signed, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$, $E_1 = e^{-TR/T_1}$.
+    r"""Signed, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$.
 
-    The steady state of inversion, TI, a pulse of α, and recovery until TR. It holds the paper's two: at α = 90° it is
+    The steady state of inversion, TI, a pulse of α, and recovery until TR; $E_1 = e^{-TR/T_1}$. It holds the paper's two: at α = 90° it is
     :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2*. Arguments as the function above.
     """
     e1, (sine, cosine) = decay(tr, t1), _sine_and_cosine(flip_angle)

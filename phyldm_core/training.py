@@ -22,7 +22,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .errors import BadInput
+from .machine.errors import BadInput
 from .machine.precision import best_precision
 from .machine.processes import agreed, alone, share
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from . import __version__
-from .errors import BadInput
 from .machine.carried import carried
+from .machine.errors import BadInput
 from .machine.files import read_json, sha256
 from .physics import SEQUENCES
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .. import __version__, tissue
 from ..calibration import honest_sd
-from ..errors import BadInput
 from ..inference import infer, posterior_sd
+from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
 from ..people.anatomy import Folders
 from ..people.held_out import FIRST, Heads, choose_heads, draw_people, recipe_of, training_people

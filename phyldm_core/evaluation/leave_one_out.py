@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
 from ..inference import infer
+from ..machine.errors import BadInput
 from ..slices import Slices
 from ..vae import PoEVAE
 from . import metrics, tables

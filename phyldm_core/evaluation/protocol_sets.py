@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..calibration import calibrated, local_sd
-from ..errors import BadInput
 from ..inference import explain, infer
+from ..machine.errors import BadInput
 from ..people import open_field
 from ..people.anatomy import Folders
 from ..people.cohort import Subject
@@ -57,7 +57,7 @@ SETS = {
 
 RANDOM = "open field, 2–4 scans"
 CONSTANT, ENCODER, EXPLAINED = "known mean", "encoder alone", "through the physics"
-SPOILED = ("stripped", "fat suppressed", "cropped", "half")
+WAYS_ASKED = ("stripped", "fat suppressed", "cropped", "half")
 PURITY = 0.95
 """Of a voxel: one T1 and one T2 are those of a tissue only where there is one."""
 
@@ -103,7 +103,7 @@ def examine_sets(exam: SetsExam) -> Iterator[pandas.DataFrame]:
         slices, truth, layers = session_of(subject, recipe, protocols)
         yield _judged(name, subject, vae, exam.weights.calibration, slices, truth)
         if name == OASIS3:
-            for what in SPOILED:
+            for what in WAYS_ASKED:
                 spoiled_too = replace(slices, images=_spoil(slices.images, layers, what, i))
                 yield _judged(f"{name}, {what}", subject, vae, exam.weights.calibration, spoiled_too, truth)
 
@@ -111,7 +111,7 @@ def examine_sets(exam: SetsExam) -> Iterator[pandas.DataFrame]:
 def _spoil(images: Tensor, layers: Tensor, what: str, seed: int) -> Tensor:
     """Every scan of a session spoiled in one way."""
     generator = torch.Generator().manual_seed(seed)
-    of_one = [[spoiled(image, layer, generator, (what,)) for image in scans] for scans, layer in zip(images, layers)]
+    of_one = [[spoiled(image, layer, generator, (what,)) for image in scans] for scans, layer in zip(images, layers, strict=True)]
     return torch.stack([torch.stack(scans) for scans in of_one])
 
 
@@ -137,7 +137,7 @@ def _judged(name: str, subject: Subject, vae, calibration, slices: Slices, truth
     return pandas.DataFrame(rows)
 
 
-def summary(table: pandas.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pandas.DataFrame:
+def by_set(table: pandas.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pandas.DataFrame:
     """Per set, method, tissue and quantity: mean error with a 90 % interval, r over people, ratio to the constant's.
 
     The interval resamples heads, and people within a head: people of one head are more alike than strangers.

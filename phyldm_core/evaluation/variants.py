@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import BadInput
 from ..losses import VAEObjective
+from ..machine.errors import BadInput
 from ..people.cohort import CohortRecipe
 from ..running.profiles import Profile
 from ..running.run import Run
@@ -195,9 +195,9 @@ class VariantRun(Run):
         images.load_state_dict(trained.state_dict())
         return images.eval()
 
-    def _vae_settings(self) -> dict:
+    def vae_settings(self) -> dict:
         said = {"nominal_te": self.variant.nominal_te, "physics": self.variant.physics}
-        return super()._vae_settings() | {"variant": said}
+        return super().vae_settings() | {"variant": said}
 
     def _vae_objective(self) -> VAEObjective:
         if self.variant.physics:

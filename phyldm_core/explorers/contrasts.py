@@ -14,8 +14,8 @@ from IPython.display import Image as StillImage
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import BadInput
 from ..figures.style import to_png
+from ..machine.errors import BadInput
 from ..machine.files import write_atomically
 from ..physics import Protocol, Sequence, TissueMaps, render
 from ..scans.maps import render_volume, scan_sidecar

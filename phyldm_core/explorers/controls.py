@@ -17,7 +17,7 @@ from html import escape
 import ipywidgets as widgets
 from ipyevents import Event
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 
 CLICK = 0.01  # of the picture's size: a hand that moved less has clicked, not dragged
 DRAG_EVERY = 60  # ms between two positions of a dragging mouse

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import BadInput
 from ..figures.curves import TISSUE_NAMES
 from ..figures.style import FIGURE_WIDTH, quantity_of, save_figure, to_png
+from ..machine.errors import BadInput
 from ..physics import TissueMaps
 from .controls import Explorer, Task, in_turn, letters, to_html
 from .histogram_counts import Choice, Histograms

@@ -18,10 +18,10 @@ import torch
 from IPython.display import Image as StillImage
 from safetensors import SafetensorError
 
-from ..errors import BadInput
 from ..evaluation import metrics
 from ..figures.style import percentile_window, to_png
 from ..inference import infer, posterior_sd
+from ..machine.errors import BadInput
 from ..physics import REFERENCE, TissueMaps, effective_protocol, render
 from ..running.run import Run, reopen
 from ..slices import MAPS, MODALITIES, Slices, Truth

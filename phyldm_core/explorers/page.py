@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from .. import physics
-from ..errors import BadInput
 from ..figures.style import QUANTITIES, TISSUE_COLOURS, symbol, to_rgb
+from ..machine.errors import BadInput
 from ..machine.files import write_atomically
 from ..people.cohort import CohortRecipe, simulate
 from ..people.segmentation import brain_of

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import torch
 
-from ..errors import BadInput
 from ..figures.style import as_array
+from ..machine.errors import BadInput
 from ..machine.files import read_json
 from ..physics import TissueMaps
 from ..scans.maps import read_maps

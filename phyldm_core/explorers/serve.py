@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 
 FIRST_PORT = 8866
 HOST = "127.0.0.1"

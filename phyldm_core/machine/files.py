@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import BadInput
+from .errors import BadInput
 
 
 def read_json(path: Path, advice: str = "") -> dict:

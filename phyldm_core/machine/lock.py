@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from ..errors import BadInput
+from .errors import BadInput
 
 
 @contextmanager

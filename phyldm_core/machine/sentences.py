@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.core import TyperGroup
 
-from ..errors import BadInput
+from .errors import BadInput
 
 ADVICE = {
     errno.ENOSPC: "make room and run again, finished work is reused",

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-from ..errors import BadInput
+from .errors import BadInput
 
 DEATHS = 3
 """Of workers one after the other, with no shard done between them, after which it is not bad luck any more."""

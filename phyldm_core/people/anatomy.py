@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..tissue import BRAIN, TISSUES
 from .label_maps import CENTRE_MNI, MINC, VENTRICLES_MNI, both_sides, read_brainweb, read_labels
 

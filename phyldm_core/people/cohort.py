@@ -19,7 +19,7 @@ import pandas
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import made_with, read_json, to_json, whole_folder, write_atomically
 from ..machine.on_disk import in_a_file
 from ..machine.shards import run_shards
@@ -31,7 +31,7 @@ from ..slices import LAYERS, MODALITIES, SPLITS, Slices, Truth
 from ..tissue import BRAIN, REPORTED, TISSUES, in_vivo_3t
 from . import open_field
 from .anatomy import Deformation, as_folders, deform, find_anatomies, load_anatomy
-from .scanner import acquire, add_lesions, added_signals, draw_texture, mixed_maps
+from .scanner import acquire, add_lesions, added_signals, draw_texture, mixed_maps, slice_points
 
 MAP_SUFFIXES = ("PDmap", "T1map", "T2map")
 LAYERS_NAME = "desc-layers_dseg"
@@ -145,16 +145,6 @@ class Simulated:
     images: Tensor
     nominal: list[Protocol | None]
     gains: np.ndarray
-
-
-def slice_points(recipe: CohortRecipe) -> Tensor:
-    """``(z, y, x, 3)``: (x, y, z) in mm from the centre of the head."""
-    (ny, nx), nz = recipe.shape, recipe.n_slices
-    x = (torch.arange(nx) - (nx - 1) / 2) * recipe.voxel_mm
-    y = (torch.arange(ny) - (ny - 1) / 2) * recipe.voxel_mm
-    z = (torch.arange(nz) - (nz - 1) / 2) * recipe.slice_mm
-    zz, yy, xx = torch.meshgrid(z, y, x, indexing="ij")
-    return torch.stack([xx, yy, zz], -1)
 
 
 @lru_cache(maxsize=1)  # 200 MB a head, and a worker's people are sorted by head

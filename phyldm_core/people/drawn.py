@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import to_json, whole_folder, write_atomically
 from ..physics import REFERENCE, Protocol, TissueMaps, effective_te
 from ..scans.bids import CONTRASTS, makers, write_dataset_description

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pooch
 
-from ..errors import BadInput
 from ..machine.carried import carried
+from ..machine.errors import BadInput
 
 
 def names_of(heads: str) -> list[str]:

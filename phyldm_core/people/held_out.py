@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..physics import Protocol, effective_protocol
 from ..slices import Person, Slices, Truth
 from ..weights import Weights, drawn_from

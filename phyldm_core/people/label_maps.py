@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..scans.nifti import Scan
 from ..scans.registration import register
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import to_json, whole_folder, write_atomically
 from ..scans import grids, nifti
 from ..scans.bids import read_sidecar, session_folder, write_dataset_description

@@ -19,6 +19,16 @@ LEAST_SHARE = 1e-3
 """Of a voxel: less of a tissue is not seen."""
 
 
+def slice_points(recipe) -> Tensor:
+    """``(z, y, x, 3)``: (x, y, z) in mm from the centre of the head, of a :class:`cohort.CohortRecipe`'s slices."""
+    (ny, nx), nz = recipe.shape, recipe.n_slices
+    x = (torch.arange(nx) - (nx - 1) / 2) * recipe.voxel_mm
+    y = (torch.arange(ny) - (ny - 1) / 2) * recipe.voxel_mm
+    z = (torch.arange(nz) - (nz - 1) / 2) * recipe.slice_mm
+    zz, yy, xx = torch.meshgrid(z, y, x, indexing="ij")
+    return torch.stack([xx, yy, zz], -1)
+
+
 def draw_texture(shape: tuple[int, ...], sd: float, voxel_mm: float, generator: torch.Generator) -> Tensor:
     """``(3, z, y, x)``: factors by which PD, T1 and T2 vary smoothly inside a tissue."""
     texture = sd * smooth_field(shape, 12 / voxel_mm, generator, 3)
@@ -27,7 +37,7 @@ def draw_texture(shape: tuple[int, ...], sd: float, voxel_mm: float, generator: 
 
 
 def mixed_maps(fractions: Tensor, values: np.ndarray, texture: Tensor) -> Tensor:
-    """Maps ``(z, 3, y, x)`` of tissue fractions ``(k, z, y, x)`` and values ``(k, 3)``; 0 in air, PD at most water's."""
+    """Maps ``(z, 3, y, x)`` of fractions ``(k, z, y, x)`` and values ``(k, 3)``; 0 in air, PD at most water's."""
     maps = mix(fractions.transpose(0, 1), torch.from_numpy(values).float())
     present = maps[:, :1] > AIR_PD
     maps = maps * texture.transpose(0, 1)
@@ -36,7 +46,7 @@ def mixed_maps(fractions: Tensor, values: np.ndarray, texture: Tensor) -> Tensor
 
 
 def added_signals(fractions: Tensor, values: np.ndarray, texture: Tensor, settings: Tensor) -> Tensor:
-    """Magnitudes ``(z, m, y, x)`` of m scans with ``settings`` ``(m, 6)``: the tissues of each voxel add their signals."""
+    """Magnitudes ``(z, m, y, x)`` of scans with ``settings`` ``(m, 6)``: a voxel's tissues add their signals."""
     total = fractions.new_zeros(len(settings), *fractions.shape[1:])
     for share, tissue in zip(fractions, values, strict=True):
         there = share > LEAST_SHARE

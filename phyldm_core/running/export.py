@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_folder, write_atomically
 from ..weights import Weights, drawn_from, load_weights
 from .report import in_percent

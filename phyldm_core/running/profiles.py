@@ -9,8 +9,8 @@ from torch import nn
 
 from ..composition import BRAIN_PARTS, HEAD_PARTS, CompositionVAE
 from ..diffusion import CONDITIONS, TissueTransformer, paper_unet
-from ..errors import BadInput
 from ..losses import VAELoss
+from ..machine.errors import BadInput
 from ..people.anatomy import Deformation
 from ..people.cohort import CohortRecipe
 from ..slices import MODALITIES

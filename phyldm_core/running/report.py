@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pandas
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import write_atomically
 from ..people.anatomy import as_folders
 from ..slices import MODALITIES

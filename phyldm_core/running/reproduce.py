@@ -23,9 +23,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 from tqdm import tqdm
 
-from ..errors import BadInput
 from ..figures.style import PDF
 from ..machine.carried import carried
+from ..machine.errors import BadInput
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
 from .report import check_figures_page, duration, write_figures_page, write_report

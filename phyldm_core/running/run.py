@@ -19,24 +19,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .. import __version__
 from ..calibration import LEVEL, NAME, calibrate
 from ..composition import CompositionData, CompositionObjective, CompositionVAE
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
-from ..errors import BadInput
 from ..losses import VAEData, VAEObjective
-from ..machine.files import checksums, made_with, to_json, unfinished, whole_folder, write_atomically
+from ..machine.errors import BadInput
+from ..machine.files import made_with, to_json, unfinished, whole_folder, write_atomically
 from ..machine.processes import main_first
 from ..people import cohort
-from ..people.anatomy import Folders, as_folders, in_recipe
+from ..people.anatomy import Folders, in_recipe
 from ..people.cohort import CohortRecipe
 from ..people.held_out import FIRST, draw_people
 from ..people.scanned import ScanRecipe, read_scan_recipe
 from ..physics import TissueMaps
-from ..slices import SPLITS, Slices, Truth, brightness
+from ..slices import Slices, Truth, brightness
 from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
-from ..weights import CONVENTIONS, FORMAT, Weights
+from ..weights import Weights
+from .describe import describe
 from .latents import Composed, apart, composed, csf_quantiles, joined, latents
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
@@ -126,7 +126,7 @@ class Run:
 
     # --- the VAE ---------------------------------------------------------------------------------
 
-    def _vae_settings(self) -> dict:
+    def vae_settings(self) -> dict:
         if self.given is not None:
             return self.given[1]
         profile = self.profile
@@ -137,15 +137,15 @@ class Run:
 
     def train_vae(self) -> Iterator[Step]:
         """Train the VAE on the training scans, yielding every step; where it exists or is given nothing happens."""
-        settings = self._vae_settings()
+        settings = self.vae_settings()
         if made_with(self.folder / "vae") == settings:
-            return self._describe()
+            return describe(self)
         if self.given is not None:
             with main_first():
                 if made_with(self.folder / "vae") != settings:
                     with whole_folder(self.folder / "vae", settings) as part:
                         shutil.copytree(self.given[0], part, dirs_exist_ok=True)
-            return self._describe()
+            return describe(self)
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
         train, held_out = (VAEData(self.vae_scans(split), self.profile.vae_loss) for split in ("train", "val"))
@@ -168,7 +168,7 @@ class Run:
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""
-        folder = self._finished("vae", self._vae_settings(), "VAE", "03_train_vae")
+        folder = self._finished("vae", self.vae_settings(), "VAE", "03_train_vae")
         return PoEVAE.from_pretrained(folder, local_files_only=True).eval()
 
     # --- the level of compositions ---------------------------------------------------------------
@@ -176,7 +176,7 @@ class Run:
     def _composition_settings(self) -> dict:
         profile = self.profile
         return _as_json(
-            vae=self._vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition, seed=self.seed,
+            vae=self.vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition, seed=self.seed,
             kl=profile.composition_kl, schedule=asdict(profile.composition_schedule),
         )  # fmt: skip
 
@@ -222,7 +222,7 @@ class Run:
 
     # --- the diffusion model ---------------------------------------------------------------------
 
-    def _diffusion_settings(self) -> dict:
+    def diffusion_settings(self) -> dict:
         profile = self.profile
         return _as_json(
             composition=self._composition_settings(), process=profile.process, denoiser=profile.denoiser,
@@ -243,9 +243,9 @@ class Run:
 
     def train_diffusion(self) -> Iterator[Step]:
         """Encode the training people once, train the diffusion model on their latents, yielding every step."""
-        settings = self._diffusion_settings()
+        settings = self.diffusion_settings()
         if made_with(self.folder / "pipeline") == settings:
-            return self._describe()
+            return describe(self)
         decoder = self.composition() or self.vae()
         train, held_out = (self.drawn_latents(split) for split in ("train", "val"))
         torch.manual_seed(self.seed)
@@ -264,7 +264,7 @@ class Run:
 
     def pipeline(self) -> TissuePipeline:
         """The trained pipeline: ``pipe(n, seed=…)`` gives tissue maps."""
-        folder = self._finished("pipeline", self._diffusion_settings(), "diffusion model", "04_train_diffusion")
+        folder = self._finished("pipeline", self.diffusion_settings(), "diffusion model", "04_train_diffusion")
         diffusers.utils.logging.disable_progress_bar()  # a bar for four small files is noise in a notebook
         pipe = TissuePipeline.from_pretrained(folder, local_files_only=True)
         pipe.set_progress_bar_config(disable=True)
@@ -287,7 +287,7 @@ class Run:
 
     def _sample_settings(self) -> dict:
         profile = self.profile
-        return _as_json(pipeline=self._diffusion_settings(), n=profile.n_samples, steps=profile.sampling_steps)
+        return _as_json(pipeline=self.diffusion_settings(), n=profile.n_samples, steps=profile.sampling_steps)
 
     # --- parts that are whole or absent ----------------------------------------------------------
 
@@ -306,49 +306,13 @@ class Run:
                     keep(work)
                     if part in ("vae", "pipeline"):  # config.json speaks of the one that is about to go
                         (self.folder / "config.json").unlink(missing_ok=True)
-        self._describe()
+        describe(self)
 
     def _finished(self, part: str, settings: dict, what: str, notebook: str) -> Path:
         """The folder of a part that is there, or :class:`MissingResult`."""
         if made_with(self.folder / part) != settings:
             raise MissingResult(f"{self.folder} holds no {what} of this profile: run notebook {notebook} first")
         return self.folder / part
-
-    def _describe(self):
-        """Write ``training.json`` and ``config.json``, by which :func:`weights.load_weights` knows what is trained.
-
-        Where there is a ``config.json`` it is true: it is removed before a part is replaced, and written last.
-        """
-        with main_first():
-            if (self.folder / "config.json").exists():
-                return
-            recipe, told = self.recipe, self
-            if getattr(recipe, "anatomies", None):  # which folder it was is nobody's business, that it was one is
-                names = tuple(folder.name for folder in as_folders(recipe.anatomies))
-                told = replace(self, recipe=replace(recipe, anatomies=names if len(names) > 1 else names[0]))
-            parts = {"vae": told._vae_settings()}
-            if made_with(self.folder / "pipeline") == self._diffusion_settings():
-                parts["pipeline"] = told._diffusion_settings()
-            write_atomically(self.folder / "training.json", to_json(parts | {"heads": self._heads()}))
-            config = {
-                "format": FORMAT,
-                "package": "phyldm_core",
-                "version": __version__,
-                "profile": self.profile.name,
-                "slice_shape": list(recipe.shape),
-                **{name: getattr(recipe, name) for name in ("voxel_mm", "slice_mm", "n_slices", "head")},
-                "conventions": CONVENTIONS,
-                "files": checksums(self.folder, *parts, "training.json"),
-            }
-            write_atomically(self.folder / "config.json", to_json(config))
-
-    def _heads(self) -> dict[str, list[str]]:
-        """Split → heads its people were made from; empty where nobody can tell."""
-        if not self.common_scale or cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
-            return {}
-        people, before = cohort.participants(self.cohort_folder), self._vae_settings().get("heads", {})
-        seen = {split: [*before.get(split, []), *people.anatomy[people.split == split]] for split in SPLITS}
-        return {split: list(dict.fromkeys(names)) for split, names in seen.items()}
 
     # --- what was measured -----------------------------------------------------------------------
 
@@ -409,7 +373,7 @@ def reopen(folder: str | Path) -> Run:
         own = made_with(Path(folder) / "composition") or made
     for profile in PROFILES if made else ():
         run = open_run(folder, profile, own["cohort"].get("anatomies"), own["seed"])
-        if _as_json(**run.profile.vae) == made["network"] and (given or run._vae_settings() == made):
+        if _as_json(**run.profile.vae) == made["network"] and (given or run.vae_settings() == made):
             return replace(run, given=given)
     raise MissingResult(f"{folder} holds no VAE of a known profile: run phyldm reproduce first")
 

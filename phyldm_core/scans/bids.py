@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
 from ..physics import SEQUENCE_OF, SEQUENCES, Protocol, ProtocolError, Sequence, effective_te
 from .oasis3 import family_ti, mislabelled

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..physics import Protocol, TissueMaps, render
 from .doubts import USUAL
 from .grids import Grid, resample, resample_mask

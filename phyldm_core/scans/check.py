@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import BadInput, in_a_sentence
+from ..machine.errors import BadInput, in_a_sentence
 from ..physics import Protocol
 from .doubts import untold
 from .nifti import Header

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..physics import Protocol, TissueMaps, render
 from .bids import CONTRASTS, parse_name, words
 

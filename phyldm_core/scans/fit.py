@@ -18,8 +18,8 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from ..calibration import honest_sd
-from ..errors import BadInput
 from ..inference import infer, posterior_sd
+from ..machine.errors import BadInput
 from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..voxelwise.refine import refine

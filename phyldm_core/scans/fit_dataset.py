@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import __version__
-from ..errors import BadInput, in_a_sentence
+from ..machine.errors import BadInput, in_a_sentence
 from ..machine.files import sha256, to_json, write_atomically
 from ..machine.lock import alone_with
 from ..physics import SEQUENCES, Protocol, ProtocolError, Sequence

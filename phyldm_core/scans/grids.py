@@ -13,7 +13,7 @@ import numpy as np
 import scipy  # loads ndimage when it is first asked for: rendering need not wait for it
 from nibabel.affines import apply_affine, voxel_sizes
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from .nifti import Scan
 
 CENTRE_BELOW_TOP = 65.0  # mm; to MNI z = 12 it is 70 ± 4 from the scalp and 59 ± 3 from a stripped brain (15 heads)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..physics import Protocol, TissueMaps, render
 from .bids import MAP_UNITS, map_sidecar, parse_name, read_sidecar, sidecar, stem
 from .nifti import Stored, parts_of, read_stored, write_image

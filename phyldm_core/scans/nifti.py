@@ -21,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..machine.files import sha256, to_json, write_atomically
 from ..physics import Protocol, Sequence, effective_te
 from .bids import CONTRASTS, parse_name, protocol_from_sidecar, read_sidecar, stem

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import BadInput
 from ..machine.carried import carried
+from ..machine.errors import BadInput
 from ..physics import SEQUENCE_OF, Protocol, effective_protocol
 
 OASIS3_TABLE = carried("data/oasis3_protocols.csv")

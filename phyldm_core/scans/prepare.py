@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from .bids import CONTRASTS
 from .brain import find_brain
 from .doubts import check_voxels

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput, in_a_sentence
+from ..machine.errors import BadInput, in_a_sentence
 from ..machine.files import sha256, to_json, whole_folder, write_atomically
 from ..machine.lock import alone_with
 from ..machine.shards import run_shards

@@ -20,7 +20,7 @@ import SimpleITK
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from .grids import Grid, head_centre, resample
 from .nifti import Scan
 

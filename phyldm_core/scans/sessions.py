@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from nibabel.affines import voxel_sizes
 
-from ..errors import BadInput
+from ..machine.errors import BadInput
 from ..physics import Protocol
 from .bids import CONTRASTS, ignored_by, is_bids_level, parse_name, session_folder, session_name, stem
 from .doubts import NotWeighted, contrast_agent

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..inference import SIGNAL_ERROR
 from ..losses import WATER_SPREAD, gain_per_scan
 from ..physics import TissueMaps, shown_signal, signed_signal
 from ..slices import Slices
@@ -31,9 +32,6 @@ where a decoder still has to learn the line. The simulated cohort mixes by that 
 
 EDGE = 0.3
 """Where the network may be off by more, the fit also starts from fluid and from half-way to it."""
-
-SIGNAL_ERROR = 0.03
-"""Of the signal: gains, the coil's sensitivity and the signal equations are known to no better."""
 
 HIDDEN = 1e6
 """Noise of a scan that is not to be looked at."""

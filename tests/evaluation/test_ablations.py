@@ -9,11 +9,11 @@ import pandas
 import pytest
 import torch
 
-from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import ablations, variants
 from phyldm_core.evaluation.ablations import VARIANT_KEYS, t2_asked_for
 from phyldm_core.evaluation.variants import UNCHANGED, VARIANTS, Variant, nominal_settings, variant_runs
 from phyldm_core.losses import VAEBatch
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people.cohort import CohortRecipe
 from phyldm_core.physics import Protocol, TissueMaps, effective_protocol, render, spin_echo
 from phyldm_core.running.profiles import LAPTOP, SMOKE, Profile
@@ -46,7 +46,7 @@ def differences(one: dict, other: dict) -> dict:
 def test_a_variant_changes_exactly_what_it_says(variant, profile, tmp_path):
     made = variant_runs(run_of(profile, tmp_path))
     assert list(made) == [v.name for v in VARIANTS] and len({v.folder for v in made.values()}) == len(VARIANTS)
-    changed = differences(made[UNCHANGED.name]._vae_settings(), made[variant.name]._vae_settings())
+    changed = differences(made[UNCHANGED.name].vae_settings(), made[variant.name].vae_settings())
     said = {f"loss.{k}": v for k, v in variant.loss.items()}
     said |= {f"network.{k}": list(v) if isinstance(v, tuple) else v for k, v in variant.network.items()}
     said |= {"variant.nominal_te": True} if variant.nominal_te else {}
@@ -60,7 +60,7 @@ def test_a_variant_changes_exactly_what_it_says(variant, profile, tmp_path):
 def profile_value(made, key):
     """What the reference has there already: no KL differs from a profile's, a weight of 0 from 0 does not."""
     part, _, name = key.partition(".")
-    return made[UNCHANGED.name]._vae_settings().get(part, {}).get(name) if name else None
+    return made[UNCHANGED.name].vae_settings().get(part, {}).get(name) if name else None
 
 
 def test_the_reference_is_the_profile_but_shorter_and_without_an_adversary(tmp_path):

@@ -12,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from phyldm_core import cli, tissue
-from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import examination, examination_report, metrics
 from phyldm_core.evaluation.examination import NETWORK, Examination, examine, n_parts, split_inputs
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import held_out
 from phyldm_core.people.cohort import CohortRecipe, Subject, simulate
 from phyldm_core.people.held_out import choose_heads, draw_people, recipe_of, training_people

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from phyldm_core.errors import BadInput
 from phyldm_core.evaluation.leave_one_out import judge_scans, predict_scan
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people.stand_in import write_stand_in
 from phyldm_core.scans import sessions
 from phyldm_core.scans.prepare import is_skull_stripped

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from phyldm_core import physics, tissue
-from phyldm_core.errors import BadInput
 from phyldm_core.evaluation import metrics
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import segmentation
 from phyldm_core.running import report
 

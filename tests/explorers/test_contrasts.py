@@ -17,12 +17,12 @@ import torch
 from conftest import all_widgets
 from PIL import Image
 
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers.console import CLINIC, OWN, PRESETS, move, stay_physical
 from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.explorers.people import draw_from, of_maps, problem_with
 from phyldm_core.explorers.pictures import HEIGHT
 from phyldm_core.explorers.readings import PLOT
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, Sequence, TissueMaps, ernst_angle, null_ti, render
 from phyldm_core.scans import bids
 from phyldm_core.scans.maps import write_maps

@@ -7,8 +7,8 @@ import threading
 import ipywidgets
 import pytest
 
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers.controls import Explorer, Mouse, Stopped, Task
+from phyldm_core.machine.errors import BadInput
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from conftest import all_widgets
 from PIL import Image
 from scipy import stats
 
-from phyldm_core.errors import BadInput
 from phyldm_core.evaluation.metrics import histogram_distance
 from phyldm_core.explorers.histogram_counts import (
     Choice,
@@ -29,6 +28,7 @@ from phyldm_core.explorers.histogram_counts import (
 )
 from phyldm_core.explorers.histograms import HistogramExplorer
 from phyldm_core.figures.curves import CORE_BAND, studies
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people.segmentation import segmented_values
 from phyldm_core.physics import TissueMaps
 

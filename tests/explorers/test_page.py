@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from phyldm_core import physics
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers import page
 from phyldm_core.explorers.console import CLINIC, PRESETS, RANGES, move, set_by
 from phyldm_core.explorers.people import TissueStack, of_maps
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import Protocol, ProtocolError, Sequence, TissueMaps
 from phyldm_core.tissue import three_medians
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers import people
 from phyldm_core.explorers.people import TissueStack, find_subjects, of_maps, read_samples, weights_of
 from phyldm_core.inference import infer
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import to_json
 from phyldm_core.people import cohort
 from phyldm_core.physics import TissueMaps

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from phyldm_core.cli import app
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers import serve
+from phyldm_core.machine.errors import BadInput
 
 
 def refused(*arguments) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from phyldm_core import figures, physics, tissue
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import segmentation
 from phyldm_core.running.profiles import PROFILES, architecture_of
 

@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 
-from phyldm_core.errors import BadInput
 from phyldm_core.machine import files
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import checksums, made_with, sha256, whole_folder
 
 

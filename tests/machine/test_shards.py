@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.shards import run_shards
 
 

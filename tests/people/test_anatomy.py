@@ -13,7 +13,7 @@ from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, lo
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import label_maps
 from phyldm_core.people.anatomy import (
     Anatomy,

@@ -17,8 +17,8 @@ import pytest
 import torch
 from test_anatomy import synthetic_head
 
-from phyldm_core.errors import BadInput
 from phyldm_core.machine import shards
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import anatomy, cohort
 from phyldm_core.people.cohort import CohortRecipe, load_scans, load_truth, make_cohort, participants
 from phyldm_core.physics import Protocol, TissueMaps, effective_te, render

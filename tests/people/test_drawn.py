@@ -18,7 +18,7 @@ from nilearn.image import load_img, mean_img
 from typer.testing import CliRunner
 
 from phyldm_core.cli import app
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import drawn
 from phyldm_core.people.drawn import read_protocols, sample_cohort
 from phyldm_core.physics import REFERENCE, Protocol, Sequence, TissueMaps, render

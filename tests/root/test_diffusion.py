@@ -25,7 +25,7 @@ from phyldm_core.diffusion import (
     paper_unet,
     with_conditions,
 )
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.running.profiles import SMOKE
 from phyldm_core.vae import PoEVAE
 

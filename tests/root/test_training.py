@@ -17,9 +17,9 @@ from torch import nn
 
 from phyldm_core import training
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
-from phyldm_core.errors import BadInput
 from phyldm_core.losses import VAEBatch, VAEData, VAELoss, VAEObjective, fluid_prior, gain_per_scan, solve_gain
 from phyldm_core.machine import processes
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.running.profiles import SMOKE
 from phyldm_core.slices import Slices

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phyldm_core import weights
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import sha256
 from phyldm_core.weights import TENSORS, load_weights
 

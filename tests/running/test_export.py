@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import checksums, sha256
 from phyldm_core.running import export
 from phyldm_core.running.export import export_weights

@@ -29,8 +29,8 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from phyldm_core import cli, physics
-from phyldm_core.errors import BadInput
 from phyldm_core.explorers import page as explore
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import fetch
 from phyldm_core.running import profiles, reproduce
 from phyldm_core.running.report import duration, figures_page, write_report

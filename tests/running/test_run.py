@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from phyldm_core import inference
-from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from phyldm_core.cli import app
-from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import Protocol, Sequence, TissueMaps
 from phyldm_core.scans import bids, fit_dataset, nifti, registration, sessions
 from phyldm_core.scans.fit import Window, fit_session, on_grid, prepare, session_slices, volume_brightness

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 
 from phyldm_core import physics
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import Protocol, Sequence
 from phyldm_core.scans import bids, grids, nifti, oasis3, sessions
 

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import Protocol
 from phyldm_core.scans import sessions
 from phyldm_core.scans.grids import Grid, resample

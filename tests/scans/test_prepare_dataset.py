@@ -19,8 +19,8 @@ import torch
 from typer.testing import CliRunner
 
 from phyldm_core.cli import app
-from phyldm_core.errors import BadInput
 from phyldm_core.inference import infer
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import scanned
 from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.scans import prepare_dataset as module

@@ -19,7 +19,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from typer.testing import CliRunner
 
 from phyldm_core.cli import app
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.scans import nifti
 from phyldm_core.scans.check import check_all
 from phyldm_core.scans.sessions import find_scans

@@ -15,7 +15,7 @@ import pandas
 import torch
 import typer
 
-from phyldm_core.errors import BadInput
+from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import to_json, write_atomically
 from phyldm_core.running.report import with_interval
 from phyldm_core.running.run import MissingResult, reopen

@@ -190,7 +190,10 @@ SCANS_A_STEP = 4
 """Of a person who has more: as many as a session holds, others at each step."""
 
 MISJUDGED = 0.15
-"""SD of the logarithm by which a spoiled scan's brightness is told wrongly, so that nothing rests on it."""
+"""SD of the logarithm by which a spoiled scan's brightness is judged wrongly, so that nothing rests on it."""
+
+GAIN_ERROR = 0.03
+"""SD of the logarithm by which a common scale is told wrongly: three tissues tell gains to no better."""
 
 
 class VAEData:
@@ -243,4 +246,5 @@ class VAEData:
             inputs[i, j] = spoiled(images[i, j], layers[i], generator)
         level = brightness(inputs, shown, torch.arange(len(rows)))
         level = level * (MISJUDGED * torch.randn(level.shape, generator=generator)).exp()
-        return VAEBatch(images, inputs / level[..., None, None], level, unit, part.settings, observed, shown, common)
+        told = level * (GAIN_ERROR * torch.randn(level.shape, generator=generator)).exp()
+        return VAEBatch(images, inputs / level[..., None, None], told, unit, part.settings, observed, shown, common)

@@ -220,7 +220,10 @@ def fit(
     grid: Annotated[str, typer.Option(help="native (voxels of the T1w) or model (voxels of the weights).")] = "native",
     mask: Annotated[Path | None, typer.Option(help="Brain mask in the space of the T1w; else one is found.")] = None,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Move each voxel to where its own signals want it: sharper, minutes more.")
+        bool, typer.Option("--refine", help="From the encoder, each voxel moved to where its own signals want it.")
+    ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The encoder alone: for the protocols of its training, in less time.")
     ] = False,
 ):
     """PD, T1 and T2 maps with their SD from any scans of a session, several protocols of a contrast, too."""
@@ -241,7 +244,7 @@ def fit(
     skipped, missing = 0, 0
     for reason in unreadable.values():
         typer.echo(f"skipped: {reason}", err=True)
-    for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask, refine)):
+    for done in fit_all(sessions, trained, out, given, FitOptions(grid, samples, seed, mask, refine, fast)):
         skipped += done.state == "skipped"
         missing += len(done.left_out)
         typer.echo(f"{done.session.name}: {done.state}: {done.said}", err=done.state == "skipped")

@@ -1,23 +1,31 @@
 """From scans to maps: the encoder starts, and the scans have the last word.
 
 The encoder knows the protocols that it was trained on. The decoder knows no protocol, and the physics knows them all.
-So the latent is moved, by gradient, until decoder and signal equations explain the scans (:func:`explain`): any
-sequence that :mod:`physics` can render is taken at its word. ``fit --fast`` leaves that out (:func:`infer`).
+So three tissues tell the gains, and the latent moves until decoder and signal equations explain the scans
+(:func:`explain`): any sequence that :mod:`physics` can render is taken at its word. ``fit --fast`` leaves that out
+(:func:`infer`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
+from torch.nn import functional
 
 from .losses import fluid_prior, water_prior
 from .machine.precision import best_precision
 from .physics import TissueMaps, shown_signal
 from .slices import Slices, brightness
+from .tissue import NOISE_SQUARED, fit_three_tissues
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, covered
 
 INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
@@ -100,62 +108,63 @@ def posterior_sd(vae: PoEVAE, posterior: Posterior, n_samples: int, generator: t
 
 # --- through the physics --------------------------------------------------------------------------
 
-STEPS = 30
-JOINT = 8
-"""Slices from which the gains of a session's scans are told, spread over the volume: the others take them over."""
+MOVES = 20
+"""Steps of Adam: with the gains known and the latent near, more change T1 and T2 by less than a per cent."""
 
+RATE = 0.15  # of Adam, in latent units, falling to a tenth along a cosine
 SIGNAL_ERROR = 0.03
 """Of the signal: the coil's field and the signal equations are known to no better."""
 
-TRUST = 1e-3
-"""Weight of the encoder's posterior. At 1 a latent that is off by 100 % would not move; at 0 noise is fitted."""
+EXPECTED = (0.05, 0.1, 0.1)
+"""SD of log PD, T1 and T2 of a voxel about what the encoder sees there, once its tissues are set right."""
 
-RATE = 0.2  # of Adam, in latent units, falling to a tenth along a cosine
-INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
-NOISE = (0.008, 0.03)  # of a scan's brightness: what its darkest pixels say is kept between
-FLOOR = 1.4  # times the noise's variance: the square of a magnitude's median where there is no signal
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
+INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
+NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
+AT_A_TIME = 8  # slices: what a processor keeps near
+ENOUGH = 200  # pixels of a tissue, for its median
 
 
 class Explained(NamedTuple):
-    """What scans say: maps ``(n, y, x)``, latent ``(n, c, y, x)``, and of each scan gain and noise's SD ``(m,)``.
+    """What scans say.
 
-    ``gain`` takes the signal of the maps to ``slices.images``; ``misfit`` ``(n,)`` is the mean loss of a slice.
+    Parameters
+    ----------
+    maps
+        ``(n, y, x)``.
+    tissues
+        ``(3, 3)``: PD, T1 (s), T2 (s) of the person's WM, GM and CSF.
+    gain, noise
+        ``(m,)``: takes the maps' signal to ``slices.images``, and the SD of the noise in the same unit.
+    misfit
+        ``(n,)``: of each slice, per pixel, in units of the noise's variance.
     """
 
     maps: TissueMaps
-    latent: Tensor
+    tissues: Tensor
     gain: Tensor
     noise: Tensor
     misfit: Tensor
 
 
 def explain(
-    vae: PoEVAE,
-    slices: Slices,
-    shown: Tensor | None = None,
-    scale: Tensor | None = None,
-    steps: int = STEPS,
-    trust: float = TRUST,
+    vae: PoEVAE, slices: Slices, shown: Tensor | None = None, scale: Tensor | None = None, steps: int = MOVES
 ) -> Explained:
-    """Move the latent of one session until decoder and signal equations explain its scans.
+    """Tissue maps of one session that explain its scans, each with its own unknown gain.
 
-    What is minimised, per pixel of the head: the scans' misfit over noise and :data:`SIGNAL_ERROR`, robustly; the water
-    line and the fluid line of training (:mod:`losses`); and the latent's distance from the encoder's posterior, whose
-    variance is widened by how badly the encoder's own maps explain the scans. Each scan has one gain, solved for.
-    A magnitude has a valley on either side of a null point, so a session with inverted scans also starts from what
-    the others say alone.
+    In three steps. The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these
+    three tell the person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). With the gains known
+    the encoder sees the scans again, on one scale; its maps are set right, tissue by tissue; and the latent moves, by
+    gradient, until decoder and signal equations explain every pixel, robustly.
 
     Parameters
     ----------
     slices
-        Of one session, each scan with its own unknown gain.
+        Of one session.
     shown, scale
         As :func:`infer` takes them.
     steps
-        Of Adam.
-    trust
-        Weight of the encoder's posterior.
+        Of the latent; 0 leaves it where the encoder sees it on one scale.
 
     Raises
     ------
@@ -166,101 +175,162 @@ def explain(
         raise ValueError("slices of several sessions: explain one session at a time")
     shown = slices.observed if shown is None else shown & slices.observed
     scale = brightness(slices.images, slices.observed, slices.subject) if scale is None else scale
-    fixed = [p for p in vae.parameters() if p.requires_grad]
-    for p in fixed:
-        p.requires_grad_(False)  # the latent moves, not the network
-    try:
-        return _explain(vae, slices, shown, scale, steps, trust)
-    finally:
-        for p in fixed:
-            p.requires_grad_(True)
-
-
-def _explain(vae, slices, shown, scale, steps, trust) -> Explained:
-    signals = Signals(slices.images / scale[..., None, None], slices.settings, shown)
-    noise = signals.noise
-    starts = [encode(vae, slices, False, shown, scale)]
-    inverted = slices.settings[..., 3] > 0
-    if (shown & inverted).any(1).all() and (shown & ~inverted).any(1).all():
-        starts.append(encode(vae, slices, False, shown & ~inverted, scale))
-    filled = signals.inside.float().mean((1, 2)).argsort(descending=True)[: max(JOINT, len(slices) // 2)].sort().values
-    joint = filled[torch.linspace(0, len(filled) - 1, min(JOINT, len(filled))).round().long()]
-    tried = [_move(vae, signals[joint], noise, start, starts[0], joint, None, steps, trust) for start in starts]
-    start, (_, gain, _) = min(zip(starts, tried, strict=True), key=lambda found: float(found[1][2].mean()))
+    scans = Scans(slices.images / scale[..., None, None], slices.settings, shown)
+    used = shown.any(0)
+    _, alone = infer(vae, slices, False, shown, scale)
+    masks = three_tissues(alone.stack(), scans)
+    signals = torch.full((len(used), 3), torch.nan)
+    for k, mask in enumerate(masks):
+        if mask.sum() >= ENOUGH:
+            there = mask[:, None] & scans.measured
+            signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
+    tissues, gain = torch.full((3, 3), torch.nan), torch.ones(len(used))
+    tissues, gain[used] = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used])
+    on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
+    posterior, seen = infer(vae, on_one_scale, True, shown)
+    expected = set_right(seen.stack().log(), masks, tissues)
     moved = [
-        _move(vae, signals[rows], noise, start, starts[0], rows, gain, steps, trust)
-        for rows in torch.arange(len(slices)).split(JOINT)
+        _move(vae, scans[rows], gain, posterior.mean[rows], expected[rows], steps)
+        for rows in torch.arange(len(slices)).split(AT_A_TIME)
     ]
-    latent = torch.cat([z for z, _, _ in moved])
-    with torch.no_grad():
-        maps = torch.cat([vae.decode(part).stack() for part in latent.split(INFERENCE_BATCH)])
-    unit = (shown.float() * scale).sum(0) / shown.sum(0).clamp_min(1)
-    misfit = torch.cat([misfit for _, _, misfit in moved])
-    return Explained(TissueMaps.from_stack(maps), latent, gain * unit, noise * unit, misfit)
-
-
-def _move(
-    vae: PoEVAE, signals: Signals, noise: Tensor, start: Posterior, prior: Posterior, rows: Tensor,
-    gain: Tensor | None, steps: int, trust: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The latent of ``rows``, the gains ``(m,)`` (solved for where ``gain`` is None) and the misfit of each slice."""
-    images, counted = signals.images, (signals.measured & signals.inside[:, None]).float()
-    mean, variance = prior.mean[rows], prior.log_variance[rows].exp()
-    latent = start.mean[rows].clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([latent], RATE, betas=(0.9, 0.95))
-    sd = (noise[:, None, None] ** 2 + (SIGNAL_ERROR * images) ** 2).sqrt()
-    signed = signals.settings[..., 5, None, None] > 0
-    pixels, weight, widened = counted.amax(1).sum().clamp_min(1), counted / sd**2, None
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 4) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=best_precision() == "bf16"):
-            log_maps = vae.decode_log(latent)
-        maps = (log_maps.float() + vae.log_medians).exp()
-        predicted = shown_signal(maps.unbind(1), signals.settings)
-        g = gain
-        if g is None:
-            g = (weight * predicted * images).sum((0, 2, 3)) / (weight * predicted**2).sum((0, 2, 3)).clamp_min(1e-9)
-        predicted = g[:, None, None] * predicted
-        seen = (predicted**2 + FLOOR * noise[:, None, None] ** 2).sqrt()  # a magnitude never falls below its noise
-        off = (torch.where(signed, predicted, seen) - images) / sd
-        misfit = (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
-        if widened is None:  # an encoder whose maps do not explain the scans is not at home, and is trusted less
-            explained = (off.detach() ** 2).clamp(max=400) * counted
-            widened = variance * (explained.sum() / counted.sum().clamp_min(1)).clamp_min(1)
-        lines = (water_prior(maps) + fluid_prior(maps)) * counted.amax(1)
-        loss = misfit.sum() + lines.sum() + trust / 2 * ((latent - mean) ** 2 / widened).sum()
-        optimizer.zero_grad()
-        (loss / pixels).backward()
-        optimizer.step()
-    per_slice = misfit.detach() / counted.amax(1).sum((1, 2)).clamp_min(1)
-    return latent.detach(), g.detach(), per_slice
+    maps, misfit = (torch.cat(parts) for parts in zip(*moved, strict=True))
+    unit = (shown * scale).sum(0) / shown.sum(0).clamp_min(1)
+    return Explained(TissueMaps.from_stack(maps), tissues, gain * unit, scans.noise * unit, misfit)
 
 
 @dataclass(frozen=True)
-class Signals:
+class Scans:
     """Scans ``(n, m, y, x)`` over their brightness, and where they count."""
 
     images: Tensor
     settings: Tensor
     shown: Tensor
 
-    def __getitem__(self, rows: Tensor) -> Signals:
-        return Signals(self.images[rows], self.settings[rows], self.shown[rows])
+    def __getitem__(self, rows: Tensor) -> Scans:
+        return Scans(self.images[rows], self.settings[rows], self.shown[rows])
 
-    @property
+    @cached_property
     def measured(self) -> Tensor:
         """``(n, m, y, x)`` bool: a scan that is shown, where it holds a measurement."""
         return covered(self.images) & self.shown[..., None, None]
 
-    @property
+    @cached_property
     def inside(self) -> Tensor:
         """``(n, y, x)`` bool: the head, as far as any scan shows it."""
         return ((self.images.abs() > INSIDE) & self.measured).any(1)
 
-    @property
+    @cached_property
     def noise(self) -> Tensor:
         """``(m,)``: SD, told from air, where magnitudes are Rayleigh: SD² = mean square / 2."""
         air = self.measured & ~self.inside[:, None]
         square = (self.images**2 * air).sum((0, 2, 3)) / air.sum((0, 2, 3)).clamp_min(1)
-        return (square / 2).sqrt().clamp(*NOISE)
+        return (square / 2).sqrt().clamp(*NOISE_RANGE)
+
+
+def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
+    """Where WM, GM and CSF are: three ``(n, y, x)`` bool, pixels that the scans put into one of three groups.
+
+    The encoder's maps ``(n, 3, y, x)`` tell the brain and where the groups start; a mixture of three Gaussians of the
+    signals decides. Pixels at borders are left out.
+    """
+    logs, brain = maps.log(), _brain(maps, scans.inside)
+    fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))
+    solid = brain & ~fluid
+    used = scans.shown.all(0)
+    images = scans.images[:, used] if used.any() else scans.images
+    level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
+    flat = brain & (_range_of(images / level).amax(1) < FLAT)
+    if min((solid & flat).sum(), (fluid & flat).sum()) < ENOUGH:
+        return [solid, torch.zeros_like(solid), fluid]
+    cut = threshold_otsu(logs[:, 1][solid & flat].numpy())
+    starts = [solid & flat & (logs[:, 1] < cut), solid & flat & (logs[:, 1] >= cut), fluid & flat]
+    signals = images.movedim(1, -1)[flat].numpy().astype(float)
+    spread = signals.std(0) + 1e-9
+    middle = [np.median(images.movedim(1, -1)[start].numpy(), 0) / spread for start in starts]
+    some = signals[:: max(1, len(signals) // AT_MOST)] / spread
+    mixture = GaussianMixture(3, means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
+    chances = torch.from_numpy(mixture.predict_proba(signals / spread))
+    found = []
+    for k in range(3):
+        mask = torch.zeros_like(flat)
+        mask[flat] = chances[:, k] > SURE
+        found.append(mask)
+    return found
+
+
+FLUID_T1, FLUID_T2 = 2.4, 0.3  # s: longer is fluid
+FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more is at a border
+AT_MOST = 15_000  # pixels that a mixture is fitted to
+SURE = 0.9
+
+
+def _range_of(images: Tensor) -> Tensor:
+    """Largest less smallest of each 3×3 neighbourhood."""
+    return functional.max_pool2d(images, 3, 1, 1) + functional.max_pool2d(-images, 3, 1, 1)
+
+
+def _brain(maps: Tensor, inside: Tensor) -> Tensor:
+    """``(n, y, x)`` bool: of each slice the largest piece that is neither fat, muscle nor bone."""
+    soft = (inside & (maps[:, 0] > 0.5) & (maps[:, 1] > 0.5) & (maps[:, 2] > 0.04)).numpy()
+    out = np.zeros_like(soft)
+    for k, part in enumerate(soft):
+        pieces, n = ndimage.label(ndimage.binary_erosion(part, iterations=2))
+        if n:
+            largest = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+            out[k] = ndimage.binary_dilation(largest, iterations=3) & part
+    return torch.from_numpy(out)
+
+
+def set_right(logs: Tensor, masks: list[Tensor], tissues: Tensor) -> Tensor:
+    """Log maps ``(n, 3, y, x)`` moved so that the medians in ``masks`` are the person's ``tissues``.
+
+    Between two tissues' T1 the move is interpolated, beyond them it is that of the nearest.
+    """
+    there = [k for k, mask in enumerate(masks) if mask.sum() >= ENOUGH]
+    if not there:
+        return logs
+    now = torch.stack([torch.stack([logs[:, q][masks[k]].median() for q in range(3)]) for k in there])
+    move, order = tissues[there].log() - now, now[:, 1].argsort()
+    at, t1 = now[order, 1].numpy(), logs[:, 1].numpy()
+    moved = [torch.from_numpy(np.interp(t1, at, move[order, q].numpy())).float() for q in range(3)]
+    return logs + torch.stack(moved, 1)
+
+
+def _move(
+    vae: PoEVAE, scans: Scans, gain: Tensor, start: Tensor, expected: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Maps ``(n, 3, y, x)`` and each slice's misfit ``(n,)``, with the gains known."""
+    images, noise = scans.images, scans.noise[:, None, None]
+    counted = (scans.measured & scans.inside[:, None]).float()
+    head, signed = counted.amax(1), scans.settings[..., 5, None, None] > 0
+    doubt, spread = (noise**2 + (SIGNAL_ERROR * images) ** 2).sqrt(), expected.new_tensor(EXPECTED).view(3, 1, 1)
+    latent = start.clone().requires_grad_(True)
+    optimizer, fast = torch.optim.Adam([latent], RATE, betas=(0.9, 0.95)), best_precision() == "bf16"
+
+    def misfit_of(maps: Tensor) -> Tensor:
+        predicted = gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings)
+        predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
+        off = (predicted - images) / doubt
+        return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
+
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / 4) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
+            log_maps = vae.decode_log(latent)
+        log_maps = log_maps.float() + vae.log_medians
+        off = ((log_maps - expected) / spread).square().sum(1)
+        lines = 0.5 * (water_prior(log_maps.exp()) + fluid_prior(log_maps.exp()))
+        unlike = 2 * torch.log1p(off / 4)  # a Student penalty: what the encoder did not see must be free to appear
+        loss = misfit_of(log_maps.exp()).sum() + ((unlike + lines) * head).sum()
+        loss = loss + TETHER * (latent - start).square().sum()
+        optimizer.zero_grad()
+        (slope,) = torch.autograd.grad(loss / head.sum().clamp_min(1), latent)
+        latent.grad = slope
+        optimizer.step()
+    with torch.no_grad():
+        maps = vae.decode(latent).stack()
+        return maps, misfit_of(maps) / head.sum((1, 2)).clamp_min(1)
+
+
+TETHER = 1e-3  # holds what no pixel asks for, outside the head, where it was

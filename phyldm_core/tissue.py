@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .machine.carried import carried
-from .physics import Protocol, TissueMaps, render
+from .physics import Protocol, TissueMaps, render, shown_signal
 
 TABLE = carried("data/relaxation_times.csv")
 
@@ -206,3 +206,78 @@ def mix(shares: Tensor, values: Tensor) -> Tensor:
     pd = water.sum(1, keepdim=True)
     log_times = torch.einsum("nkyx,nkt->ntyx", water / pd.clamp_min(1e-6), values[:, :, 1:].log())
     return torch.cat([pd, log_times.exp()], 1)
+
+
+# --- three tissues explain a session ----------------------------------------------------------------
+
+ANYBODY = {"WM": (0.04, 0.12, 0.14), "GM": (0.04, 0.12, 0.14), "CSF": (0.01, 0.05, 0.15)}
+"""SD of log PD, T1 and T2 of somebody who is scanned, about :func:`three_medians`: people, ages, diseases and methods.
+
+Half of the variance is shared by white and grey matter. Fluid is water in everybody: it is what the scale rests on.
+"""
+
+LINE_SD = 0.03
+"""SD of log PD about the water line, of a whole tissue; a voxel has more (:data:`losses.WATER_SPREAD`)."""
+
+MEDIAN_ERROR = 0.015
+"""Of a tissue's median signal: fields, mixtures and the signal equations leave as much."""
+
+VALLEYS = (0.0, -0.3, 0.3)
+"""Of log T1, where the search starts: a magnitude has a valley on either side of a null point."""
+
+NOISE_SQUARED = 1.4
+"""A magnitude's squared median where there is no signal, over the variance of the noise (Rayleigh: 2 ln 2)."""
+
+
+def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
+
+    Nonlinear least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
+    about the literature's medians, and the water line.
+
+    Parameters
+    ----------
+    signals
+        ``(m, 3)``, each scan's median in WM, GM and CSF; NaN in a tissue that is not there.
+    settings
+        ``(m, 6)`` from :meth:`Protocol.settings`.
+    noise
+        ``(m,)``, SD.
+
+    Returns
+    -------
+        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan.
+    """
+    from scipy.optimize import least_squares
+
+    known, there = torch.tensor(list(three_medians().values())).log().double().flatten(), ~signals.isnan().any(0)
+    measured, noise, settings = signals[:, there].double(), noise.double()[:, None], settings[None].double()
+    doubt = MEDIAN_ERROR * measured.abs() + 0.3 * noise
+    sd = torch.tensor(list(ANYBODY.values())).double().flatten()
+    covariance = torch.diag(sd**2)
+    for q in range(3):
+        covariance[q, 3 + q] = covariance[3 + q, q] = 0.5 * sd[q] * sd[3 + q]
+    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    (a, b), signed = water_line(), settings[0, :, 5:] > 0
+
+    def predict(logs: Tensor) -> Tensor:
+        maps = logs.view(3, 3)[there].exp().T[:, None, None]
+        return shown_signal(TissueMaps(*maps), settings)[0, :, 0]
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        logs, log_gains = torch.from_numpy(x).split([9, len(signals)])
+        predicted = log_gains.exp()[:, None] * predict(logs)
+        predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
+        pd, t1 = logs.view(3, 3)[:2, 0], logs.view(3, 3)[:2, 1]
+        line = (pd + (a + b * (-t1).exp()).log()) / LINE_SD
+        return torch.cat([((predicted - measured) / doubt).flatten(), whiten @ (logs - known), line]).numpy()
+
+    found = []
+    for moved in VALLEYS:
+        start = known.clone()
+        start[[1, 4]] += moved
+        predicted = predict(start)
+        gains = ((measured * predicted).sum(1) / (predicted**2).sum(1)).clamp_min(1e-9)
+        found.append(least_squares(residuals, torch.cat([start, gains.log()]).numpy()))
+    best = torch.from_numpy(min(found, key=lambda fit: fit.cost).x).exp().float()
+    return best[:9].view(3, 3), best[9:]

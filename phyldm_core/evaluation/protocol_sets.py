@@ -111,8 +111,8 @@ def examine_sets(exam: SetsExam) -> Iterator[pandas.DataFrame]:
 def _spoil(images: Tensor, layers: Tensor, what: str, seed: int) -> Tensor:
     """Every scan of a session spoiled in one way."""
     generator = torch.Generator().manual_seed(seed)
-    of_one = [[spoiled(image, layer, generator, (what,)) for image in scans] for scans, layer in zip(images, layers, strict=True)]
-    return torch.stack([torch.stack(scans) for scans in of_one])
+    pairs = zip(images, layers, strict=True)
+    return torch.stack([torch.stack([spoiled(x, layer, generator, (what,)) for x in scans]) for scans, layer in pairs])
 
 
 def _judged(name: str, subject: Subject, vae, calibration, slices: Slices, truth: Truth) -> pandas.DataFrame:

@@ -17,8 +17,8 @@ import torch
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from ..calibration import honest_sd
-from ..inference import infer, posterior_sd
+from ..calibration import calibrated, honest_sd, local_sd
+from ..inference import explain, infer, posterior_sd
 from ..machine.errors import BadInput
 from ..physics import TissueMaps
 from ..slices import Slices, brightness
@@ -178,16 +178,24 @@ def _trained_heights(prepared: Prepared, weights: Weights) -> tuple[float, float
 
 @torch.no_grad()
 def fit_session(
-    prepared: Prepared, weights: Weights, *, n_samples: int = 8, seed: int = 0, refined: bool = False
+    prepared: Prepared,
+    weights: Weights,
+    *,
+    n_samples: int = 8,
+    seed: int = 0,
+    refined: bool = False,
+    fast: bool = False,
 ) -> Fit:
-    """Infer PD, T1 and T2 of a whole volume, slice by slice.
+    """Infer PD, T1 and T2 of a whole volume: through the physics (:func:`inference.explain`), unless told otherwise.
 
     Parameters
     ----------
     n_samples
-        Posterior samples for the SD; at least 2.
+        Posterior samples for the SD of the encoder alone; at least 2.
+    fast
+        The encoder alone.
     refined
-        Let :func:`refine.refine` move every voxel to where its own signals want it; maps and SD are its.
+        The encoder, and :func:`refine.refine` moves every voxel to where its own signals want it; maps and SD are its.
 
     Raises
     ------
@@ -198,13 +206,24 @@ def fit_session(
         raise BadInput(f"an SD of {n_samples} samples has no meaning: ask for at least 2")
     vae = weights.vae()
     slices, window = session_slices(prepared, weights, vae.downsampling)
-    posterior, mean = infer(vae, slices, common_scale=False, scale=volume_brightness(slices))
+    scale = volume_brightness(slices)
+    if not (fast or refined):
+        explained = explain(vae, slices, scale=scale)
+        mean, sd = explained.maps, local_sd(explained, slices)
+        sd = calibrated(sd, mean, (weights.calibration or {}).get("explained"))
+        return _whole(prepared, weights, window, mean, sd)
+    posterior, mean = infer(vae, slices, common_scale=False, scale=scale)
     if refined:
         inside = torch.from_numpy(window.of_volume(prepared.brain))
         mean, sd = refine(mean, slices, inside, weights.voxel_mm, common_scale=False)
     else:
         sd = posterior_sd(vae, posterior, n_samples, torch.Generator().manual_seed(seed))
         sd = honest_sd(sd, mean, slices, False, weights.calibration)
+    return _whole(prepared, weights, window, mean, sd)
+
+
+def _whole(prepared: Prepared, weights: Weights, window: Window, mean: TissueMaps, sd: TissueMaps) -> Fit:
+    """Slices back into the volume they are of."""
     brain = np.zeros_like(prepared.brain)
     brain[:, :, list(window.k)] = prepared.brain[:, :, list(window.k)]
     mean, sd = (

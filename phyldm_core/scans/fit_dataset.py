@@ -33,7 +33,7 @@ from .sessions import CHOSEN, Session, check_out, check_protocols, choose_header
 MAKER = "phyldm_core fit"
 GRIDS = ("native", "model")
 PARTIAL = ".phyldm-fit.part"
-METHOD = 4  # raised when equal inputs would give other maps
+METHOD = 5  # raised when equal inputs would give other maps
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class FitOptions:
     mask
         A brain mask (NIfTI, in the space of the first scan) instead of the one that is found.
     refined
-        Move every voxel to where its own signals want it (:mod:`refine`).
+        Move every voxel to where its own signals want it (:mod:`refine`), from the encoder's maps.
+    fast
+        The encoder alone, without :func:`inference.explain`.
     """
 
     grid: str = "native"
@@ -57,6 +59,7 @@ class FitOptions:
     seed: int = 0
     mask: Path | None = None
     refined: bool = False
+    fast: bool = False
 
 
 class FitOutcome(NamedTuple):
@@ -190,7 +193,8 @@ def _fit_alone(
     prepared = prepare(read_chosen(found, left_out), weights, options.mask, left_out)
     scans = prepared.scans
     provenance = {"InputScans": [_input(scan, digests[scan.path]) for scan in scans]} | made
-    fit = fit_session(prepared, weights, n_samples=options.n_samples, seed=options.seed, refined=options.refined)
+    ways = {"n_samples": options.n_samples, "seed": options.seed, "refined": options.refined, "fast": options.fast}
+    fit = fit_session(prepared, weights, **ways)
     if options.grid == "native":
         fit = on_grid(fit, scans[0].stored)
     else:
@@ -204,6 +208,12 @@ def _fit_alone(
             "knows nothing of errors that all scans share",
             ", then moved to where the voxel's signals want it",
         )
+    elif not options.fast:
+        spread = "standard deviation that the scans' noise, and people's usual differences, leave to each voxel"
+        moved = ", moved until it explains the scans through the signal equations"
+        if "explained" in (weights.calibration or {}):
+            spread += ", scaled to hold on simulated people under random protocols"
+            true_of = "covers errors as large as on simulated people"
     elif weights.calibration is not None:
         spread += ", with what they missed on simulated people"
         true_of = "covers errors as large as on simulated people"
@@ -292,7 +302,7 @@ def _made_with(weights: Weights, options: FitOptions) -> dict:
                     "SDCalibrated": weights.calibration is not None},
         "Method": METHOD,
         "Options": {"Grid": options.grid, "PosteriorSamples": options.n_samples, "Seed": options.seed,
-                    "Refined": options.refined,
+                    "Refined": options.refined, "Fast": options.fast,
                     "Mask": {"File": options.mask.name, "SHA256": digest(options.mask)} if options.mask else None},
         "Versions": {"phyldm_core": __version__, "torch": torch.__version__.partition("+")[0],
                      "diffusers": diffusers.__version__},

@@ -137,8 +137,9 @@ def spoiled_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, flip_angle
 def inversion_gradient_echo(pd: Tensor, t1: Tensor, t2: Tensor, te, tr, ti, flip_angle) -> Tensor:
     r"""Signed, $S = \rho\,\sin\alpha\,(1 - 2e^{-TI/T_1} + E_1) / (1 + E_1\cos\alpha)\,e^{-TE/T_2}$.
 
-    The steady state of inversion, TI, a pulse of α, and recovery until TR; $E_1 = e^{-TR/T_1}$. It holds the paper's two: at α = 90° it is
-    :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2*. Arguments as the function above.
+    The steady state of inversion, TI, a pulse of α, and recovery until TR; $E_1 = e^{-TR/T_1}$. It holds the paper's
+    two: at α = 90° it is :func:`flair`, and over sin α, for α → 0, :func:`mprage`. T2 stands for T2*. Arguments as the
+    function above.
     """
     e1, (sine, cosine) = decay(tr, t1), _sine_and_cosine(flip_angle)
     return pd * sine * (1 - 2 * decay(ti, t1) + e1) / (1 + e1 * cosine) * decay(te, t2)

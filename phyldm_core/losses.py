@@ -48,7 +48,7 @@ class VAEBatch(NamedTuple):
     inputs: Tensor  # (n, m, y, x) the same as the encoder sees them: as scans arrive, divided by ``level``
     level: Tensor  # (n, m) what a scan is divided by before the encoder sees it
     unit: Tensor  # (n, m) what its misfit is measured in
-    settings: Tensor  # (n, m, 4)
+    settings: Tensor  # (n, m, 6)
     observed: Tensor  # (n, m)
     shown: Tensor  # (n, m) the scans the encoder sees
     common: Tensor  # (n,) whether they are on a common scale

@@ -126,7 +126,7 @@ def reference(profile: Profile) -> Profile:
     """The profile that every variant departs from: the same in all, and short."""
     schedule = replace(profile.vae_schedule, steps=max(2, profile.vae_schedule.steps // SHORTER))
     loss = replace(profile.vae_loss, gain="fixed", unscaled=0.5, adversarial=0.0, adversarial_after=schedule.steps // 3)
-    return replace(profile, vae_loss=loss, vae_schedule=schedule)
+    return replace(profile, vae_cohort=None, vae_loss=loss, vae_schedule=schedule)  # one cohort for all
 
 
 # --- what is trained --------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def slug(name: str) -> str:
 
 
 def nominal_settings(settings: Tensor) -> Tensor:
-    """``(..., 4)``: settings of OASIS-3's scans with the echo times of their headers for the effective ones."""
+    """``(..., 6)``: settings of OASIS-3's scans with the echo times of their headers for the effective ones."""
     flat = settings.reshape(-1, settings.shape[-1]).clone()
     for row in (row for rows in oasis3_protocols().values() for row in rows if row.nominal != row.effective):
         flat[(flat - row.effective.settings()).abs().amax(1) < 1e-6] = row.nominal.settings()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..machine.files import checksums, made_with, to_json, write_atomically
@@ -12,9 +11,6 @@ from ..people import cohort
 from ..people.anatomy import as_folders
 from ..slices import SPLITS
 from ..weights import CONVENTIONS, FORMAT
-
-if TYPE_CHECKING:
-    from .run import Run
 
 
 def describe(run: Run):

@@ -143,13 +143,13 @@ class Run:
         """Train the VAE on the training scans, yielding every step; where it exists or is given nothing happens."""
         settings = self.vae_settings()
         if made_with(self.folder / "vae") == settings:
-            return describe(self)
+            return self._describe()
         if self.given is not None:
             with main_first():
                 if made_with(self.folder / "vae") != settings:
                     with whole_folder(self.folder / "vae", settings) as part:
                         shutil.copytree(self.given[0], part, dirs_exist_ok=True)
-            return describe(self)
+            return self._describe()
         torch.manual_seed(self.seed)
         objective = self._vae_objective()
         train, held_out = (VAEData(self.vae_scans(split), self.profile.vae_loss) for split in ("train", "val"))
@@ -261,7 +261,7 @@ class Run:
         """Encode the training people once, train the diffusion model on their latents, yielding every step."""
         settings = self.diffusion_settings()
         if made_with(self.folder / "pipeline") == settings:
-            return describe(self)
+            return self._describe()
         decoder = self.composition() or self.vae()
         train, held_out = (self.drawn_latents(split) for split in ("train", "val"))
         torch.manual_seed(self.seed)
@@ -322,13 +322,16 @@ class Run:
                     keep(work)
                     if part in ("vae", "pipeline"):  # config.json speaks of the one that is about to go
                         (self.folder / "config.json").unlink(missing_ok=True)
-        describe(self)
+        self._describe()
 
     def _finished(self, part: str, settings: dict, what: str, notebook: str) -> Path:
         """The folder of a part that is there, or :class:`MissingResult`."""
         if made_with(self.folder / part) != settings:
             raise MissingResult(f"{self.folder} holds no {what} of this profile: run notebook {notebook} first")
         return self.folder / part
+
+    def _describe(self):
+        describe(self)
 
     # --- what was measured -----------------------------------------------------------------------
 

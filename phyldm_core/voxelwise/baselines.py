@@ -63,7 +63,7 @@ def _typical() -> TissueMaps:
 
 
 def _voxels(slices: Slices, brain: Tensor, shown: tuple[bool, ...], common_scale: bool, where: Tensor):
-    """Signals ``(m, v)`` and their noise ``(m, 1)`` on PD's scale, and settings ``(1, m, 4)``, of the scans shown."""
+    """Signals ``(m, v)`` and their noise ``(m, 1)`` on PD's scale, and settings ``(1, m, 6)``, of the scans shown."""
     sd, gains = noise_of(slices, brain), torch.ones(slices.images.shape[1])
     if not common_scale:
         gains = reference_gains(slices, brain, shown)

@@ -107,7 +107,7 @@ def _fit(known: Tensor, settings: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _what_is_known(log_maps, slices: Slices, brain, voxel_mm, common_scale, shown, where) -> tuple[Tensor, Tensor]:
-    """``(6 + 2m, v)``, in double precision, and the settings ``(1, m, 4)``.
+    """``(6 + 2m, v)``, in double precision, and the settings ``(1, m, 6)``.
 
     Rows: the network's log maps, how far they may be off; the signals, the SD of their noise.
     """

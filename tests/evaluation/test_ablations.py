@@ -100,7 +100,7 @@ def test_nominal_settings_are_those_of_the_header():
     rows = [row for rows in oasis3_protocols().values() for row in rows]
     settings = torch.stack([row.effective.settings() for row in rows])
     assert torch.equal(nominal_settings(settings), torch.stack([row.nominal.settings() for row in rows]))
-    missing = torch.zeros(2, 3, 4)
+    missing = torch.zeros(2, 3, 6)
     assert torch.equal(nominal_settings(missing), missing)
 
 
@@ -126,7 +126,8 @@ def test_moving_the_prior_moves_where_the_decoder_starts():
 def batch_of(images: torch.Tensor, settings: torch.Tensor) -> VAEBatch:
     n, m = images.shape[:2]
     everything = torch.ones(n, m, dtype=torch.bool)
-    return VAEBatch(images, torch.ones(n, m), settings, everything, everything, everything[:, 0])
+    one = torch.ones(n, m)
+    return VAEBatch(images, images, one, one, settings, everything, everything, everything[:, 0])
 
 
 def test_where_the_prior_is_moved_literature_s_lines_move_along(tmp_path):
@@ -210,6 +211,14 @@ def trained(smoke_run, tmp_path_factory):
     for of in runs.values():
         list(of.make())
     return run, runs
+
+
+def test_a_variant_s_folder_is_not_one_of_weights(trained):
+    """Its maps may be no tissue: nobody is to fit a patient with it."""
+    _, runs = trained
+    for of in runs.values():
+        assert (of.folder / "vae").is_dir()
+        assert not (of.folder / "config.json").exists()
 
 
 def test_a_finished_variant_is_not_trained_again(trained):

@@ -24,20 +24,24 @@ from phyldm_core.physics import (
     TissueMaps,
     ernst_angle,
     flair,
+    inversion_gradient_echo,
     mprage,
     null_ti,
     render,
+    shown_signal,
     signed_signal,
     spin_echo,
     spoiled_gradient_echo,
 )
 
-INVERTING = (Sequence.MPRAGE, Sequence.FLAIR)
+INVERTING = (Sequence.MPRAGE, Sequence.FLAIR, Sequence.INVERSION_GRADIENT_ECHO)
 TISSUES = {"WM": (0.70, 0.85, 0.070), "GM": (0.82, 1.45, 0.080), "CSF": (1.0, 4.3, 2.0)}  # PD, T1 (s), T2 (s)
 EXTREMES = (0.0, 1e-30, 1e-4, 1.001e-4, 1e30, math.inf)  # s
 OF_SCANS = [*REFERENCE.values(), *UNSEEN]
 GRADIENT_ECHO = Protocol("spoiled gradient echo", te=0.004, tr=0.02, flip_angle_deg=25)
-EVERY_PROTOCOL = [*OF_SCANS, GRADIENT_ECHO]
+INVERTED_GRADIENT_ECHO = Protocol("inversion-recovery gradient echo", te=0.004, tr=2.5, ti=0.9, flip_angle_deg=9)
+REAL_PART = Protocol("FLAIR", te=0.012, tr=4.0, ti=0.4, signed=True)
+EVERY_PROTOCOL = [*OF_SCANS, GRADIENT_ECHO, INVERTED_GRADIENT_ECHO, REAL_PART]
 
 positive = st.floats(min_value=0.01, max_value=10.0)  # s, wider than any tissue
 fraction = st.floats(min_value=0.01, max_value=0.99)
@@ -53,11 +57,17 @@ def image(pd, t1, t2, dtype=torch.float64):
     return TissueMaps(*(torch.full((1, 1, 1), float(v), dtype=dtype) for v in (pd, t1, t2)))
 
 
+def angle_and_inversion(sequence: Sequence, ti: float) -> dict:
+    """TI and a flip angle of 30°, each where the sequence has one."""
+    return ({"ti": ti} if sequence.inverts else {}) | ({"flip_angle_deg": 30} if sequence.has_flip_angle else {})
+
+
 def closed_form(maps: TissueMaps, protocol: Protocol):
     """The sequence's own function, called by name."""
     times = [t for t in (protocol.te, protocol.tr, protocol.ti) if t is not None]
     if protocol.flip_angle_deg is not None:
-        return spoiled_gradient_echo(*maps, *times, math.radians(protocol.flip_angle_deg))
+        of_angle = inversion_gradient_echo if protocol.sequence.inverts else spoiled_gradient_echo
+        return of_angle(*maps, *times, math.radians(protocol.flip_angle_deg))
     return {"MPRAGE": mprage, "spin echo": spin_echo, "FLAIR": flair}[protocol.sequence.value](*maps, *times)
 
 
@@ -144,7 +154,7 @@ def test_flair_is_mprage_times_one_plus_e_tr(pd, t1, t2, tr, te, ti):
 def test_no_scan_shows_more_than_its_protons_and_longer_echo_times_never_brighten(pd, t1, t2, tr, te, ti):
     maps = image(pd, t1, t2)
     for sequence in Sequence:
-        more = {"ti": ti * tr} if sequence.inverts else {"flip_angle_deg": 30} if sequence.has_flip_angle else {}
+        more = angle_and_inversion(sequence, ti * tr)
         signal = render(maps, Protocol(sequence, te=te * tr / 2, tr=tr, **more))
         later = render(maps, Protocol(sequence, te=te * tr, tr=tr, **more))
         assert 0 <= later.item() <= signal.item() <= pd
@@ -193,10 +203,44 @@ def test_numpy_maps_and_many_angles_are_taken_alike():
     assert as_numpy.shape == (3, 3)
 
 
-def test_networks_know_the_paper_s_three_sequences_only():
-    assert [str(s) for s in SEQUENCES] == ["MPRAGE", "spin echo", "FLAIR"]  # their order is in the trained weights
-    with pytest.raises(ProtocolError, match="not inferred from a spoiled gradient echo, only rendered as one"):
-        GRADIENT_ECHO.settings()
+# Inversion, then a gradient echo of any angle -----------------------------------------------------------------
+
+
+@given(pd=fraction, t1=positive, t2=positive, tr=positive, te=fraction, ti=fraction)
+@few_examples
+def test_an_inversion_and_a_quarter_turn_are_a_flair(pd, t1, t2, tr, te, ti):
+    tissue, times = tensor(pd, t1, t2), (te * tr, tr, ti * tr)
+    quarter = inversion_gradient_echo(*tissue, *times, math.pi / 2)
+    assert_close(quarter, flair(*tissue, *times), rtol=1e-9, atol=1e-12)
+
+
+@given(pd=fraction, t1=positive, t2=positive, tr=positive, te=fraction, ti=fraction)
+@few_examples
+def test_an_inversion_and_a_small_angle_are_an_mprage_times_the_angle_s_sine(pd, t1, t2, tr, te, ti):
+    tissue, times, angle = tensor(pd, t1, t2), (te * tr, tr, ti * tr), 1e-5
+    small = inversion_gradient_echo(*tissue, *times, angle) / math.sin(angle)
+    assert_close(small, mprage(*tissue, *times), rtol=1e-6, atol=1e-12)
+
+
+def test_no_angle_moves_the_null_point_of_an_inversion():
+    for tissue in TISSUES.values():
+        ti = null_ti(tissue[1], 3.0, "inversion-recovery gradient echo")
+        for angle in (2, 9, 45, 90):
+            assert inversion_gradient_echo(*tensor(*tissue), 0.004, 3.0, ti, math.radians(angle)).abs() < 1e-12
+
+
+# Real parts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_real_part_is_negative_before_the_null_point_and_its_magnitude_is_the_other_image():
+    times = {"te": 0.01, "tr": 5.0, "ti": 0.2}
+    real, magnitude = (Protocol("FLAIR", **times, signed=signed) for signed in (True, False))
+    maps = image(*TISSUES["CSF"])
+    settings = torch.stack([p.settings() for p in (real, magnitude)])[None].double()
+    shown = shown_signal(maps, settings)[0, :, 0, 0]
+    assert shown[0] < 0 < shown[1] == -shown[0]
+    assert render(maps, real).item() == pytest.approx(shown[0].item(), rel=1e-6)
+    assert render(maps, magnitude).item() == pytest.approx(shown[1].item(), rel=1e-6)
 
 
 # Steady state, by stepping the Bloch equations ----------------------------------------------------------------
@@ -258,6 +302,13 @@ class TestSteadyState:
         stepped = pd * math.sin(alpha) * bloch_steady_state(t1, t2, te, tr, flip_angle=alpha)
         assert_close(spoiled_gradient_echo(*tensor(pd, t1, t2), te, tr, alpha).item(), stepped, rtol=0, atol=1e-5)
 
+    @pytest.mark.parametrize(("ti", "angle"), [(0.9, 9), (0.3, 60), (1.5, 90)])
+    def test_inversion_gradient_echo(self, tissue, ti, angle):
+        (pd, t1, t2), alpha = TISSUES[tissue], math.radians(angle)
+        stepped = pd * math.sin(alpha) * bloch_steady_state(t1, t2, 0.004, 2.5, ti, flip_angle=alpha)
+        found = inversion_gradient_echo(*tensor(pd, t1, t2), 0.004, 2.5, ti, alpha).item()
+        assert_close(found, stepped, rtol=0, atol=1e-5)
+
     @pytest.mark.parametrize(("te", "tr", "ti"), [(0.091, 9.0, 2.5), (0.1, 3.0, 0.7)])
     def test_refocusing_pulse_adds_the_term_the_short_forms_leave_out(self, tissue, te, tr, ti):
         _, t1, t2 = TISSUES[tissue]
@@ -285,7 +336,7 @@ def test_values_and_gradients_stay_finite_at_the_ends_of_the_range(dtype, quanti
     maps = image(**{"pd": 0.7, "t1": 1.0, "t2": 0.1, quantity: value}, dtype=dtype)
     for quantity_map in maps:
         quantity_map.requires_grad_()
-    batch = torch.stack([protocol.settings() for protocol in OF_SCANS])[None].to(dtype)
+    batch = torch.stack([protocol.settings() for protocol in EVERY_PROTOCOL])[None].to(dtype)
     for signal in (*(closed_form(maps, protocol) for protocol in EVERY_PROTOCOL), signed_signal(maps, batch)):
         assert signal.dtype == dtype
         assert signal.isfinite().all()
@@ -300,9 +351,12 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(mprage, (pd, t1, t2, te, tr, ti))
     assert torch.autograd.gradcheck(flair, (pd, t1, t2, te, tr, ti))
     assert torch.autograd.gradcheck(spin_echo, (pd, t1, t2, te, tr))
-    assert torch.autograd.gradcheck(spoiled_gradient_echo, (pd, t1, t2, te, tr, torch.tensor(0.4, **leaf)))
+    angle = torch.tensor(0.4, **leaf)
+    assert torch.autograd.gradcheck(spoiled_gradient_echo, (pd, t1, t2, te, tr, angle))
+    assert torch.autograd.gradcheck(inversion_gradient_echo, (pd, t1, t2, te, tr, ti, angle))
     maps = [m.detach().reshape(1, 1, -1).requires_grad_() for m in (pd, t1, t2)]
-    batch = torch.stack([p.settings() for p in REFERENCE.values()])[None].double()
+    batch = torch.stack([p.settings() for p in (*REFERENCE.values(), GRADIENT_ECHO, INVERTED_GRADIENT_ECHO)])[None]
+    batch = batch.double()
     assert torch.autograd.gradcheck(lambda *maps: signed_signal(TissueMaps(*maps), batch), maps)
 
 
@@ -316,11 +370,10 @@ def random_maps(n, y=3, x=4):
 
 
 @pytest.mark.parametrize("protocol", EVERY_PROTOCOL, ids=str)
-def test_render_is_the_magnitude_of_the_signed_signal(protocol):
+def test_render_is_the_magnitude_of_the_signed_signal_or_the_signal_of_a_real_part(protocol):
     maps = random_maps(2)
     signed = closed_form(maps, protocol)
-    assert_close(render(maps, protocol), signed.abs())
-    assert (render(maps, protocol) >= 0).all()
+    assert_close(render(maps, protocol), signed if protocol.signed else signed.abs())
 
 
 def test_times_below_the_floor_are_the_floor_s_as_tensors_and_as_arrays():
@@ -356,11 +409,14 @@ def test_short_ti_makes_negative_signal_that_only_the_magnitude_hides():
 
 def test_signal_of_a_mixed_batch_is_that_of_each_closed_form():
     maps = random_maps(2)
-    rows = [[UNSEEN[1], REFERENCE["T2w"], REFERENCE["FLAIR"]], [REFERENCE["FLAIR"], UNSEEN[0], UNSEEN[5]]]
+    rows = [
+        [UNSEEN[1], REFERENCE["T2w"], REFERENCE["FLAIR"], GRADIENT_ECHO, INVERTED_GRADIENT_ECHO],
+        [REFERENCE["FLAIR"], INVERTED_GRADIENT_ECHO, UNSEEN[0], UNSEEN[5], GRADIENT_ECHO],
+    ]
     batch = torch.stack([torch.stack([p.settings() for p in row]) for row in rows])
     assert batch[0, 1, 3] == 0  # a spin echo carries TI 0, not a missing value
     signal = signed_signal(maps, batch)
-    assert signal.shape == (2, 3, 3, 4)
+    assert signal.shape == (2, 5, 3, 4)
     for n, row in enumerate(rows):
         for m, protocol in enumerate(row):
             expected = closed_form(TissueMaps(*(t[n] for t in maps)), protocol)
@@ -433,7 +489,7 @@ def test_numbers_of_any_library_are_numbers():
     assert Protocol("spin echo", te=np.float32(0.1), tr=np.int64(3)).tr == 3
 
 
-@pytest.mark.parametrize("protocol", OF_SCANS, ids=str)
+@pytest.mark.parametrize("protocol", EVERY_PROTOCOL, ids=str)
 def test_settings_make_a_round_trip(protocol):
     assert Protocol.from_settings(protocol.settings()) == protocol
 
@@ -442,8 +498,19 @@ def test_settings_make_a_round_trip(protocol):
 @few_examples
 def test_settings_of_any_protocol_in_whole_milliseconds_make_a_round_trip(sequence, tr, te, ti):
     te, ti = (max(1, int(f * min(tr, 1900))) / 1000 for f in (te, ti))
-    protocol = Protocol(sequence, te=te, tr=tr / 1000, ti=ti if sequence.inverts else None)
+    protocol = Protocol(sequence, te=te, tr=tr / 1000, **angle_and_inversion(sequence, ti))
     assert Protocol.from_settings(protocol.settings()) == protocol
+
+
+def test_the_sequences_keep_their_numbers_which_are_in_trained_weights():
+    assert SEQUENCES[:3] == ("MPRAGE", "spin echo", "FLAIR")
+    assert SEQUENCES[3:] == ("spoiled gradient echo", "inversion-recovery gradient echo")
+
+
+def test_settings_are_six_numbers_in_seconds_and_radians():
+    protocol = Protocol("inversion-recovery gradient echo", 0.004, 2.5, 0.9, flip_angle_deg=90, signed=True)
+    assert protocol.settings().tolist() == pytest.approx([4, 0.004, 2.5, 0.9, math.pi / 2, 1])
+    assert GRADIENT_ECHO.settings().tolist() == pytest.approx([3, 0.004, 0.02, 0, math.radians(25), 0])
 
 
 def test_a_protocol_reads_as_at_the_console():

@@ -123,6 +123,19 @@ def test_a_person_s_tissues_vary_together_but_not_in_step(people):
     assert np.corrcoef(logs.T)[0, 1] == pytest.approx(0.5, abs=0.1)
 
 
+def test_people_of_twice_the_spread_differ_twice_as_much():
+    usual, wide = (
+        np.log(in_vivo_3t().draw(np.random.default_rng(3), spread) / in_vivo_3t().median) for spread in (1.0, 2.0)
+    )
+    np.testing.assert_allclose(wide[:, 1:], 2 * usual[:, 1:], rtol=1e-9)
+    assert np.abs(usual[:, 1:]).max() > 0.02
+
+
+def test_no_spread_is_everyone_alike_and_no_spread_makes_more_water_than_water():
+    np.testing.assert_allclose(in_vivo_3t().draw(np.random.default_rng(0), 0.0), in_vivo_3t().median)
+    assert max(in_vivo_3t().draw(np.random.default_rng(seed), 5.0)[:, 0].max() for seed in range(50)) == 1
+
+
 def test_the_seed_decides_who_it_is():
     one, again, other = (in_vivo_3t().draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(one, again)

@@ -17,12 +17,21 @@ from torch import nn
 
 from phyldm_core import training
 from phyldm_core.diffusion import DiffusionObjective, Latents, TissueTransformer
-from phyldm_core.losses import VAEBatch, VAEData, VAELoss, VAEObjective, fluid_prior, gain_per_scan, solve_gain
+from phyldm_core.losses import (
+    SCANS_A_STEP,
+    VAEBatch,
+    VAEData,
+    VAELoss,
+    VAEObjective,
+    fluid_prior,
+    gain_per_scan,
+    solve_gain,
+)
 from phyldm_core.machine import processes
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.running.profiles import SMOKE
-from phyldm_core.slices import Slices
+from phyldm_core.slices import LAYERS, Slices
 from phyldm_core.tissue import TISSUES, in_vivo_3t
 from phyldm_core.training import Schedule, training_loop
 from phyldm_core.vae import TYPICAL_SIGNAL, PoEVAE
@@ -57,9 +66,9 @@ def slices(truth) -> Slices:
 def batch(slices) -> VAEBatch:
     data = VAEData(slices, VAELoss())
     common = torch.tensor([True, False] * 3)
-    return VAEBatch(
-        slices.images / TYPICAL_SIGNAL, data.level, slices.settings, slices.observed, slices.observed, common
-    )
+    images, level, observed = slices.images / TYPICAL_SIGNAL, data.level, slices.observed
+    inputs, unit = images / level[..., None, None], torch.ones_like(level)
+    return VAEBatch(images, inputs, level, unit, slices.settings, observed, observed, common)
 
 
 def objective(weights=SMOKE.vae_loss, **changes) -> VAEObjective:
@@ -128,6 +137,7 @@ def test_scans_that_do_not_exist_are_not_heard(batch):
     nn.init.normal_(asked.vae.decoder.head[0].weight, std=0.1)  # so that its maps are not the prior everywhere
     changed = batch._replace(
         images=torch.where(batch.observed[..., None, None], batch.images, 5.0),
+        inputs=torch.where(batch.observed[..., None, None], batch.inputs, 5.0),
         settings=torch.where(batch.observed[..., None], batch.settings, SETTINGS),
     )
     for step in (0, SMOKE.vae_loss.adversarial_after):  # before and after the adversary is heard
@@ -144,6 +154,19 @@ def test_a_scan_that_is_held_back_is_still_to_be_predicted(batch):
     one, other = (losses(asked, batch._replace(shown=shown, images=i)) for i in (batch.images, brighter))
     assert one["kl"] == other["kl"]
     assert one["l1"] != other["l1"]
+
+
+def test_what_no_scan_that_is_shown_covers_is_not_asked_for(truth, batch):
+    batch, said, half = batch._replace(common=batch.common | True), logs(truth), torch.arange(SIZE) >= SIZE // 2
+    wrong_there = saying(said + half.roll(2) * half)  # off by a factor of e, from two pixels beyond the border on
+    assert losses(wrong_there, batch)["l1"] > 0.1
+    stripped = batch._replace(inputs=torch.where(half, 0.0, batch.inputs))
+    found = losses(wrong_there, stripped)
+    assert found["l1"] < 1e-3
+    first = torch.tensor([True, False, False]).expand_as(batch.observed)
+    only_others = batch._replace(inputs=torch.where(half & first[..., None, None], 0.0, batch.inputs))
+    torch.testing.assert_close(losses(wrong_there, only_others)["l1"], losses(wrong_there, batch)["l1"])
+    torch.testing.assert_close(losses(wrong_there, only_others._replace(shown=first))["l1"], found["l1"])
 
 
 def test_the_scans_teach_pd_t1_and_t2(truth, batch):
@@ -213,6 +236,73 @@ def test_images_are_mirrored_half_of_the_time_and_otherwise_as_scanned(slices):
             assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
             same += torch.equal(image, original)
     assert same / (100 * N) == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_dark_scan_tells_as_much_as_a_bright_one_where_misfits_are_relative(slices):
+    dark = replace(slices, images=slices.images * torch.tensor([1.0, 1.0, 0.1])[:, None, None])
+    for relative in (False, True):
+        data = VAEData(dark, VAELoss(relative=relative))
+        batch = data.batch(torch.arange(N), torch.Generator().manual_seed(0))
+        assert torch.equal(batch.unit, data.level if relative else torch.ones_like(data.level))
+    fractions = batch.images.amax((2, 3)) / batch.unit
+    assert (fractions[:, 2] > 1).all() and (fractions[:, 2] < 3).all()  # of its own brightness
+
+
+def misfit_of(unit: float, truth, batch) -> float:
+    changed = batch._replace(unit=batch.unit * unit, common=batch.common | True)
+    return losses(saying(logs(truth) + 0.1), changed)["l1"].item()
+
+
+def test_a_misfit_is_measured_in_the_scan_s_unit(truth, batch):
+    assert misfit_of(2.0, truth, batch) == pytest.approx(misfit_of(1.0, truth, batch) / 2, rel=1e-4)
+
+
+def many_scans(slices, n=9, observed=True) -> Slices:
+    """Each person with ``n`` scans that differ in brightness."""
+    images = slices.images[:, :1] * torch.linspace(1, 2, n)[:, None, None]
+    settings = slices.settings[:, :1].repeat(1, n, 1)
+    settings[..., 3] = torch.linspace(0.5, 1.3, n)
+    return replace(slices, images=images, settings=settings, observed=torch.full((N, n), observed))
+
+
+def test_of_many_scans_a_step_holds_a_session_of_others_each_time(slices):
+    data, generator = VAEData(many_scans(slices), VAELoss(keep_scan=1.0)), torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(40):
+        batch = data.batch(torch.arange(N), generator)
+        assert batch.images.shape[1] == batch.settings.shape[1] == batch.level.shape[1] == SCANS_A_STEP
+        ti = batch.settings[..., 3]
+        assert all(len(row.unique()) == SCANS_A_STEP for row in ti)
+        level = batch.images.amax((2, 3)) / batch.images.amax((2, 3)).amin(1, keepdim=True)
+        expected = 1 + (ti - 0.5) / 0.8  # brightness still goes with its settings
+        torch.testing.assert_close(level, expected / expected.amin(1, keepdim=True), rtol=1e-4, atol=1e-4)
+        seen |= {tuple(row.tolist()) for row in ti}
+    assert len(seen) > 100
+
+
+def test_what_the_encoder_sees_is_spoiled_and_what_it_is_asked_for_is_not(slices, truth):
+    head = truth[:, 0] > 0
+    with_layers = replace(slices, layers=torch.where(head, LAYERS.index("brain"), LAYERS.index("air")).to(torch.uint8))
+    data, generator = VAEData(with_layers, VAELoss(keep_scan=1.0)), torch.Generator().manual_seed(0)
+    whole = slices.images / TYPICAL_SIGNAL
+    spoiled_scans, factors = 0, []
+    for _ in range(20):
+        batch = data.batch(torch.arange(N), generator)
+        for row, image, scan in zip(batch.inputs, batch.images, whole, strict=True):
+            assert torch.equal(image, scan) or torch.equal(image, scan.flip(-1))
+            spoiled_scans += int(((row == 0) & (image > 0.3)).flatten(1).any(1).sum())
+        factors.append((batch.inputs.amax((2, 3)) * batch.level / batch.images.amax((2, 3)))[batch.shown])
+        assert (batch.inputs.amax((2, 3))[batch.shown] < 6).all()
+    assert 0.1 < spoiled_scans / (20 * slices.observed.sum()) < 0.7
+    assert torch.cat(factors).log().std() > 0.05  # no brightness that a network could rest on
+
+
+def test_slices_above_a_head_are_not_drawn(slices):
+    layers = torch.full((N, SIZE, SIZE), LAYERS.index("other"), dtype=torch.uint8)
+    layers[0] = LAYERS.index("air")
+    data = VAEData(replace(slices, layers=layers), VAELoss())
+    drawn = torch.cat([data.draw(5, torch.Generator().manual_seed(seed)) for seed in range(40)])
+    assert set(drawn.tolist()) == set(range(1, N))
 
 
 # --- the loop -------------------------------------------------------------------------------------

@@ -11,10 +11,22 @@ from hypothesis import strategies as st
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol
 from phyldm_core.running.profiles import LAPTOP, PAPER, SMOKE
 from phyldm_core.slices import brightness
-from phyldm_core.vae import PRIOR_MEDIANS, Enlarge, PoEVAE, Posterior, product_of_experts, scan_features
+from phyldm_core.vae import (
+    N_FEATURES,
+    PRIOR_MEDIANS,
+    Enlarge,
+    PoEVAE,
+    Posterior,
+    covered,
+    product_of_experts,
+    scan_features,
+)
 
 N, M, Y, X = 2, 3, 32, 32
 SETTINGS = torch.stack([protocol.settings() for protocol in REFERENCE.values()]).expand(N, -1, -1)
+OF_AN_ANGLE = [Protocol("spoiled gradient echo", te=0.004, tr=0.02, flip_angle_deg=angle) for angle in (5, 25)] + [
+    Protocol("inversion-recovery gradient echo", te=0.004, tr=2.5, ti=0.9, flip_angle_deg=9)
+]
 ALL = torch.ones(N, M, dtype=torch.bool)
 COMMON = torch.ones(N, dtype=torch.bool)
 LEVEL = torch.ones(N, M)
@@ -36,6 +48,11 @@ def experts(n=2, m=3, seed=0):
     return torch.randn(2, n, m, 4, 5, 6, generator=generator).double()
 
 
+def coverage(shares):
+    """``(n, m)`` shares → ``(n, m, y, x)``: each scan covers every place equally."""
+    return torch.as_tensor(shares).double()[..., None, None].expand(-1, -1, 5, 6)
+
+
 def awaken(vae: PoEVAE):
     """Move every weight a little, as the first training steps do, so that nothing is zero any more."""
     generator = torch.Generator().manual_seed(2)
@@ -50,14 +67,14 @@ def awaken(vae: PoEVAE):
 
 def test_a_single_expert_is_believed():
     mean, log_variance = experts(m=1)
-    posterior = product_of_experts(mean, log_variance, torch.ones(2, 1, dtype=torch.bool))
+    posterior = product_of_experts(mean, log_variance, coverage([[1]] * 2))
     torch.testing.assert_close(posterior.mean, mean[:, 0])
     torch.testing.assert_close(posterior.log_variance, log_variance[:, 0])
 
 
 def test_two_experts_of_one_mind_are_twice_as_sure():
     mean, log_variance = (e.expand(-1, 2, -1, -1, -1) for e in experts(m=1))
-    posterior = product_of_experts(mean, log_variance, torch.ones(2, 2, dtype=torch.bool))
+    posterior = product_of_experts(mean, log_variance, coverage([[1, 1]] * 2))
     torch.testing.assert_close(posterior.mean, mean[:, 0])
     torch.testing.assert_close(posterior.log_variance.exp(), log_variance[:, 0].exp() / 2)
 
@@ -65,7 +82,7 @@ def test_two_experts_of_one_mind_are_twice_as_sure():
 @given(st.lists(st.booleans(), min_size=4, max_size=4).filter(any), st.integers(0, 100))
 def test_precisions_add_and_means_are_weighted_by_them(observed, seed):
     mean, log_variance = experts(n=1, m=4, seed=seed)
-    posterior = product_of_experts(mean, log_variance, torch.tensor([observed]))
+    posterior = product_of_experts(mean, log_variance, coverage([observed]))
     precision = (1 / log_variance.exp())[:, observed]
     torch.testing.assert_close(1 / posterior.log_variance.exp(), precision.sum(1))
     torch.testing.assert_close(posterior.mean, (precision * mean[:, observed]).sum(1) / precision.sum(1))
@@ -73,19 +90,38 @@ def test_precisions_add_and_means_are_weighted_by_them(observed, seed):
 
 def test_a_missing_modality_leaves_the_posterior_of_the_others():
     mean, log_variance = experts(m=3)
-    observed = torch.tensor([[True, False, True]] * 2)
-    with_gap = product_of_experts(mean, log_variance, observed)
-    others = product_of_experts(mean[:, ::2], log_variance[:, ::2], observed[:, ::2])
+    seen = coverage([[1, 0, 1]] * 2)
+    with_gap = product_of_experts(mean, log_variance, seen)
+    others = product_of_experts(mean[:, ::2], log_variance[:, ::2], seen[:, ::2])
     for a, b in zip(with_gap, others, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_the_order_of_scans_does_not_matter():
     mean, log_variance = experts()
-    forth = product_of_experts(mean, log_variance, ALL)
-    back = product_of_experts(mean.flip(1), log_variance.flip(1), ALL)
+    forth = product_of_experts(mean, log_variance, coverage(ALL))
+    back = product_of_experts(mean.flip(1), log_variance.flip(1), coverage(ALL))
     for a, b in zip(forth, back, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_where_no_scan_sees_anything_there_is_the_prior():
+    mean, log_variance = experts(m=2)
+    seen = coverage([[1, 1]] * 2).clone()
+    seen[:, :, 2:4] = 0
+    posterior = product_of_experts(mean, log_variance, seen)
+    assert (posterior.mean[:, :, 2:4] == 0).all() and (posterior.log_variance[:, :, 2:4] == 0).all()
+    everywhere = product_of_experts(mean, log_variance, coverage([[1, 1]] * 2))
+    torch.testing.assert_close(posterior.mean[:, :, :2], everywhere.mean[:, :, :2], rtol=0, atol=0)
+
+
+def test_a_scan_that_covers_half_a_pixel_counts_half():
+    mean, log_variance = experts(n=1, m=2)
+    posterior = product_of_experts(mean, log_variance, coverage([[1, 0.5]]))
+    (one, other), precision = mean[0], (1 / log_variance.exp())[0]
+    torch.testing.assert_close(1 / posterior.log_variance.exp()[0], precision[0] + precision[1] / 2)
+    expected = (precision[0] * one + precision[1] / 2 * other) / (precision[0] + precision[1] / 2)
+    torch.testing.assert_close(posterior.mean[0], expected)
 
 
 def test_kl_is_zero_for_the_unit_gaussian_only():
@@ -107,13 +143,23 @@ def test_samples_have_the_posterior_s_mean_and_spread():
 
 
 def test_every_setting_of_the_console_reaches_the_network():
-    protocols = [*REFERENCE.values(), *UNSEEN]
+    protocols = [*REFERENCE.values(), *UNSEEN, *OF_AN_ANGLE]
     settings, n = torch.stack([p.settings() for p in protocols]), len(protocols)
     features = scan_features(settings, torch.ones(n), torch.ones(n, dtype=torch.bool))
-    assert features.shape == (n, 8)
+    assert features.shape == (n, N_FEATURES)
     assert len(features.unique(dim=0)) == n
     assert features.abs().max() < 5  # scaled for a network
-    assert torch.isfinite(scan_features(torch.zeros(1, 4), torch.ones(1), torch.ones(1, dtype=torch.bool))).all()
+    assert torch.isfinite(scan_features(torch.zeros(1, 6), torch.ones(1), torch.ones(1, dtype=torch.bool))).all()
+
+
+def test_two_names_of_one_contrast_are_told_alike():
+    """An inversion recovery is the same images whether its 90° pulse makes a spin echo or a gradient echo."""
+    times = {"te": 0.01, "tr": 4.0, "ti": 0.6}
+    spin = Protocol("FLAIR", **times)
+    gradient = Protocol("inversion-recovery gradient echo", **times, flip_angle_deg=90)
+    settings = torch.stack([spin.settings(), gradient.settings()])
+    one, other = scan_features(settings, torch.ones(2), torch.ones(2, dtype=torch.bool))
+    torch.testing.assert_close(one, other)
 
 
 def test_brightness_is_physics_on_a_common_scale_and_means_nothing_otherwise(vae, images):
@@ -178,6 +224,42 @@ def test_any_subset_of_scans_gives_a_posterior_of_its_own_scans_only(vae, images
     assert torch.isfinite(posterior.mean).all() and torch.isfinite(posterior.log_variance).all()
     changed = torch.where(observed[..., None, None], images, 7.0)
     torch.testing.assert_close(vae.encode(changed, SETTINGS, observed, LEVEL, COMMON).mean, posterior.mean)
+
+
+def test_what_a_scan_does_not_cover_is_left_to_the_others(vae):
+    vae, wide = awaken(vae), torch.rand(N, M, 32, 128, generator=torch.Generator().manual_seed(3))
+    wide[:, 1, :, 64:] = 0
+    half, alone = torch.tensor([[True, True, False]] * N), torch.tensor([[True, False, False]] * N)
+    both, first = (vae.encode(wide, SETTINGS, observed, LEVEL, COMMON) for observed in (half, alone))
+    bare = 64 // vae.downsampling
+    for together, only in zip(both, first, strict=True):
+        torch.testing.assert_close(together[..., bare + 1 :], only[..., bare + 1 :], rtol=1e-5, atol=1e-6)
+        assert (together[..., :bare] - only[..., :bare]).abs().min() > 0
+
+
+def test_a_half_that_is_covered_by_nothing_is_the_prior(vae, images):
+    images[:, :, :, X // 2 :] = 0
+    posterior = awaken(vae).encode(images, SETTINGS, ALL, LEVEL, COMMON)
+    bare = X // 2 // vae.downsampling
+    for part in posterior:
+        assert (part[..., bare + 1 :] == 0).all()
+        assert (part[..., :bare] != 0).all()
+
+
+def test_the_encoder_sees_a_real_part_s_magnitude(vae, images):
+    sign = torch.where(images > 0.5, 1.0, -1.0)
+    vae = awaken(vae)
+    shown = [vae.encode(scans, SETTINGS, ALL, LEVEL, COMMON).mean for scans in (images, sign * images)]
+    torch.testing.assert_close(*shown, rtol=0, atol=0)
+
+
+def test_a_stripped_part_is_uncovered_and_a_single_zero_is_noise():
+    scan = torch.ones(1, 1, 20, 20)
+    scan[..., 5, 5] = 0
+    scan[..., 12:] = 0
+    there = covered(scan)
+    assert there[..., :12].all()
+    assert not there[..., 14:].any()  # two pixels from the border on
 
 
 def test_more_scans_make_it_surer(vae, images):

@@ -31,7 +31,8 @@ def vae_step() -> Callable:
     settings = torch.stack([p.settings() for p in REFERENCE.values()]).expand(n, -1, -1)
     everything = torch.ones(n, len(REFERENCE), dtype=torch.bool)
     images = torch.rand(n, len(REFERENCE), *LAPTOP.cohort.shape)
-    batch = VAEBatch(images, torch.ones(n, len(REFERENCE)), settings, everything, everything, everything[:, 0])
+    one = torch.ones(n, len(REFERENCE))
+    batch = VAEBatch(images, images, one, one, settings, everything, everything, everything[:, 0])
     return lambda: objective(batch, 0)["total"]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
+from torch.nn import functional
 
 from phyldm_core.losses import VAEBatch, VAELoss, VAEObjective
 from phyldm_core.machine.precision import best_precision
@@ -18,7 +19,7 @@ from phyldm_core.physics import REFERENCE, effective_protocol
 from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.scans.oasis3 import SESSION_CONTRASTS
 from phyldm_core.slices import MODALITIES
-from phyldm_core.vae import LOG_VARIANCE_RANGE, Enlarge, PoEVAE, product_of_experts, scan_features
+from phyldm_core.vae import LOG_VARIANCE_RANGE, Enlarge, PoEVAE, covered, product_of_experts, scan_features
 
 from .timing import Row, compare, peak_mib, slope, take_turns
 
@@ -41,7 +42,8 @@ def oasis3_batch(n: int, shape: tuple[int, int], hide: bool) -> VAEBatch:
     settings = torch.stack([effective_protocol(p).settings() for p in REFERENCE.values()]).expand(n, -1, -1)
     images = 2 * torch.rand(n, len(MODALITIES), *shape, generator=generator) * observed[..., None, None]
     common = torch.rand(n, generator=generator) < 0.5
-    return VAEBatch(images, torch.ones(observed.shape), settings * observed[..., None], observed, shown, common)
+    one = torch.ones(observed.shape)  # level and unit: the images are as bright as the encoder wants them
+    return VAEBatch(images, images, one, one, settings * observed[..., None], observed, shown, common)
 
 
 class PlainPaperVAE(PoEVAE):
@@ -50,10 +52,12 @@ class PlainPaperVAE(PoEVAE):
     def encode(self, images: Tensor, settings: Tensor, observed: Tensor, level: Tensor, common_scale: Tensor):
         n, m = observed.shape
         features = self.embed(scan_features(settings, level, common_scale[:, None].expand(n, m)))
-        padded = images * observed[..., None, None]
-        opinions = self.encoder(padded.flatten(0, 1)[:, None], features.flatten(0, 1)).unflatten(0, (n, m))
+        padded = (images * observed[..., None, None]).abs().flatten(0, 1)[:, None]
+        mask = covered(padded).to(padded.dtype)
+        opinions = self.encoder(torch.cat([padded, mask], 1), features.flatten(0, 1)).unflatten(0, (n, m))
         mean, log_variance = opinions.chunk(2, 2)
-        return product_of_experts(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), observed)
+        seen = functional.avg_pool2d(mask, self.downsampling)[:, 0].unflatten(0, (n, m))
+        return product_of_experts(mean, log_variance.clamp(*LOG_VARIANCE_RANGE), seen)
 
 
 def make_step(network: dict, paper: bool, batch: VAEBatch, half: bool = False) -> Callable[[], float]:

@@ -31,6 +31,7 @@ from .profiles import find_profile
 from .report import check_figures_page, duration, write_figures_page, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after Ctrl-C: a cell that nobody waits for any more
 
 NOTEBOOKS = carried("notebooks")
 ON_REQUEST = 13

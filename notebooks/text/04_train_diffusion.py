@@ -25,8 +25,8 @@
 # [Contents](00_overview.ipynb) · before: [03 Train the VAE](03_train_vae.ipynb) · next:
 # [05 Sample tissue](05_sample_tissue.ipynb)
 #
-# > **Kept outputs.** Pictures and numbers below were made by the generator before this one (a second latent that was decoded as a
-# > regression). Text and code are of the generator of compositions. `make reproduce` makes pictures and numbers anew.
+# > **Kept outputs.** The pictures and numbers below come from the previous generator. The text and code describe the present
+# > one. `make reproduce` makes pictures and numbers anew.
 
 # %% tags=["parameters"]
 profile = "laptop"

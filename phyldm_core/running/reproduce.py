@@ -157,6 +157,9 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = Fal
                 kernel_manager_class=this_interpreter(log, pdf),
                 coalesce_streams=True,  # of a progress bar, keep the last state only
             )
+        except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a cell that nobody waits for any more
+            raise
         except PapermillExecutionError as error:
             log.write(strip_color("\n".join(error.traceback)) + "\n")
             said = f"{error.ename}: {error.evalue}".splitlines()[0]

@@ -171,13 +171,20 @@ def test_what_is_finished_is_kept_and_more_people_are_added(evaluated, exported,
     [
         ((), "every head was seen in training"),
         (("--seen-heads", "--subjects", 1), "at least 2 subjects"),
-        (("--seen-heads", "--seed", -1), "--seed"),
         (("--anatomies", "no/such/folder"), "is not a folder"),
     ],
 )
 def test_one_sentence_says_why_not(exported, tmp_path, options, sentence):
     code, _, said = phyldm("evaluate", "--weights", exported, "--out", tmp_path / "out", *options)
-    assert code in (1, 2) and sentence in said and "Traceback" not in said
+    assert code == 1 and sentence in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_below_zero_is_refused_by_the_command_and_by_the_function(exported, tmp_path):
+    code, _, said = phyldm("evaluate", "--weights", exported, "--out", tmp_path / "out", "--seed", -1)
+    assert code == 2 and "--seed" in said and "Traceback" not in said
+    with pytest.raises(BadInput, match="a seed of 0 or more"):
+        next(examine(Examination(load_weights(exported), None, tmp_path / "out", seed=-1, seen=True)))
     assert not (tmp_path / "out").exists()
 
 

@@ -181,16 +181,13 @@ def test_smooth_fields_have_unit_spread_and_the_details_asked_for():
 # --- label maps of real people --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [slice(0, 15, 3), pytest.param(slice(0, 15), marks=pytest.mark.slow)],
-                         ids=["a third", "all"])  # fmt: skip
-def test_every_real_head_stands_upright_in_mni_axes(shared_data, which):
-    """A third of them each time: that a head is turned upright is asked of made ones, too."""
+def test_every_real_head_stands_upright_in_mni_axes(shared_data):
     folder = shared_data / "synthseg_labels"
     if not folder.is_dir():
         pytest.skip(f"no label maps at {folder}")
     names = find_anatomies(folder)
     assert len(names) == 15
-    for name in names[which]:
+    for name in names:
         head = load_anatomy(name, folder, slab_mm=4, head=False, blur_mm=0.7)
         left, right = sides(head.fractions[THALAMUS])
         assert left[2] == pytest.approx(right[2], abs=3), f"{name} is tilted"

@@ -202,7 +202,7 @@ def flip(n: int) -> np.ndarray:
     return matrix
 
 
-@pytest.mark.parametrize("suffixes", [("T1w",), pytest.param(("T1w", "T2w", "FLAIR"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffixes", [("T1w",), ("T1w", "T2w", "FLAIR")])
 def test_the_brain_found_lies_over_the_patient_s(shared_data, suffixes):
     """Noise stands where the skull was, without a valley of bone to find: some of the rim goes (Dice 0.91, 0.93)."""
     rng, noisy = np.random.default_rng(0), []

@@ -105,7 +105,7 @@ RELEASE = Profile(
         deformation=Deformation(translation_mm=5.0, ventricle_mm=4.0),
     ),
     vae_loss=replace(LAPTOP.vae_loss, relative=True),
-    vae_schedule=Schedule(steps=5000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    vae_schedule=Schedule(steps=3000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_kl=LAPTOP.composition_kl,

@@ -6,6 +6,7 @@ laptop can train. ``ddpm``: the paper's 1000 steps with a scaled-linear β, for 
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -33,10 +34,8 @@ from .machine.on_disk import in_a_file
 from .machine.processes import drawn, mean
 
 TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the clock divided by it
-LOGIT_OF_SIGMA = (1.2, 1.4)
-"""Mean and SD of the logit of σ in training. What all cells share (a person's tissue values, how much CSF there is)
-stands out of the noise √cells times sooner than a cell does: it is decided between σ = 0.99 and 0.9, which a logit
-about 0 hardly ever draws. Trained so, drawn people differed half as much as true ones."""
+LOGIT_OF_SIGMA = (0.4, 1.2)
+"""Mean and SD of the logit of σ in training: outlines are decided at a σ of 0.9, folds of cortex at 0.5."""
 SMALLEST_SCALE = 0.02  # a channel that hardly varies is not blown up to unit SD
 CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1)}
 """What of a slice can be asked for, with its typical middle and spread: how high it lies in the stack, −1 to 1, and
@@ -161,10 +160,22 @@ class Latents:
 
     def __init__(self, means: Tensor, conditions: Tensor, like: Latents | None = None):
         self.mean = means.mean((0, 2, 3)) if like is None else like.mean
-        self.scale = means.std((0, 2, 3)).clamp_min(SMALLEST_SCALE) if like is None else like.scale
+        self.scale = self._scale(means) if like is None else like.scale
         shift, scale = self.mean[:, None, None], self.scale[:, None, None]
         self.values = in_a_file((part - shift) / scale for part in means.split(256))
         self.conditions = conditions
+
+    @staticmethod
+    def _scale(means: Tensor) -> Tensor:
+        """SD of each channel; that of a channel without a pattern is larger by √cells.
+
+        Such a channel holds one number of the person, told by every cell. At unit SD it would stand out of the noise
+        √cells times sooner than a cell does, at a σ of 0.99 that training hardly ever draws.
+        """
+        one_number = means.std((2, 3)).amax(0) < 1e-6
+        cells = math.prod(means.shape[2:])
+        scale = means.std((0, 2, 3)).clamp_min(SMALLEST_SCALE)
+        return torch.where(one_number, scale * math.sqrt(cells), scale)
 
     def __len__(self):
         return len(self.values)

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..composition import Composition, CompositionVAE, compose, csf_share
 from ..diffusion import Latents
 from ..inference import INFERENCE_BATCH, encode, infer
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
+from ..people.anatomy import smooth_field
 from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..vae import PoEVAE
@@ -79,20 +81,56 @@ def composed(
     return Composed(in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), slices.position)
 
 
+BENT = 3
+"""Bent copies of each training slice: slices are few, and a flow that sees the same ones again learns them by heart."""
+
+ROTATION, LOG_SCALE = 0.03, 0.04  # SD: radians; of the logarithm, each axis
+BEND_MM = {60.0: 2.0, 16.0: 0.4}  # width of details → SD of how far they move: lobes, gyri
+
+
+def bent(part: Composition, voxel_mm: float, generator: torch.Generator) -> Composition:
+    """Slices rotated, scaled and bent, each in its own way, as people differ in one plane."""
+    n, _, ny, nx = part.shares.shape
+    turn, along, across = torch.randn(3, n, generator=generator)
+    turn, aspect = ROTATION * turn, ny / nx
+    wide, high = (LOG_SCALE * across).exp(), (LOG_SCALE * along).exp()
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = turn.cos() * wide, turn.sin() * high * aspect
+    theta[:, 1, 0], theta[:, 1, 1] = -turn.sin() * wide / aspect, turn.cos() * high
+    grid = functional.affine_grid(theta, [n, 1, ny, nx], align_corners=False)
+    for width, sd in BEND_MM.items():
+        moved = sd / voxel_mm * smooth_field((ny, nx), width / voxel_mm, generator, channels=2 * n)
+        grid = grid + moved.view(n, 2, ny, nx).movedim(1, -1) * 2 / grid.new_tensor([nx, ny])
+    shares = functional.grid_sample(part.shares, grid, align_corners=False)
+    shares[:, 0] += 1 - shares.sum(1)  # beyond the edge there is air
+    coarse = functional.interpolate(grid.movedim(-1, 1), size=part.texture.shape[2:], mode="area").movedim(1, -1)
+    return Composition(shares, part.values, functional.grid_sample(part.texture, coarse, align_corners=False))
+
+
 @torch.no_grad()
-def joined(autoencoder: CompositionVAE, slices: Composed, like: Latents | None = None) -> Latents:
-    """Latents of all slices and of their mirror images, with height and share of CSF; normalised ``like`` others."""
-    half, told = best_precision() == "bf16", []
+def joined(
+    autoencoder: CompositionVAE, slices: Composed, like: Latents | None = None, copies: int = 0, voxel_mm: float = 1.0
+) -> Latents:
+    """Latents of all slices, and of their mirror images, with height and share of CSF; normalised ``like`` others.
+
+    Parameters
+    ----------
+    copies
+        :func:`bent` ones of every slice and of its mirror image.
+    """
+    half, told, generator = best_precision() == "bf16", [], torch.Generator().manual_seed(0)
 
     def means() -> Iterator[Tensor]:
-        for mirrored in (False, True):
-            for rows in torch.arange(len(slices.shares)).split(INFERENCE_BATCH):
-                part = slices.part(rows)
-                told.append(torch.stack([slices.height[rows], csf_share(part.shares)], 1))
-                if mirrored:
-                    part = replace(part, shares=part.shares.flip(-1), texture=part.texture.flip(-1))
-                with torch.autocast(autoencoder.device.type, torch.bfloat16, enabled=half):
-                    yield autoencoder.join(part)
+        for copy in range(1 + copies):
+            for mirrored in (False, True):
+                for rows in torch.arange(len(slices.shares)).split(INFERENCE_BATCH):
+                    part = slices.part(rows)
+                    if mirrored:
+                        part = replace(part, shares=part.shares.flip(-1), texture=part.texture.flip(-1))
+                    part = bent(part, voxel_mm, generator) if copy else part
+                    told.append(torch.stack([slices.height[rows], csf_share(part.shares)], 1))
+                    with torch.autocast(autoencoder.device.type, torch.bfloat16, enabled=half):
+                        yield autoencoder.join(part)
 
     values = in_a_file(means())
     return Latents(values, torch.cat(told), like)

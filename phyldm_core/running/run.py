@@ -38,7 +38,7 @@ from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
 from ..weights import Weights
 from .describe import describe
-from .latents import Composed, apart, composed, csf_quantiles, joined, latents
+from .latents import BENT, Composed, apart, composed, csf_quantiles, joined, latents
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
 
@@ -254,7 +254,8 @@ class Run:
             return self.fine_latents(split)
         if split not in self._joined:
             like = None if split == "train" else self.drawn_latents("train")
-            self._joined[split] = joined(self.composition(), self.compositions(split), like)
+            copies, voxel_mm = BENT if split == "train" else 0, self.recipe.voxel_mm
+            self._joined[split] = joined(self.composition(), self.compositions(split), like, copies, voxel_mm)
         return self._joined[split]
 
     def train_diffusion(self) -> Iterator[Step]:

@@ -24,6 +24,7 @@ def best_precision() -> str:
     return "bf16" if bf16_speed_up() > WORTHWHILE else "no"
 
 
+@torch.enable_grad()  # whoever asks first may want none
 def bf16_speed_up(rounds: int = 5) -> float:
     """How many times as fast as in float32 a 3×3 convolution and its gradients are in bf16, on this CPU."""
     image, kernel = torch.randn(6, 64, 56, 40), torch.randn(64, 64, 3, 3)  # a layer of the laptop's decoder

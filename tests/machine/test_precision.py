@@ -46,3 +46,8 @@ def test_what_the_first_process_chose_is_everybody_s(monkeypatch):
 
     monkeypatch.setattr(processes, "broadcast_object_list", from_the_first)
     assert processes.agreed("no") == "bf16"
+
+
+def test_speed_is_told_also_where_no_gradients_are_wanted():
+    with torch.no_grad():
+        assert precision.bf16_speed_up(rounds=1) > 0

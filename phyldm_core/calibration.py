@@ -21,11 +21,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .inference import SIGNAL_ERROR, Explained, explain, infer, posterior_sd
-from .losses import WATER_SPREAD
-from .physics import SEQUENCES, TissueMaps, shown_signal
+from .inference import SIGNAL_ERROR, Explained, explain, infer, posterior_sd, signal_slopes, water_slope
+from .physics import SEQUENCES, TissueMaps
 from .slices import MAPS, SUBSETS, Person, Slices, Truth
-from .tissue import water_line
 
 NAME = "posterior_sd.json"
 """The file in the folder of a VAE."""
@@ -137,8 +135,6 @@ def _key(settings: Tensor, shown: Tensor) -> str:
 PEOPLE_SD = (0.08, 0.25, 0.3)
 """SD of log PD, T1 and T2 before any scan is seen: tissues of one kind, among people, methods and diseases."""
 
-STEP = 1e-2  # of a logarithm: small against what matters, large against single precision
-
 
 @torch.no_grad()
 def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) -> TissueMaps:
@@ -150,22 +146,12 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
     """
     shown = slices.observed if shown is None else shown & slices.observed
     logs = explained.maps.stack().log()
-
-    def signals(of: Tensor) -> Tensor:
-        return explained.gain[:, None, None] * shown_signal(of.exp().unbind(1), slices.settings)
-
-    here, slopes = signals(logs), []
-    for p in range(3):
-        nudged = logs.clone()
-        nudged[:, p] += STEP
-        slopes.append((signals(nudged) - here) / STEP)
+    here, slopes = signal_slopes(logs, slices.settings, explained.gain)
     doubt = (explained.noise[:, None, None] ** 2 + (SIGNAL_ERROR * here) ** 2).sqrt()
-    slopes = torch.stack(slopes, -1) / doubt[..., None] * shown[..., None, None, None]  # (n, m, y, x, 3)
+    slopes = slopes / doubt[..., None] * shown[..., None, None, None]
     curvature = torch.einsum("nmyxp,nmyxq->nyxpq", slopes, slopes)
     curvature += torch.diag(logs.new_tensor(PEOPLE_SD) ** -2)
-    a, b = water_line()
-    share = b / explained.maps.t1 / (a + b / explained.maps.t1)  # of the line's slope that is T1's
-    line = torch.stack([torch.ones_like(share), -share, torch.zeros_like(share)], -1) / WATER_SPREAD
+    line, _ = water_slope(logs)
     curvature += line[..., :, None] * line[..., None, :]
     sd = torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().movedim(-1, 1)
     return TissueMaps.from_stack(sd * explained.maps.stack())

@@ -21,11 +21,11 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from .losses import fluid_prior, water_prior
+from .losses import WATER_SPREAD, fluid_prior, water_prior
 from .machine.precision import best_precision
 from .physics import TissueMaps, shown_signal
 from .slices import Slices, brightness
-from .tissue import NOISE_SQUARED, fit_three_tissues
+from .tissue import NOISE_SQUARED, fit_three_tissues, water_line
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, covered
 
 INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
@@ -152,10 +152,11 @@ def explain(
 ) -> Explained:
     """Tissue maps of one session that explain its scans, each with its own unknown gain.
 
-    In three steps. The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these
+    The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these
     three tell the person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). With the gains known
     the encoder sees the scans again, on one scale; its maps are set right, tissue by tissue; and the latent moves, by
-    gradient, until decoder and signal equations explain every pixel, robustly.
+    gradient, until decoder and signal equations explain every pixel, robustly. What the decoder is too smooth to say,
+    each pixel then says for itself (:func:`sharpened`).
 
     Parameters
     ----------
@@ -329,8 +330,68 @@ def _move(
         latent.grad = slope
         optimizer.step()
     with torch.no_grad():
-        maps = vae.decode(latent).stack()
+        maps = sharpened(vae.decode(latent).stack(), scans, gain)
         return maps, misfit_of(maps) / head.sum((1, 2)).clamp_min(1)
 
 
 TETHER = 1e-3  # holds what no pixel asks for, outside the head, where it was
+
+OWN = (0.05, 0.1, 0.1)
+"""SD of log PD, T1 and T2 of a pixel about what the decoder draws there: cortex is thinner than it can draw."""
+
+ROUNDS, FARTHEST = 4, 0.15  # Gauss–Newton steps and the longest of them, in logarithms
+
+
+@torch.no_grad()
+def sharpened(maps: Tensor, scans: Scans, gain: Tensor) -> Tensor:
+    """Maps ``(n, 3, y, x)``, each pixel moved to where its signals, :data:`OWN` and the water line agree best.
+
+    Gauss–Newton in log PD, log T1 and log T2, with the same robust misfit as the latent's.
+    """
+    noise, start = scans.noise[:, None, None], maps.log()
+    inside = (scans.inside[:, None] & scans.measured).float()
+    doubt = (noise**2 + (SIGNAL_ERROR * scans.images) ** 2).sqrt()
+    signed, held = scans.settings[..., 5, None, None] > 0, start.new_tensor(OWN) ** -2
+    at = start.clone()
+    for _ in range(ROUNDS):
+        here, slopes = signal_slopes(at, scans.settings, gain)
+        floored = (here**2 + NOISE_SQUARED * noise**2).sqrt()
+        slopes = slopes * torch.where(signed, 1, here / floored)[..., None]
+        off = (scans.images - torch.where(signed, here, floored)) / doubt
+        weight = inside / (1 + (off / HUBER) ** 2).sqrt()
+        slopes = slopes / doubt[..., None]
+        line, from_line = water_slope(at)
+        curvature = torch.einsum("nmyxp,nmyxq,nmyx->nyxpq", slopes, slopes, weight) + torch.diag(held)
+        curvature = curvature + line[..., :, None] * line[..., None, :]
+        slope = torch.einsum("nmyxp,nmyx->nyxp", slopes, off * weight) - ((at - start) * held[:, None, None]).movedim(
+            1, -1
+        )
+        slope = slope - line * from_line[..., None]
+        at = at + torch.linalg.solve(curvature, slope).clamp(-FARTHEST, FARTHEST).movedim(-1, 1)
+    return at.exp()
+
+
+STEP = 1e-2  # of a logarithm: small against what matters, large against single precision
+
+
+def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals ``(n, m, y, x)`` of log maps ``(n, 3, y, x)``, and their slopes ``(n, m, y, x, 3)``."""
+
+    def signals(of: Tensor) -> Tensor:
+        return gain[:, None, None] * shown_signal(of.exp().unbind(1), settings)
+
+    here, slopes = signals(logs), []
+    for p in range(3):
+        nudged = logs.clone()
+        nudged[:, p] += STEP
+        slopes.append((signals(nudged) - here) / STEP)
+    return here, torch.stack(slopes, -1)
+
+
+def water_slope(logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope ``(n, y, x, 3)`` of the water line at log maps ``(n, 3, y, x)``, and how far off they lie, in its SDs."""
+    a, b = water_line()
+    dry = a + b / logs[:, 1].exp()
+    share = b / logs[:, 1].exp() / dry  # of the line's slope that is T1's
+    slope = torch.stack([torch.ones_like(share), -share, torch.zeros_like(share)], -1) / WATER_SPREAD
+    return slope, (logs[:, 0] + dry.log()) / WATER_SPREAD

@@ -100,12 +100,12 @@ RELEASE = Profile(
     vae=LAPTOP.vae | {"latent_channels": 8, "encoder_channels": (64,)},  # of a grid of 2 mm
     # any protocol, any height: slices 13 mm apart from cerebellum to vertex, and people who differ
     vae_cohort=CohortRecipe(
-        n_train=290, n_val=12, n_test=0, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=13.0, n_slices=11,
+        n_train=174, n_val=12, n_test=0, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=13.0, n_slices=11,
         shape=(224, 160), head=True, lesions=0.3, open_field=True, spread=2.0,
         deformation=Deformation(translation_mm=5.0, ventricle_mm=4.0),
     ),
-    vae_loss=replace(LAPTOP.vae_loss, relative=True),
-    vae_schedule=Schedule(steps=3000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    vae_loss=replace(LAPTOP.vae_loss, relative=True, unscaled=0.7),
+    vae_schedule=Schedule(steps=2000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_kl=LAPTOP.composition_kl,
@@ -113,7 +113,7 @@ RELEASE = Profile(
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=7600, batch_size=32, learning_rate=1e-3, warmup=100, ema_decay=0.999,
+    diffusion_schedule=Schedule(steps=6000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
     n_samples=64,

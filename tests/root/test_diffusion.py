@@ -300,3 +300,11 @@ def test_saved_and_loaded_without_pickles_it_draws_the_same_brains(pipe, tmp_pat
     assert again.config.voxel_mm == 6.0
     mine, its = (p(3, seed=2, num_inference_steps=4).stack() for p in (pipe, again))
     torch.testing.assert_close(its, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_of_the_person_weighs_as_much_as_a_cell():
+    """Seen through noise, the mean of a constant channel over its cells is as uncertain as one cell of a pattern."""
+    pattern, number = torch.randn(500, 1, 6, 5), 0.3 * torch.randn(500, 1, 1, 1).expand(-1, -1, 6, 5)
+    values = Latents(torch.cat([pattern, number], 1), torch.zeros(500, 2)).values[torch.arange(500)]
+    assert values[:, 0].std() == pytest.approx(1, rel=0.05)
+    assert values[:, 1].mean((1, 2)).std() == pytest.approx(1 / 30**0.5, rel=0.05)

@@ -6,7 +6,6 @@ laptop can train. ``ddpm``: the paper's 1000 steps with a scaled-linear β, for 
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -167,15 +166,14 @@ class Latents:
 
     @staticmethod
     def _scale(means: Tensor) -> Tensor:
-        """SD of each channel; that of a channel without a pattern is larger by √cells.
+        """SD of each channel; twice that of a channel without a pattern, which holds one number of the person.
 
-        Such a channel holds one number of the person, told by every cell. At unit SD it would stand out of the noise
-        √cells times sooner than a cell does, at a σ of 0.99 that training hardly ever draws.
+        Every cell tells that number: at unit SD it would stand out of the noise at a σ of 0.99, which training hardly
+        ever draws. Much smaller it would count too little to be learned.
         """
         one_number = means.std((2, 3)).amax(0) < 1e-6
-        cells = math.prod(means.shape[2:])
         scale = means.std((0, 2, 3)).clamp_min(SMALLEST_SCALE)
-        return torch.where(one_number, scale * math.sqrt(cells), scale)
+        return torch.where(one_number, 2 * scale, scale)
 
     def __len__(self):
         return len(self.values)

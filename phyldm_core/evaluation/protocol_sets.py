@@ -61,7 +61,7 @@ WAYS_ASKED = ("stripped", "fat suppressed", "cropped", "half")
 PURITY = 0.95
 """Of a voxel: one T1 and one T2 are those of a tissue only where there is one."""
 
-N_SLICES, APART_MM = 2, 20.0
+N_SLICES, SLICES_APART_MM = 2, 20.0
 """Slices of a person, about the middle of the head, and how far apart."""
 
 
@@ -92,7 +92,7 @@ def examine_sets(exam: SetsExam) -> Iterator[pandas.DataFrame]:
         raise BadInput(f"{exam.weights.folder}: protocol sets are examined on whole heads at 1 mm: give such weights")
     heads, vae = choose_heads(exam.weights, exam.anatomies).examined, exam.weights.vae()
     recipe = replace(
-        RELEASE.vae_cohort, anatomies=str(Path(exam.anatomies)), n_slices=N_SLICES, slice_mm=APART_MM, lesions=0.0,
+        RELEASE.vae_cohort, anatomies=str(Path(exam.anatomies)), n_slices=N_SLICES, slice_mm=SLICES_APART_MM, lesions=0.0,
         spread=exam.spread, seed=1000 + exam.seed,
     )  # fmt: skip
     rng = np.random.default_rng(exam.seed)

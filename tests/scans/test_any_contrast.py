@@ -119,6 +119,6 @@ def test_more_scans_never_tell_less():
 
 
 def test_usual_tissue_is_the_table_s():
-    assert list(doubts.USUAL) == list(tissue.three_medians())
-    for usual, measured in zip(doubts.USUAL.values(), tissue.three_medians().values(), strict=True):
+    assert list(doubts.USUAL_TISSUE) == list(tissue.three_medians())
+    for usual, measured in zip(doubts.USUAL_TISSUE.values(), tissue.three_medians().values(), strict=True):
         np.testing.assert_allclose(usual, measured, rtol=0.02)

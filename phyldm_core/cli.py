@@ -236,11 +236,12 @@ def fit(
     if mask is not None and len(sessions) > 1:
         raise BadInput(f"--mask {mask}: is of one head, but {len(sessions)} sessions were given: fit them one by one")
     trained = load_weights(weights)
-    typer.echo(
-        f"phyldm: these weights know the {trained.slab_mm:g} mm about the middle of the brain; maps beyond are "
-        "extrapolated (sidecars say where)",
-        err=True,
-    )
+    if not trained.whole_brain:
+        typer.echo(
+            f"phyldm: these weights know the {trained.slab_mm:g} mm about the middle of the brain; maps beyond are "
+            "extrapolated (sidecars say where)",
+            err=True,
+        )
     skipped, missing = 0, 0
     for reason in unreadable.values():
         typer.echo(f"skipped: {reason}", err=True)

@@ -66,7 +66,7 @@ class Examination:
     n: int = 10
     seed: int = 0
     seen: bool = False
-    n_sessions: int = 100  # of random protocols
+    n_sessions: int = 0  # of random protocols; the command asks for 100
     n_samples: int = 8  # of the posterior, for its SD
     n_voxels: int = 200  # kept of each tissue and person, for Bland and Altman's plots
 

@@ -124,7 +124,9 @@ def _set_names(sets: pandas.DataFrame) -> pandas.Series:
 
 
 def _wide(rows: pandas.DataFrame, index: list[str], names: list[str]) -> pandas.DataFrame:
-    """``cell`` of each row, spread over quantities and tissues; in the order of ``names``."""
+    """``cell`` of each row, spread over quantities and tissues; in the order of ``names``; empty where nothing is."""
+    if rows.empty:
+        return rows
     wide = rows.pivot_table(index=index, columns="column", values="cell", aggfunc="first", sort=False)
     order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
     wide = wide[order].reset_index().rename_axis(columns=None)

@@ -144,3 +144,4 @@ def test_the_report_has_a_table_of_each_kind(exam, folder):
     assert len(tables) == 5 and "90th percentile" in tables[3] and "gradient echoes" in tables[0]
     assert list(errors_by_set(sets, SETS).scans.unique()) == [s for s in SETS if s in set(sets["set"])]
     assert set(held_by_set(sets).scans) <= set(EVERYTHING)
+    assert len(set_tables(sets[sets["set"] != RANDOM])) == 4  # of what nobody asked for there is no table

@@ -166,9 +166,10 @@ UNTOLD = "these protocols hardly depend on it; its map is mostly what is usual i
 def unidentified(protocols: Several[Protocol]) -> tuple[str, ...]:
     """Which of "T1" and "T2" scans of these protocols do not tell, whatever they show.
 
-    A Cramér–Rao bound. Each scan measures :data:`USUAL_TISSUE` white matter, grey matter and CSF with :data:`SCAN_ERROR`,
-    all times one gain that nobody knows; before, each tissue is known to :data:`KNOWN_BEFORE`. A time is not told
-    where it stays unknown, on average over white and grey matter, to more than :data:`STILL_UNKNOWN` of what it was.
+    A Cramér–Rao bound. Each scan measures white matter, grey matter and CSF as in :data:`USUAL_TISSUE` with
+    :data:`SCAN_ERROR`, all times one gain that nobody knows; before, each tissue is known to :data:`KNOWN_BEFORE`. A
+    time is not told where it stays unknown, on average over white and grey matter, to more than :data:`STILL_UNKNOWN`
+    of what it was.
     """
     n, step = len(USUAL_TISSUE), 1e-3
     usual = np.array(list(USUAL_TISSUE.values()))

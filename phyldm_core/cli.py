@@ -236,11 +236,12 @@ def fit(
     if mask is not None and len(sessions) > 1:
         raise BadInput(f"--mask {mask}: is of one head, but {len(sessions)} sessions were given: fit them one by one")
     trained = load_weights(weights)
-    typer.echo(
-        f"phyldm: these weights know the {trained.slab_mm:g} mm about the middle of the brain; maps beyond are "
-        "extrapolated (sidecars say where)",
-        err=True,
-    )
+    if not trained.whole_brain:
+        typer.echo(
+            f"phyldm: these weights know the {trained.slab_mm:g} mm about the middle of the brain; maps beyond are "
+            "extrapolated (sidecars say where)",
+            err=True,
+        )
     skipped, missing = 0, 0
     for reason in unreadable.values():
         typer.echo(f"skipped: {reason}", err=True)
@@ -357,19 +358,20 @@ def evaluate(
         typer.Option(help="Folder(s) of label maps; heads seen in training are left out. MNI152 without it."),
     ] = None,
     subjects: Annotated[int, typer.Option(help="People to simulate; a larger number adds people.", max=10**6)] = 10,
+    sessions: Annotated[int, typer.Option(help="Sessions of random protocols; more add.", min=0, max=10**4)] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the people and of the samples.", **SEEDS)] = 0,
     seen_heads: Annotated[
         bool, typer.Option("--seen-heads", help="Examine on heads that training saw; every row will say so.")
     ] = False,
 ):
-    """How right weights are where the truth is known, by tissue and scans shown, beside rivals without a network."""
+    """How right weights are where the truth is known, by tissue, scans, protocols, beside rivals without a network."""
     from tqdm import tqdm
 
     from .evaluation.examination import Examination, examine, n_parts
     from .evaluation.examination_report import write_examination
     from .weights import load_weights
 
-    exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads)
+    exam = Examination(load_weights(weights), anatomies, out, subjects, seed, seen_heads, sessions)
     for _ in tqdm(examine(exam), desc="evaluate", total=n_parts(exam), unit="part", disable=None):
         pass
     if not exam.weights.has_pipeline:

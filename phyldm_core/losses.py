@@ -85,14 +85,14 @@ class VAEObjective(nn.Module):
         weights = self.weights
         maps = (log_maps + self.vae.log_medians).exp()
         predicted = self.render(maps, batch.settings) / TYPICAL_SIGNAL
+        # where no scan that is shown holds a measurement, nothing can be told: neither a gain nor a map is asked for
+        told = (covered(batch.inputs) & batch.shown[..., None, None]).any(1, keepdim=True).to(predicted.dtype)
         if weights.gain == "solved":
-            gain = solve_gain(predicted, batch.images)
+            gain = solve_gain(predicted * told, batch.images * told)
             predicted = predicted * torch.where(batch.common[:, None], 1.0, gain)[..., None, None]
         unit = batch.unit[batch.observed][:, None, None, None]
         predicted, target = predicted[batch.observed][:, None] / unit, batch.images[batch.observed][:, None] / unit
-        # where no scan that is shown holds a measurement, nothing can be told: not asked for
-        told = (covered(batch.inputs) & batch.shown[..., None, None]).any(1, keepdim=True).expand_as(batch.images)
-        told = told[batch.observed][:, None].to(predicted.dtype)
+        told = told.expand_as(batch.images)[batch.observed][:, None]
         brightest = (batch.images * batch.observed[..., None, None]).amax(1)
         inside = (brightest > 0.2).float()  # somewhere above the noise: head, not air
         # CSF is dark in T1w and FLAIR too, so only sessions with a spin echo can tell it from air
@@ -187,7 +187,7 @@ def gain_per_scan(predicted: Tensor, observed: Tensor, inside: Tensor) -> Tensor
 
 
 SCANS_A_STEP = 4
-"""Of a person who has more: as many as a session holds, others at each step."""
+"""Of a person who has more: as many as a session holds, of those that exist, others at each step."""
 
 MISJUDGED = 0.15
 """SD of the logarithm by which a spoiled scan's brightness is judged wrongly, so that nothing rests on it."""
@@ -223,7 +223,9 @@ class VAEData:
     def batch(self, rows: Tensor, generator: torch.Generator) -> VAEBatch:
         part, level = self.slices[rows], self.level[rows]
         if (n := part.observed.shape[1]) > SCANS_A_STEP:
-            chosen = torch.stack([torch.randperm(n, generator=generator)[:SCANS_A_STEP] for _ in rows])
+            drawn_order = torch.stack([torch.randperm(n, generator=generator) for _ in rows])
+            missing = ~part.observed.gather(1, drawn_order)  # scans that exist go before those that do not
+            chosen = drawn_order.gather(1, missing.long().argsort(dim=1, stable=True))[:, :SCANS_A_STEP]
             here = torch.arange(len(rows))[:, None]
             some = {name: getattr(part, name)[here, chosen] for name in ("images", "settings", "observed")}
             part = replace(part, **some)

@@ -129,9 +129,7 @@ LEAST_LEFT = 0.03
 """Of a slice: below, there is nothing to learn from."""
 
 
-def spoiled(
-    image: Tensor, layers: Tensor, generator: torch.Generator, ways: Collection[str] | None = None
-) -> Tensor:
+def spoiled(image: Tensor, layers: Tensor, generator: torch.Generator, ways: Collection[str] | None = None) -> Tensor:
     """A scan ``(y, x)`` as it may arrive: receive field, stripped, fat suppressed, cropped, half covered, blurred.
 
     What a scan does not show is exactly 0. A scan of which too little would be left is not cut.

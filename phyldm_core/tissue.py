@@ -229,6 +229,10 @@ NOISE_SQUARED = 1.4
 """A magnitude's squared median where there is no signal, over the variance of the noise (Rayleigh: 2 ln 2)."""
 
 
+SLOPE_STEP = 1e-5
+"""Of a logarithm, for slopes in double precision."""
+
+
 def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
 
@@ -246,11 +250,14 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
 
     Returns
     -------
-        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan.
+        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan. Where no tissue
+        is there they are the literature's and 1.
     """
     from scipy.optimize import least_squares
 
     known, there = torch.tensor(list(three_medians().values())).log().double().flatten(), ~signals.isnan().any(0)
+    if not there.any():
+        return known.exp().float().view(3, 3), torch.ones(len(signals))
     measured, noise, settings = signals[:, there].double(), noise.double()[:, None], settings[None].double()
     doubt = MEDIAN_ERROR * measured.abs() + 0.3 * noise
     sd = torch.tensor(list(ANYBODY.values())).double().flatten()
@@ -260,24 +267,32 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
     (a, b), signed = water_line(), settings[0, :, 5:] > 0
 
-    def predict(logs: Tensor) -> Tensor:
-        maps = logs.view(3, 3)[there].exp().T[:, None, None]
-        return shown_signal(TissueMaps(*maps), settings)[0, :, 0]
+    def predict(logs: Tensor) -> Tensor:  # (b, 9) → (b, m, tissues)
+        maps = logs.view(-1, 3, 3)[:, there].exp().movedim(2, 0)[:, :, None]
+        return shown_signal(TissueMaps(*maps), settings.expand(len(logs), -1, -1))[:, :, 0]
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        logs, log_gains = torch.from_numpy(x).split([9, len(signals)])
-        predicted = log_gains.exp()[:, None] * predict(logs)
+    def residuals(x: Tensor) -> Tensor:  # (b, 9 + m): as many points as are asked for, at once
+        logs, log_gains = x.split([9, len(signals)], 1)
+        predicted = log_gains.exp()[..., None] * predict(logs)
         predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
-        pd, t1 = logs.view(3, 3)[:2, 0], logs.view(3, 3)[:2, 1]
+        pd, t1 = logs.view(-1, 3, 3)[:, :2, 0], logs.view(-1, 3, 3)[:, :2, 1]
         line = (pd + (a + b * (-t1).exp()).log()) / LINE_SD
-        return torch.cat([((predicted - measured) / doubt).flatten(), whiten @ (logs - known), line]).numpy()
+        return torch.cat([((predicted - measured) / doubt).flatten(1), (logs - known) @ whiten.T, line], 1)
+
+    def at(x: np.ndarray) -> np.ndarray:
+        return residuals(torch.from_numpy(x)[None])[0].numpy()
+
+    def slopes(x: np.ndarray) -> np.ndarray:
+        nudges = SLOPE_STEP * torch.eye(len(x), dtype=torch.float64)
+        more, less = residuals(torch.from_numpy(x) + torch.cat([nudges, -nudges])).chunk(2)
+        return ((more - less) / (2 * SLOPE_STEP)).T.numpy()
 
     found = []
     for moved in VALLEYS:
         start = known.clone()
         start[[1, 4]] += moved
-        predicted = predict(start)
+        predicted = predict(start[None])[0]
         gains = ((measured * predicted).sum(1) / (predicted**2).sum(1)).clamp_min(1e-9)
-        found.append(least_squares(residuals, torch.cat([start, gains.log()]).numpy()))
+        found.append(least_squares(at, torch.cat([start, gains.log()]).numpy(), slopes))
     best = torch.from_numpy(min(found, key=lambda fit: fit.cost).x).exp().float()
     return best[:9].view(3, 3), best[9:]

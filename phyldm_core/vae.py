@@ -81,11 +81,11 @@ def covered(images: Tensor) -> Tensor:
 
 PANEL_T1 = tuple(0.2 * 1.33**k for k in range(12))  # s, from fat to fluid
 PANEL_T2 = (0.02, 0.04, 0.07, 0.1, 0.2, 0.6, 2.0)  # s
-N_FEATURES = 2 * len(PANEL_T1) + len(PANEL_T2) + 3
+N_SCAN_FEATURES = 2 * len(PANEL_T1) + len(PANEL_T2) + 3
 
 
 def scan_features(settings: Tensor, level: Tensor, common_scale: Tensor) -> Tensor:
-    """What an encoder is told about each scan, ``(..., N_FEATURES)``: what its protocol makes of a panel of tissues.
+    """What an encoder is told of each scan, ``(..., N_SCAN_FEATURES)``: what its protocol makes of a panel of tissues.
 
     The signal of twelve T1s with its sign and without, the decay of seven T2s, how strong the strongest is, whether
     its scale is known, and if so the log brightness: a group norm takes an image's brightness away, and on a common
@@ -163,7 +163,7 @@ class PoEVAE(ModelMixin, ConfigMixin):
         down, up = stem * 2 ** (len(encoder_channels) - 1), decoder_stem * 2 ** (len(decoder_channels) - 1)
         if down != up:
             raise ValueError(f"the encoder shrinks {down} times, the decoder enlarges {up} times: make them equal")
-        self.embed = nn.Sequential(nn.Linear(N_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(nn.Linear(N_SCAN_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.encoder = Encoder(latent_channels, stem, encoder_channels, blocks, attention, embedding, groups)
         self.decoder = Decoder(latent_channels, decoder_stem, decoder_channels, blocks, attention, groups)
         self.register_buffer("log_medians", torch.tensor(prior_medians).log().view(3, 1, 1), persistent=False)

@@ -55,6 +55,10 @@ TENSORS = "diffusion_pytorch_model.safetensors"
 EXAMINED = {".json", ".safetensors", ".csv", ".md"}  # the only kinds of file a folder of weights holds
 
 
+BRAIN_MM = 140.0
+"""From the foot of the cerebellum to the vertex an adult's brain measures no more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Trained weights, checked; get them from :func:`load_weights`.
@@ -65,7 +69,7 @@ class Weights:
         That holds ``vae/`` and maybe ``pipeline/``.
     config
         What ``config.json`` says: ``profile``, ``voxel_mm``, ``slice_mm``, ``slice_shape`` (y, x), ``n_slices`` and
-        ``head`` of the training data, ``files`` with their SHA-256.
+        ``head`` of the people that the last part was trained on, ``files`` with their SHA-256.
     """
 
     folder: Path
@@ -83,8 +87,14 @@ class Weights:
 
     @property
     def slab_mm(self) -> float:
-        """Thickness of the stack they came from, about the middle of the brain: outside it a map is extrapolated."""
-        return float(self.config["n_slices"] * self.config["slice_mm"])
+        """Of the slices that the VAE was trained on, about the middle of the brain: outside them it extrapolates."""
+        seen = self.training["vae"]["cohort"]  # the generator's people, of which config.json speaks, may be others
+        return float(seen["n_slices"] * seen["slice_mm"])
+
+    @property
+    def whole_brain(self) -> bool:
+        """Whether these slices lay from the cerebellum to the vertex."""
+        return self.slab_mm >= BRAIN_MM
 
     @property
     def head(self) -> bool:

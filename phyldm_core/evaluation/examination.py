@@ -1,7 +1,8 @@
 """``phyldm evaluate``: how right weights are on people whose truth is known, beside what needs no network.
 
-A person is examined at a time and what was found is kept, so that a killed evaluation goes on. Then
-the people are put together (:func:`summary`), drawn brains are compared with true ones, and a report is written.
+A person is examined at a time and what was found is kept, so that a killed evaluation goes on. Then the people are put
+together (:func:`summary`), drawn brains are compared with true ones, other people are scanned with other protocols
+(:mod:`protocol_sets`), and a report is written.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, features, novelty, pictures, thumbnails
 from .brain_shapes import measure_shapes, share_in_range
+from .protocol_sets import SetsExam, by_set, examine_sets, read_sets
 from .told_apart import N_FOLDS, auc_of_features, auc_of_network, screens
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
@@ -64,6 +66,7 @@ class Examination:
     n: int = 10
     seed: int = 0
     seen: bool = False
+    n_sessions: int = 0  # of random protocols; the command asks for 100
     n_samples: int = 8  # of the posterior, for its SD
     n_voxels: int = 200  # kept of each tissue and person, for Bland and Altman's plots
 
@@ -71,6 +74,11 @@ class Examination:
     def has_common_scale(self) -> bool:
         """Whether the network was ever shown scans on a common scale."""
         return "data" not in self.weights.training["vae"]["cohort"]
+
+    @property
+    def sets(self) -> SetsExam:
+        """Whom and what the tables by protocol set are of."""
+        return SetsExam(self.weights, self.anatomies, self.n, self.n_sessions, self.seed, self.seen)
 
     def settings(self) -> dict:
         """What kept parts depend on; more people are only added to them."""
@@ -96,21 +104,23 @@ class Estimate(NamedTuple):
 
 
 def examine(exam: Examination) -> Iterator[str]:
-    """Do it, yielding what was finished: each person's name, "samples", and at last "numbers".
+    """Do it, yielding what was finished: each person's name, "samples", people and sessions by set, at last "numbers".
 
     Afterwards ``out`` holds ``metrics.csv`` (long form; ``inputs`` reads "method | scans | scale", with a fourth part
-    where heads were seen in training) and ``people/``; :func:`examination_report.write_examination` makes figures and a
+    where heads were seen in training), ``sets.csv`` (:func:`protocol_sets.by_set`; a set's name ends so, too), and what
+    they were made from in ``people/`` and ``sets/``; :func:`examination_report.write_examination` makes figures and a
     page of them. :func:`n_parts` says how many parts to expect.
 
     Raises
     ------
     BadInput
-        No head to examine on (:func:`held_out.choose_heads`), fewer than 2 people, a seed below 0, or ``out`` holds
-        another evaluation.
+        No head to examine on (:func:`held_out.choose_heads`), fewer than 2 people, a negative number of sessions or
+        seed, or ``out`` holds another evaluation.
     """
-    if exam.n < 2 or exam.seed < 0:
+    if exam.n < 2 or exam.seed < 0 or exam.n_sessions < 0:
         raise BadInput(
-            f"{exam.n} subjects with seed {exam.seed}: at least 2 subjects and a seed of 0 or more are needed"
+            f"{exam.n} subjects, {exam.n_sessions} sessions, seed {exam.seed}: at least 2 subjects, 0 sessions and a "
+            "seed of 0 or more are needed"
         )
     heads = choose_heads(exam.weights, exam.anatomies, exam.seen)
     _own_folder(exam)
@@ -131,14 +141,18 @@ def examine(exam: Examination) -> Iterator[str]:
         parts.append(pandas.read_csv(path, keep_default_na=False, na_values=[""]).fillna(dict.fromkeys(KEYS, "")))
         yield "samples"
     table = pandas.concat(parts, ignore_index=True)
+    yield from examine_sets(exam.sets, exam.out / "sets")
+    sets = by_set(read_sets(exam.sets, exam.out / "sets"), seed=exam.seed)
     if exam.seen:
         table["inputs"] += SEPARATOR + SEEN
+        sets["set"] += SEPARATOR + SEEN
+    write_table(sets, exam.out / "sets.csv")
     write_table(table, exam.out / "metrics.csv")
     yield "numbers"
 
 
 def n_parts(exam: Examination) -> int:
-    return exam.n + exam.weights.has_pipeline + 1
+    return exam.n + exam.weights.has_pipeline + exam.n + exam.n_sessions + 1
 
 
 def _own_folder(exam: Examination):

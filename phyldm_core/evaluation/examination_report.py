@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .examination import (
     kept_voxels,
     split_inputs,
 )
+from .protocol_sets import HIGH, OASIS3, RANDOM, SETS, SPOILED_WAYS
 
 NEEDS_OF = {
     NETWORK: ("training", "priors"),
@@ -91,6 +93,58 @@ def drawn_sets(table: pandas.DataFrame) -> pandas.DataFrame:
         index=["metric", "quantity", "tissue"], columns="inputs", values="cell", aggfunc="first", sort=False
     )
     return wide.reset_index().rename_axis(columns=None)
+
+
+def errors_by_set(sets: pandas.DataFrame, names: Iterable[str]) -> pandas.DataFrame:
+    """Of sets in this order, a row a method: error with its interval, r over people, and the ratio where there is one.
+
+    Random sessions have their 90th percentile beside. :data:`protocol_sets.by_set` tells the columns of ``sets``.
+    """
+    names = list(names)
+    rows = sets.assign(scans=_set_names(sets), column=sets.quantity + " " + sets.tissue)
+    rows = rows[rows.scans.isin(names) & rows.tissue.isin(("WM", "GM")) & rows.quantity.isin(("T1", "T2"))]
+
+    def said(row) -> str:
+        text = in_percent(row)
+        text += f", r {row.r:.2f}".replace("-", "−") if pandas.notna(row.r) else ""
+        text += f", {row.over_untouched:.2f} ×" if pandas.notna(row.over_untouched) else ""
+        return text + (f", 90th percentile {100 * row.p90:.1f} %" if row.scans == RANDOM else "")
+
+    return _wide(rows.assign(cell=[said(row) for row in rows.itertuples()]), ["scans", "method"], names)
+
+
+def held_by_set(sets: pandas.DataFrame) -> pandas.DataFrame:
+    """How often the true value lies in the 90 % interval of maps through the physics, in per cent: a row a set."""
+    rows = sets.assign(scans=_set_names(sets), column=sets.quantity + " " + sets.tissue, cell=100 * sets.holds)
+    return _wide(rows[rows.holds.notna()], ["scans"], list(rows.scans.unique()))
+
+
+def _set_names(sets: pandas.DataFrame) -> pandas.Series:
+    return sets["set"].str.removesuffix(f"{SEPARATOR}{SEEN}")
+
+
+def _wide(rows: pandas.DataFrame, index: list[str], names: list[str]) -> pandas.DataFrame:
+    """``cell`` of each row, spread over quantities and tissues; in the order of ``names``; empty where nothing is."""
+    if rows.empty:
+        return rows
+    wide = rows.pivot_table(index=index, columns="column", values="cell", aggfunc="first", sort=False)
+    order = [f"{q} {t}" for q in ("T1", "T2", "PD") for t in ("WM", "GM", "CSF") if f"{q} {t}" in wide]
+    wide = wide[order].reset_index().rename_axis(columns=None)
+    return wide.sort_values("scans", key=lambda of: of.map(names.index), kind="stable")
+
+
+def set_tables(sets: pandas.DataFrame) -> list[str]:
+    """The tables by protocol set, by height, by what befell the scans, and of random sessions, as HTML."""
+    beside = "median absolute error in pure voxels, 95 % interval over heads and people, r over people"
+    asked = {
+        f"By protocol set, through the physics and beside it: {beside}": SETS,
+        f"OASIS-3's scans by height, × the error in the middle: {beside}": HIGH,
+        f"OASIS-3's scans as they may arrive, × the error untouched: {beside}": [OASIS3, *SPOILED_WAYS],
+        f"Sessions of random protocols: {beside}": [RANDOM],
+    }
+    made = {caption: errors_by_set(sets, names) for caption, names in asked.items()}
+    made |= {"True values inside the 90 % interval, through the physics, %": held_by_set(sets)}
+    return [frame_table(frame, caption) for caption, frame in made.items() if len(frame)]
 
 
 def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path) -> list[Path]:
@@ -189,11 +243,12 @@ def write_examination(exam: Examination) -> Path:
         tables.append(frame_table(samples, "Drawn slices and true ones, each set against half of the true people"))
     else:
         tables.append("<p>These weights hold no diffusion model: no drawn brains were evaluated.</p>\n")
+    tables += set_tables(pandas.read_csv(exam.out / "sets.csv"))
     config, files = exam.weights.config, ", ".join(evaluation_heads(exam))
     said = (
         f"Profile {config['profile']}, weights {exam.weights.identity[:12]}; {exam.n} people, seed {exam.seed}, from "
         f"{'HEADS SEEN IN TRAINING' if exam.seen else 'heads not seen in training'}: {files}. Means over people with "
-        "95 % bootstrap intervals over people; all numbers are in metrics.csv."
+        "95 % bootstrap intervals over people; all numbers are in metrics.csv and, by protocol set, in sets.csv."
     )
     body = "<h2>Figures</h2>\n" + "".join(figure(path) for path in figures) + "<h2>Numbers</h2>\n" + "".join(tables)
     return write_html(exam.out / "report.html", "How right are these weights?", said, body)

@@ -47,7 +47,7 @@ def map_errors(maps: TissueMaps, truth: Truth, slices: Slices, inputs: str = ALL
     estimate = _checked(maps, truth)
 
     def of_person(rows):
-        for quantity, name, e, t, where, _ in _pure_tissue(estimate, truth, rows):
+        for quantity, name, e, t, where, _ in pure_tissue(estimate, truth, rows):
             for metric in (metrics.median_absolute_error, metrics.bias):
                 yield (metric.__name__, quantity, name), metric(e, t, where)
 
@@ -68,7 +68,7 @@ def map_calibration(
     estimate, spread = _checked(maps, truth), sd.stack()
 
     def of_person(rows):
-        for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, rows):
+        for quantity, name, e, t, where, unit in pure_tissue(estimate, truth, rows):
             s = spread[rows, MAPS.index(quantity)] / unit
             for level in (0.5, 0.9):
                 key = (f"coverage_{100 * level:.0f}", quantity, name)
@@ -88,7 +88,7 @@ def voxel_pairs(
     The maps are of one person; PD is relative to CSF as in :func:`map_errors`.
     """
     rng, estimate, spread, parts = np.random.default_rng(seed), _checked(maps, truth), sd.stack(), []
-    for quantity, name, e, t, where, unit in _pure_tissue(estimate, truth, slice(None)):
+    for quantity, name, e, t, where, unit in pure_tissue(estimate, truth, slice(None)):
         values = [v[where].numpy() for v in (e, t, spread[:, MAPS.index(quantity)] / unit)]
         some = rng.permutation(len(values[0]))[:n]
         columns = dict(zip(("estimate", "truth", "sd"), (v[some] for v in values), strict=True))
@@ -103,9 +103,12 @@ def _checked(maps: TissueMaps, truth: Truth) -> Tensor:
     return estimate
 
 
-def _pure_tissue(estimate: Tensor, truth: Truth, rows):
-    """Of one person: quantity, tissue, estimate and truth ``(z, y, x)``, where they count, unit of the estimate."""
-    tissues = {name: truth.tissue(name)[rows] for name in REPORTED}
+def pure_tissue(estimate: Tensor, truth: Truth, rows, purity: float = 0.9):
+    """Of one person: quantity, tissue, estimate and truth ``(z, y, x)``, where they count, unit of the estimate.
+
+    Maps ``(n, 3, y, x)``; ``rows`` are the person's slices. What holds less than ``purity`` of a tissue counts not.
+    """
+    tissues = {name: truth.tissue(name, purity)[rows] for name in REPORTED}
     for p, quantity in enumerate(MAPS):
         e, t, unit = estimate[rows, p], truth.maps[rows, p], 1.0
         if quantity == "PD":

@@ -6,10 +6,13 @@ done again without harm. So the result is the same whoever does it and in which 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 
 from .errors import BadInput
 
@@ -17,9 +20,7 @@ DEATHS = 3
 """Of workers one after the other, with no shard done between them, after which it is not bad luck any more."""
 
 
-def run_shards(
-    function: Callable, shards: list[tuple], n_workers: int = 1, scheduler: str | None = None, **pool_options
-) -> Iterator:
+def run_shards(function: Callable, shards: list[tuple], n_workers: int = 1, scheduler: str | None = None) -> Iterator:
     """``function(*shard)`` for every shard, yielded as they are done, in no fixed order.
 
     Parameters
@@ -32,8 +33,6 @@ def run_shards(
     scheduler
         Address of a Dask scheduler (``tcp://…:8786``, or a scheduler file's path), whose workers see the same files;
         ``n_workers`` is then theirs to decide.
-    pool_options
-        Of :class:`concurrent.futures.ProcessPoolExecutor`.
 
     Raises
     ------
@@ -44,8 +43,9 @@ def run_shards(
         yield from _on_dask(function, shards, scheduler)
         return
     left, deaths = dict(enumerate(shards)), 0
+    spawned = {"mp_context": get_context("spawn"), "initializer": _end_with_parent}
     while left:
-        with ProcessPoolExecutor(min(n_workers, len(left)), mp_context=get_context("spawn"), **pool_options) as pool:
+        with ProcessPoolExecutor(min(n_workers, len(left)), **spawned) as pool:
             futures = {pool.submit(function, *shard): i for i, shard in left.items()}
             try:
                 for future in as_completed(futures):
@@ -63,6 +63,16 @@ def run_shards(
                 n_workers = max(1, n_workers // 2)
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent():
+    """Let this worker end as soon as whoever started it is gone: a parent that is killed cannot tell its workers."""
+
+    def watch():
+        wait([parent_process().sentinel])
+        os._exit(1)  # at once: a shard that is half done is done again
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _on_dask(function: Callable, shards: list[tuple], scheduler: str) -> Iterator:

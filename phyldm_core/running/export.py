@@ -10,7 +10,9 @@ import pandas
 
 from ..machine.errors import BadInput
 from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_folder, write_atomically
-from ..weights import Weights, drawn_from, load_weights
+from ..people.open_field import N_OPEN
+from ..slices import SPOILED
+from ..weights import BRAIN_MM, Weights, drawn_from, load_weights
 from .report import in_percent
 
 TRAINED = {"vae": "VAE", "composition": "compositions", "pipeline": "diffusion model"}
@@ -123,8 +125,6 @@ def model_card(weights: Weights, metrics: pandas.DataFrame, logs: pandas.DataFra
         From :func:`training_logs`.
     """
     config, training = weights.config, weights.training
-    y, x = config["slice_shape"]
-    kept = "the whole head" if config["head"] else "the brain and its CSF only"
     draws = (
         "\n`phyldm sample -n 4 --seed 7 --weights {this folder} --out DIR` draws new tissue."
         if weights.has_pipeline
@@ -137,16 +137,15 @@ tags: [mri, quantitative-mri, brain, latent-diffusion]
 ---
 # Tissue from weighted scans, profile {config["profile"]}
 
-Any subset of T1w, T2w, PDw and FLAIR with its TE, TR and TI in; maps of PD (water = 1), T1 (s) and T2 (s) out. After
+Any number of scans of one session in, each with its sequence and times; maps of PD (water = 1), T1 (s) and T2 (s) out.
+The encoder starts, and the maps move until the signal equations explain the scans; `--fast` leaves that out. After
 Lüpke et al., *Physics-Informed Latent Diffusion for Multimodal Brain MRI Synthesis*, 2024, arXiv 2409.13532. Made by
 phyldm_core {config["version"]}, format {config["format"]}.
 
 `phyldm fit SCANS --weights {{this folder}} --out DIR` infers the maps of your own scans.{draws}
 
 ## Trained on
-{_trained_on(training)}:
-{config["n_slices"]} axial slices of {y}×{x} pixels of {config["voxel_mm"]:g} mm in the middle of the brain
-({weights.slab_mm:g} mm), {kept}.{_named_heads(training["heads"])} All settings are in `training.json`.
+{_trained_on(training)}{_named_heads(training["heads"])} All settings are in `training.json`.
 
 {_recipe(training, logs)}
 ![Loss of each part over training steps, on training and on validation people](curves.png)
@@ -161,9 +160,8 @@ phyldm export --run RUN --out DIR
 ## Measured on held-out, simulated people
 {_error_table(metrics)}{_drawn(metrics)}
 ## Limits
-One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. Slices outside the middle
-{weights.slab_mm:g} mm are extrapolated. Sequences other than those trained on (MPRAGE, spin echo, FLAIR) and fields
-other than 3 T are foreign to the model. Research only, nothing for a clinic.
+One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. {_foreign(weights)}
+Research only, nothing for a clinic.
 
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
@@ -176,8 +174,20 @@ code are under the MIT licence.
 def _trained_on(training: dict) -> str:
     cohort, first = drawn_from(training), training["vae"]["cohort"]
     if cohort == first:
-        return _people(cohort)
-    return f"The VAE: {_people(first)}.\n\nThe generator, what that VAE inferred from scans of {_people(cohort)}"
+        return f"{_people(cohort)}:\n{_slices(cohort)}."
+    return (
+        f"The VAE: {_people(first)}:\n{_slices(first)}.\n\n"
+        f"The generator, what that VAE inferred from scans of {_people(cohort)}:\n{_slices(cohort)}."
+    )
+
+
+def _slices(cohort: dict) -> str:
+    (y, x), apart = cohort["shape"], cohort["slice_mm"]
+    height = cohort["n_slices"] * apart
+    where = "from cerebellum to vertex" if height >= BRAIN_MM else "in the middle of the brain"
+    kept = "the whole head" if cohort["head"] else "the brain and its CSF only"
+    size = f"{cohort['n_slices']} axial slices of {y}×{x} pixels of {cohort['voxel_mm']:g} mm"
+    return f"{size}, {apart:g} mm apart, {where} ({height:g} mm), {kept}"
 
 
 def _people(cohort: dict) -> str:
@@ -185,9 +195,24 @@ def _people(cohort: dict) -> str:
         return f"Real scans of the dataset {cohort['data']}, each with a gain of its own"
     folders = " and ".join(_folders(cohort))
     heads = f"the label maps in {folders}" if folders else "the MNI152 template"
+    scanned = "OASIS-3's protocols"
+    if cohort.get("open_field"):
+        scanned += f" and {N_OPEN} drawn from all of clinical practice,\nas scans arrive ({', '.join(SPOILED)})"
     return (
-        f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with OASIS-3's protocols, with\n"
+        f"{cohort['n_train']} simulated people, deformed from {heads} and scanned with {scanned}, with\n"
         f"Rician noise and receive bias; lesions in {cohort['lesions']:.0%} of them; no real scan was used"
+    )
+
+
+def _foreign(weights: Weights) -> str:
+    """What these weights do not know."""
+    cohort = weights.training["vae"]["cohort"]
+    protocols = "clinical protocols of these three" if cohort.get("open_field") else "OASIS-3's protocols"
+    beyond = "" if weights.whole_brain else f"Slices outside the middle\n{weights.slab_mm:g} mm are extrapolated. "
+    return (
+        f"{beyond}Fields other than 3 T\nare foreign to the model. Its encoder has seen MPRAGE, spin echoes and FLAIR "
+        f"or inversion recovery,\nwith {protocols}; gradient echoes are explained through the signal equation alone,\n"
+        "where T2 stands for T2*."
     )
 
 

@@ -14,23 +14,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import pandas
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..calibration import LEVEL, NAME, calibrate, calibrate_local
+from ..calibration import NAME
 from ..composition import CompositionData, CompositionObjective, CompositionVAE
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
 from ..losses import VAEData, VAEObjective
 from ..machine.errors import BadInput
 from ..machine.files import made_with, to_json, unfinished, whole_folder, write_atomically
 from ..machine.processes import main_first
-from ..people import cohort, open_field
+from ..people import cohort
 from ..people.anatomy import Folders, in_recipe
-from ..people.cohort import CohortRecipe, Subject
-from ..people.held_out import FIRST, draw_people, session_of
+from ..people.cohort import CohortRecipe
 from ..people.scanned import ScanRecipe, read_scan_recipe
 from ..physics import TissueMaps
 from ..slices import Slices, Truth, brightness
@@ -38,15 +36,10 @@ from ..training import Schedule, Step, training_loop
 from ..vae import PoEVAE
 from ..weights import Weights
 from .describe import describe
+from .honest import measure_sd
 from .latents import BENT, Composed, apart, composed, csf_quantiles, joined, latents
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
-
-N_SESSIONS = 12
-"""Of random protocols, which tell what the SD of explained maps is to be multiplied by."""
-
-N_CALIBRATED = 5
-"""People made from the validation heads, whose truth tells what the SD of the posterior misses."""
 
 
 class MissingResult(BadInput):
@@ -165,22 +158,7 @@ class Run:
 
     def _calibrate(self, vae: PoEVAE, folder: Path):
         if isinstance(self.recipe, CohortRecipe):  # of real people nobody knows the truth
-            heads = tuple(dict.fromkeys(p.head for p in self.recipe.subjects() if p.split == "val"))
-            people = list(draw_people(self.recipe, heads, N_CALIBRATED, 3 * FIRST))
-            said = {"level": LEVEL, "people": N_CALIBRATED, "heads": list(heads), "of": "simulated people, truth known"}
-            explained = {"explained": calibrate_local(vae, self._random_sessions(heads))}
-            write_atomically(folder / NAME, to_json(said | calibrate(vae, people) | explained))
-
-    def _random_sessions(self, heads: tuple[str, ...]) -> list[tuple[Slices, Truth]]:
-        """Sessions of the open field of people from ``heads``, who differ as the VAE's own people do."""
-        rng, own = np.random.default_rng(self.seed), self.vae_recipe
-        recipe = replace(own, n_slices=2, slice_mm=max(own.slice_mm, 2 * own.voxel_mm))
-        sessions = []
-        for i in range(N_SESSIONS):
-            subject = Subject(f"sub-{i + 1:04d}", "test", heads[i * len(heads) // N_SESSIONS], 5 * FIRST + i)
-            slices, truth, _ = session_of(subject, recipe, open_field.draw_session(rng))
-            sessions.append((slices, truth))
-        return sessions
+            write_atomically(folder / NAME, to_json(measure_sd(vae, self.recipe, self.vae_recipe, self.seed)))
 
     def vae(self) -> PoEVAE:
         """The trained VAE, ready for inference."""

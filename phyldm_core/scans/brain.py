@@ -16,7 +16,7 @@ from skimage.segmentation import watershed
 
 from ..machine.errors import BadInput
 from ..physics import Protocol, TissueMaps, render
-from .doubts import USUAL
+from .doubts import USUAL_TISSUE
 from .grids import Grid, resample, resample_mask
 from .nifti import Scan
 from .registration import template_brain, world_grid
@@ -58,7 +58,7 @@ def find_brain(scans: list[Scan], head: np.ndarray, grid: Grid) -> np.ndarray:
 
 def fluid_is_dark(protocol: Protocol) -> bool:
     """Whether CSF is darker than white matter under a protocol; a T1w need not be: one inverted a moment ago is not."""
-    white, _, fluid = render(TissueMaps(*np.array(list(USUAL.values())).T), replace(protocol, signed=False))
+    white, _, fluid = render(TissueMaps(*np.array(list(USUAL_TISSUE.values())).T), replace(protocol, signed=False))
     return bool(fluid < white)
 
 

@@ -31,7 +31,7 @@ PART_OF = {"phase": "a phase image", "imag": "an imaginary part"}
 REAL = r"R|R_.+|REAL"
 """Words of DICOM's Image Type for the real part, in which tissue before its null point is negative."""
 
-KINDS = {
+IMAGE_KINDS = {
     r"P|P_.+|PHASE|PHASE[_ ]?MAP|B0|RAD": "a phase image",
     r"I|I_.+|IMAGINARY|MIXED": "the imaginary part of a complex image, or several parts in one",
     r"UNI|UNI[-_ ]?DEN|UNIFORM|UNIT1|DIVISION": "the uniform image of an MP2RAGE, a ratio of two",
@@ -81,7 +81,7 @@ def refuse_by_name(path: Path, metadata: dict):
     if what := PART_OF.get(entities.get("part", "")):
         raise NotWeighted(f"{path}: is {what}, as its name says (part-{entities['part']}): give the magnitude image")
     for field, word in _kinds_said(metadata):
-        for kind, what in KINDS.items():
+        for kind, what in IMAGE_KINDS.items():
             if re.fullmatch(kind, word):
                 raise NotWeighted(f"{path}: is {what}, as its sidecar says ({field} {word}): leave it out")
     unit = str(metadata.get("Units", "")).strip()
@@ -152,13 +152,13 @@ def _field_doubt(field) -> list[str]:
 
 # --- protocols ------------------------------------------------------------------------------------
 
-USUAL = {"WM": (0.69, 0.90, 0.073), "GM": (0.83, 1.34, 0.080), "CSF": (0.99, 4.3, 2.1)}
+USUAL_TISSUE = {"WM": (0.69, 0.90, 0.073), "GM": (0.83, 1.34, 0.080), "CSF": (0.99, 4.3, 2.1)}
 """PD, T1 (s) and T2 (s) of :func:`tissue.three_medians`, rounded: written out because that file loads torch."""
 
 KNOWN_BEFORE = 0.1, 0.3, 0.3
 """SD of log PD, T1 and T2 about what is usual, before any scan: water content varies far less than times do."""
 
-SIGNAL_ERROR = 0.03  # of the brightest tissue's signal: noise, coil and signal equation together
+SCAN_ERROR = 0.03  # of the brightest tissue's signal: noise, coil and signal equation together
 STILL_UNKNOWN = 0.85  # of KNOWN_BEFORE: what is left of it, where a map is not told
 UNTOLD = "these protocols hardly depend on it; its map is mostly what is usual in tissue"
 
@@ -166,12 +166,13 @@ UNTOLD = "these protocols hardly depend on it; its map is mostly what is usual i
 def unidentified(protocols: Several[Protocol]) -> tuple[str, ...]:
     """Which of "T1" and "T2" scans of these protocols do not tell, whatever they show.
 
-    A Cramér–Rao bound. Each scan measures :data:`USUAL` white matter, grey matter and CSF with :data:`SIGNAL_ERROR`,
-    all times one gain that nobody knows; before, each tissue is known to :data:`KNOWN_BEFORE`. A time is not told
-    where it stays unknown, on average over white and grey matter, to more than :data:`STILL_UNKNOWN` of what it was.
+    A Cramér–Rao bound. Each scan measures white matter, grey matter and CSF as in :data:`USUAL_TISSUE` with
+    :data:`SCAN_ERROR`, all times one gain that nobody knows; before, each tissue is known to :data:`KNOWN_BEFORE`. A
+    time is not told where it stays unknown, on average over white and grey matter, to more than :data:`STILL_UNKNOWN`
+    of what it was.
     """
-    n, step = len(USUAL), 1e-3
-    usual = np.array(list(USUAL.values()))
+    n, step = len(USUAL_TISSUE), 1e-3
+    usual = np.array(list(USUAL_TISSUE.values()))
     before = np.tile(KNOWN_BEFORE, n)
     rows = []  # of the Jacobian, one a scan and tissue: after log PD, T1, T2 of each tissue come the scans' log gains
     for j, protocol in enumerate(protocols):
@@ -182,7 +183,7 @@ def unidentified(protocols: Several[Protocol]) -> tuple[str, ...]:
             more, less = (render(TissueMaps(*values.T), protocol) for values in (usual * factor, usual / factor))
             change[np.arange(n), 3 * np.arange(n) + q] = (more - less) / (2 * step)
         change[:, 3 * n + j] = signal
-        rows.append(change / (SIGNAL_ERROR * max(np.abs(signal).max(), 1e-9)))
+        rows.append(change / (SCAN_ERROR * max(np.abs(signal).max(), 1e-9)))
     known = np.diag(np.concatenate([1 / before**2, np.full(len(protocols), 1e-6)]))  # of gains next to nothing
     jacobian = np.concatenate([np.zeros((0, len(known))), *rows])
     after = np.sqrt(np.linalg.inv(jacobian.T @ jacobian + known).diagonal()[: 3 * n])

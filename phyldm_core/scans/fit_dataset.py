@@ -217,12 +217,17 @@ def _fit_alone(
     elif weights.calibration is not None:
         spread += ", with what they missed on simulated people"
         true_of = "covers errors as large as on simulated people"
+    beyond = ""
+    if fit.extrapolated:
+        beyond = (
+            f"Weights were trained on slices between {low:.0f} and {high:.0f} mm (RAS) only; the "
+            f"{fit.extrapolated:.0%} of the voxels beyond are extrapolated. "
+        )
     provenance |= {
         "BrainMask": prepared.mask_from,
         "TrainedHeights": [round(low, 2), round(high, 2)],
         "ExtrapolatedFraction": round(fit.extrapolated, 4),
-        "Limitation": f"Weights were trained on slices between {low:.0f} and {high:.0f} mm (RAS) only; "
-        f"the {fit.extrapolated:.0%} of the voxels beyond are extrapolated. The SD {true_of}.",
+        "Limitation": f"{beyond}The SD {true_of}.",
     }
     part = anat / PARTIAL
     shutil.rmtree(part, ignore_errors=True)
@@ -248,7 +253,8 @@ def _fit_alone(
         raise BadInput(f"{anat}: cannot write ({error.strerror}): choose another folder or free some space") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    notes = [f"brain from {prepared.mask_from}", f"{fit.extrapolated:.0%} of it extrapolated"]
+    notes = [f"brain from {prepared.mask_from}"]
+    notes += [f"{fit.extrapolated:.0%} of it extrapolated"] if fit.extrapolated else []
     notes += [f"{scan.path.name} {note}" for scan in scans for note in scan.notes if note.startswith(CHOSEN)]
     return FitOutcome(session, "done", f"{used}: {', '.join(notes)}", kept, tuple(doubts))
 

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from phyldm_core import cli, tissue
-from phyldm_core.evaluation import examination, examination_report, metrics
+from phyldm_core.evaluation import examination, examination_report, metrics, protocol_sets
 from phyldm_core.evaluation.examination import NETWORK, Examination, examine, n_parts, split_inputs
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import held_out
@@ -37,7 +37,8 @@ def exported(smoke_run, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(exported, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    code, said, _ = phyldm("evaluate", "--weights", exported, "--out", out, "--subjects", 2, "--seen-heads")
+    asked = ("--subjects", 2, "--sessions", 2, "--seen-heads")
+    code, said, _ = phyldm("evaluate", "--weights", exported, "--out", out, *asked)
     assert code == 0
     return out, said
 
@@ -143,6 +144,15 @@ def test_one_table_in_long_form_says_who_was_asked_with_what_and_that_heads_were
     assert table.value.notna().all()
 
 
+def test_a_second_table_is_by_protocol_set_with_what_an_error_is_compared_with(evaluated):
+    out, _ = evaluated
+    sets = pandas.read_csv(out / "sets.csv")
+    assert sets["set"].str.endswith("heads seen in training").all() and sets.n.max() == 2
+    assert {"value", "low", "high", "p90", "r", "over_constant", "over_untouched", "holds"} <= set(sets)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f"<td>{name}" in page for name in ("PDw + T2w spin echoes", "open field", protocol_sets.CONSTANT))
+
+
 def test_the_report_holds_figures_and_says_what_was_examined(evaluated):
     out, _ = evaluated
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -157,12 +167,12 @@ def test_what_is_finished_is_kept_and_more_people_are_added(evaluated, exported,
     asked = []
     real = examination.examine_person
     monkeypatch.setattr(examination, "examine_person", lambda *a: asked.append(a[2].name) or real(*a))
-    exam = Examination(load_weights(exported), None, out, n=2, seen=True)
+    exam = Examination(load_weights(exported), None, out, n=2, seen=True, n_sessions=2)
     parts = list(examine(exam))
     assert asked == ["sub-0002"] and len(parts) == n_parts(exam)
     assert (out / "metrics.csv").read_bytes() == before
     list(examine(replace(exam, n=3)))
-    assert asked == ["sub-0002", "sub-0003"]
+    assert asked == ["sub-0002", "sub-0003"] and len(list((out / "sets").glob("*.csv"))) == 3 + 2
     assert pandas.read_csv(out / "metrics.csv").n.max() > 2
 
 
@@ -185,6 +195,8 @@ def test_a_seed_below_zero_is_refused_by_the_command_and_by_the_function(exporte
     assert code == 2 and "--seed" in said and "Traceback" not in said
     with pytest.raises(BadInput, match="a seed of 0 or more"):
         next(examine(Examination(load_weights(exported), None, tmp_path / "out", seed=-1, seen=True)))
+    code, _, said = phyldm("evaluate", "--weights", exported, "--out", tmp_path / "out", "--sessions", -1)
+    assert code == 2 and "--sessions" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 
@@ -206,9 +218,10 @@ def test_weights_without_a_diffusion_model_say_so(exported, evaluated, smoke_run
     assert list(run.train_vae()) == []  # it is trained, and says so in a new config.json
     export_weights(run, tmp_path / "w")
     out = Path(shutil.copytree(evaluated[0], tmp_path / "out", ignore=shutil.ignore_patterns("*.csv", "figures")))
-    for path in (evaluated[0] / "people").iterdir():  # of the same VAE: they are taken as they are
-        shutil.copy(path, out / "people")
-    code, said, warned = phyldm("evaluate", "--weights", tmp_path / "w", "--out", out, "--subjects", 2, "--seen-heads")
+    for kept in ("people", "sets"):  # of the same VAE: they are taken as they are
+        shutil.copytree(evaluated[0] / kept, out / kept, dirs_exist_ok=True)
+    asked = ("--subjects", 2, "--sessions", 2, "--seen-heads")
+    code, said, warned = phyldm("evaluate", "--weights", tmp_path / "w", "--out", out, *asked)
     assert code == 0 and "hold no diffusion model" in warned and "2 people" in said
     assert "hold no diffusion model" in (out / "report.html").read_text()
     assert "frechet" not in (out / "metrics.csv").read_text()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,46 @@ def test_a_shard_that_kills_whoever_tries_it_is_said_and_what_is_done_is_kept(tm
     with pytest.raises(BadInput, match="killed again and again"):
         list(run_shards(square, shards(tmp_path, deadly=5, always=True), n_workers=1))
     assert set(files(tmp_path)) == set("01234")
+
+
+def sleep(folder: Path, i: int):
+    """A shard that says whose it is and takes longer than a test."""
+    (folder / f"{i}.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    here = Path(__file__).resolve()
+    (tmp_path / "parent.py").write_text(
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = [{str(here.parent)!r}, {str(here.parents[2])!r}]\n"
+        "from phyldm_core.machine.shards import run_shards\nfrom test_shards import sleep\n"
+        f"shards = [(Path({str(tmp_path)!r}), i) for i in range(2)]\n"
+        "if __name__ == '__main__':\n    list(run_shards(sleep, shards, 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"])
+    try:
+        workers = [int(text) for text in _within(60, lambda: [p.read_text() for p in tmp_path.glob("*.pid")], 2)]
+    finally:
+        parent.kill()
+        parent.wait()
+    assert _within(10, lambda: [pid for pid in workers if not _runs(pid)], 2)
+
+
+def _within(seconds: float, look, n: int) -> list:
+    """What ``look`` gives once it gives ``n`` things that are not empty."""
+    end = time.monotonic() + seconds
+    while len(found := list(filter(None, look()))) < n:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from phyldm_core import calibration
-from phyldm_core.calibration import T1_NODES, calibrate, honest_sd, read_calibration
+from phyldm_core.calibration import (
+    PEOPLE_SD,
+    T1_NODES,
+    calibrate,
+    calibrate_local,
+    calibrated,
+    honest_sd,
+    local_sd,
+    read_calibration,
+)
+from phyldm_core.inference import Explained
 from phyldm_core.people.cohort import CohortRecipe
 from phyldm_core.people.held_out import draw_people
 from phyldm_core.physics import TissueMaps
@@ -85,3 +95,76 @@ def test_training_leaves_a_calibration_that_travels_with_the_weights(smoke_run, 
     kept = read_calibration(smoke_run.folder / "vae")
     assert kept["heads"] == ["mni152"] and set(kept["missing"]) == {"common scale", "any gain"}
     assert export_weights(smoke_run, tmp_path / "w").calibration == load_weights(smoke_run.folder).calibration == kept
+
+
+# --- of maps that the scans explained ---------------------------------------------------------------
+
+
+def explained_as(slices, maps: torch.Tensor) -> Explained:
+    """Maps ``(n, 3, y, x)`` with gains of 1 and a noise of 1 %."""
+    n, m = slices.observed.shape
+    inside = torch.where(maps > 1e-3, maps, torch.tensor([0.7, 1.0, 0.1]).view(3, 1, 1))
+    one, noise = torch.ones(m), torch.full((m,), 0.01)
+    return Explained(TissueMaps.from_stack(inside), torch.ones(3, 3), one, noise, torch.zeros(n))
+
+
+def shown(slices, *which: bool) -> torch.Tensor:
+    return torch.tensor(which).expand(len(slices), -1)
+
+
+def test_a_scan_more_makes_no_sd_wider(people):
+    slices, maps = people[0].common, people[0].truth.maps
+    found = explained_as(slices, maps)
+    sds = [local_sd(found, slices, shown(slices, *(i < n for i in range(3)))).stack() for n in range(4)]
+    for fewer, more in zip(sds, sds[1:], strict=False):
+        assert (more <= fewer * (1 + 1e-3)).all()
+    brain = people[0].truth.brain
+    assert (sds[3][:, 1][brain].median() < 0.6 * sds[0][:, 1][brain].median()).all()
+
+
+def test_what_no_scan_tells_is_as_wide_as_people_are(people):
+    slices, maps = people[0].common, people[0].truth.maps
+    found = explained_as(slices, maps)
+    of_nothing = local_sd(found, slices, shown(slices, False, False, False))
+    torch.testing.assert_close(of_nothing.t2, PEOPLE_SD[2] * found.maps.t2, rtol=1e-3, atol=1e-5)
+    assert (of_nothing.t1 <= PEOPLE_SD[1] * found.maps.t1 * 1.001).all()  # the water line joins it to PD
+    inside = people[0].truth.tissue("WM", 0.95)
+    after_t1w = (local_sd(found, slices, shown(slices, True, False, False)).t2 / found.maps.t2)[inside]
+    assert after_t1w.median() > 0.95 * PEOPLE_SD[2]  # an MPRAGE of a TE of 3 ms says nothing of T2
+    after_t2w = (local_sd(found, slices, shown(slices, True, True, False)).t2 / found.maps.t2)[inside]
+    assert after_t2w.median() < 0.6 * PEOPLE_SD[2]
+
+
+def test_factors_make_an_sd_cover_new_people(people, monkeypatch):
+    generator, off = torch.Generator().manual_seed(0), torch.tensor([0.02, 0.1, 0.3])[:, None, None]
+    made = {}
+
+    def explain(vae, slices):
+        true = next(p.truth.maps for p in people if p.scanned is slices)
+        near = torch.where(true > 1e-3, true, 1.0) * (off * torch.randn(true.shape, generator=generator)).exp()
+        made[id(slices)] = explained_as(slices, near)
+        return made[id(slices)]
+
+    monkeypatch.setattr(calibration, "explain", explain)
+    monkeypatch.setattr(calibration, "local_sd", lambda found, *_: TissueMaps.from_stack(0.05 * found.maps.stack()))
+    factors = calibrate_local(None, [(p.scanned, p.truth) for p in people[:3]])
+    for quantity, expected in (("T1", 2.0), ("T2", 6.0)):
+        assert factors[quantity][2] == pytest.approx(expected, rel=0.25)
+    for person in people[3:]:
+        maps, brain = explain(None, person.scanned).maps, person.truth.brain
+        sd = calibrated(TissueMaps.from_stack(0.05 * maps.stack()), maps, factors)
+        for p in (1, 2):
+            within = (maps[p] - person.truth.maps[:, p]).abs()[brain] <= 1.645 * sd[p][brain]
+            assert float(within.float().mean()) == pytest.approx(0.9, abs=0.05)
+
+
+def test_factors_follow_t1_and_none_leaves_the_sd(people):
+    maps = TissueMaps.from_stack(people[0].truth.maps.clamp_min(0.5))
+    sd = TissueMaps.from_stack(0.1 * maps.stack())
+    assert calibrated(sd, maps, None) is sd
+    row = [float(i + 1) for i in range(len(T1_NODES))]
+    wider = calibrated(sd, maps, {"PD": row, "T1": row, "T2": row})
+    times = wider.t1 / sd.t1
+    assert torch.allclose(times, wider.t2 / sd.t2) and times.min() >= 1 and times.max() <= len(row)
+    short, long = maps.t1 <= T1_NODES[0], maps.t1 >= T1_NODES[-1]
+    assert (times[short] == 1).all() and torch.allclose(times[long], torch.tensor(float(len(row))))

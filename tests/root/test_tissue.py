@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,13 @@ from phyldm_core.tissue import (
     BRAIN,
     ROWS,
     TISSUES,
+    fit_three_tissues,
     in_vivo_3t,
     measurements,
     ratio_to_white_matter,
+    three_medians,
     usable,
+    water_line,
 )
 
 PD, T1, T2 = range(3)
@@ -140,3 +145,68 @@ def test_the_seed_decides_who_it_is():
     one, again, other = (in_vivo_3t().draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(one, again)
     assert (one != other).mean() > 0.9
+
+
+# --- three tissues explain a session ----------------------------------------------------------------
+
+INVERSIONS = (
+    Protocol(Sequence.FLAIR, te=0.012, tr=15.0, ti=0.5),
+    Protocol(Sequence.FLAIR, te=0.012, tr=15.0, ti=2.0),
+    Protocol(Sequence.SPIN_ECHO, te=0.09, tr=5.0),
+)
+GAINS = torch.tensor([3.0, 0.4, 1.7])
+
+
+def signals_of(tissues: torch.Tensor, protocols, gains=GAINS) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(m, 3)`` signals of WM, GM and CSF, and settings."""
+    rendered = torch.stack([render(TissueMaps(*tissues.T), protocol) for protocol in protocols])
+    return gains[: len(protocols), None] * rendered, torch.stack([p.settings() for p in protocols])
+
+
+def somebody(t1: float = 1.0, t2: float = 1.0) -> torch.Tensor:
+    """``(3, 3)``: the medians with other T1 and T2 of white and grey matter, and the PD that goes with such a T1."""
+    tissues = torch.tensor(list(three_medians().values()))
+    tissues[:2] *= torch.tensor([1.0, t1, t2])
+    a, b = water_line()
+    tissues[:2, 0] = 1 / (a + b / tissues[:2, 1])
+    return tissues
+
+
+@pytest.mark.parametrize("times", [0.85, 1.0, 1.15])
+def test_an_inversion_recovery_pair_tells_t1_and_the_gains_of_anybody(times):
+    tissues = somebody(t1=times)
+    found, gain = fit_three_tissues(*signals_of(tissues, INVERSIONS), torch.full((3,), 0.005))
+    torch.testing.assert_close(found[:2, 1], tissues[:2, 1], rtol=0.03, atol=0)
+    torch.testing.assert_close(gain, GAINS, rtol=0.05, atol=0)
+
+
+def test_a_real_part_tells_as_much_as_a_magnitude():
+    signed = [replace(p, signed=p.sequence.inverts) for p in INVERSIONS]
+    tissues = somebody(t1=1.1)
+    signals, settings = signals_of(tissues, signed)
+    assert signals[0, 0] < 0
+    found, gain = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
+    torch.testing.assert_close(found[:2, 1], tissues[:2, 1], rtol=0.03, atol=0)
+    torch.testing.assert_close(gain, GAINS, rtol=0.05, atol=0)
+
+
+def test_two_spin_echoes_tell_little_of_t1_and_say_what_is_usual():
+    echoes = (Protocol(Sequence.SPIN_ECHO, te=0.01, tr=5.0), Protocol(Sequence.SPIN_ECHO, te=0.09, tr=5.0))
+    tissues, usual = somebody(t1=1.15, t2=1.15), somebody()
+    found, _ = fit_three_tissues(*signals_of(tissues, echoes), torch.full((2,), 0.005))
+    moved = (found / usual).log()[:2] / (tissues / usual).log()[:2]
+    assert (moved[:, 1] < 0.6).all()  # of the way in T1
+    torch.testing.assert_close(found[:2, 1], usual[:2, 1], rtol=0.08, atol=0)
+    assert (moved[:, 2] > 0.5).all()  # of the way in T2
+
+
+def test_a_tissue_that_is_not_there_is_as_in_anybody_and_does_not_disturb():
+    tissues = somebody(t1=1.1)
+    signals, settings = signals_of(tissues, INVERSIONS)
+    signals[:, 0] = torch.nan
+    found, gain = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
+    torch.testing.assert_close(found[1, 1], tissues[1, 1], rtol=0.04, atol=0)
+    torch.testing.assert_close(gain, GAINS, rtol=0.06, atol=0)
+    found, gain = fit_three_tissues(torch.full_like(signals, torch.nan), settings, torch.full((3,), 0.005))
+    torch.testing.assert_close(found, torch.tensor(list(three_medians().values())))
+    assert gain.tolist() == [1, 1, 1]

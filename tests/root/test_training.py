@@ -169,6 +169,14 @@ def test_what_no_scan_that_is_shown_covers_is_not_asked_for(truth, batch):
     torch.testing.assert_close(losses(wrong_there, only_others._replace(shown=first))["l1"], found["l1"])
 
 
+def test_a_gain_is_solved_where_something_was_measured(truth, batch):
+    nobody, half = batch._replace(common=batch.common & False), torch.arange(SIZE) >= SIZE // 2
+    wrong_there = saying(logs(truth) + half.roll(2) * half)
+    assert losses(wrong_there, nobody)["l1"] > 0.1
+    stripped = nobody._replace(inputs=torch.where(half, 0.0, nobody.inputs))
+    assert losses(wrong_there, stripped)["l1"] < 1e-3  # what is wrong where nothing was measured moves no gain
+
+
 def test_the_scans_teach_pd_t1_and_t2(truth, batch):
     said = (logs(truth) + 0.1).requires_grad_()
     losses(saying(said), batch)["total"].backward()
@@ -278,6 +286,16 @@ def test_of_many_scans_a_step_holds_a_session_of_others_each_time(slices):
         torch.testing.assert_close(level, expected / expected.amin(1, keepdim=True), rtol=1e-4, atol=1e-4)
         seen |= {tuple(row.tolist()) for row in ti}
     assert len(seen) > 100
+
+
+def test_a_scan_that_does_not_exist_is_taken_only_where_nothing_else_is_left(slices):
+    some = many_scans(slices, n=7)
+    some.observed[0, :3] = False  # four of seven are left
+    some.observed[1, 1:] = False
+    data, generator = VAEData(some, VAELoss(keep_scan=1.0)), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        batch = data.batch(torch.arange(N), generator)
+        assert batch.observed.sum(1).tolist() == [4, 1, 4, 4, 4, 4]
 
 
 def test_what_the_encoder_sees_is_spoiled_and_what_it_is_asked_for_is_not(slices, truth):

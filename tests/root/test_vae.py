@@ -12,7 +12,7 @@ from phyldm_core.physics import REFERENCE, UNSEEN, Protocol
 from phyldm_core.running.profiles import LAPTOP, PAPER, SMOKE
 from phyldm_core.slices import brightness
 from phyldm_core.vae import (
-    N_FEATURES,
+    N_SCAN_FEATURES,
     PRIOR_MEDIANS,
     Enlarge,
     PoEVAE,
@@ -146,7 +146,7 @@ def test_every_setting_of_the_console_reaches_the_network():
     protocols = [*REFERENCE.values(), *UNSEEN, *OF_AN_ANGLE]
     settings, n = torch.stack([p.settings() for p in protocols]), len(protocols)
     features = scan_features(settings, torch.ones(n), torch.ones(n, dtype=torch.bool))
-    assert features.shape == (n, N_FEATURES)
+    assert features.shape == (n, N_SCAN_FEATURES)
     assert len(features.unique(dim=0)) == n
     assert features.abs().max() < 5  # scaled for a network
     assert torch.isfinite(scan_features(torch.zeros(1, 6), torch.ones(1), torch.ones(1, dtype=torch.bool))).all()

@@ -29,7 +29,8 @@ def weights(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     PoEVAE(**find_profile("smoke").vae).save_pretrained(folder / "vae")
-    files = {path.relative_to(folder).as_posix(): sha256(path) for path in (folder / "vae").iterdir()}
+    (folder / "training.json").write_text(json.dumps({"vae": {"cohort": {"n_slices": 2, "slice_mm": 6.0}}}))
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*.*")}
     config = {"format": FORMAT, "conventions": CONVENTIONS, "version": __version__, "profile": "smoke", "files": files}
     config |= {"voxel_mm": 6.0, "slice_mm": 6.0, "slice_shape": [32, 32], "n_slices": 2, "head": request.param}
     (folder / "config.json").write_text(json.dumps(config))
@@ -119,6 +120,6 @@ def test_more_scans_never_tell_less():
 
 
 def test_usual_tissue_is_the_table_s():
-    assert list(doubts.USUAL) == list(tissue.three_medians())
-    for usual, measured in zip(doubts.USUAL.values(), tissue.three_medians().values(), strict=True):
+    assert list(doubts.USUAL_TISSUE) == list(tissue.three_medians())
+    for usual, measured in zip(doubts.USUAL_TISSUE.values(), tissue.three_medians().values(), strict=True):
         np.testing.assert_allclose(usual, measured, rtol=0.02)

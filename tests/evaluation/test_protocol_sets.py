@@ -51,7 +51,7 @@ def folder(exam, tmp_path_factory):
 
 def test_every_person_is_scanned_with_every_set_and_a_session_is_of_one_person(exam, folder):
     table = read_sets(exam, folder)
-    assert set(table["set"]) == set(EVERYTHING)
+    assert {*SETS, *SPOILED_WAYS, RANDOM} < set(table["set"]) <= set(EVERYTHING)  # at 6 mm some heights are all mixed
     asked = table.groupby("set").person.unique().map(sorted)
     assert all(asked[name] == ["sub-0001"] for name in (*SETS, *SPOILED_WAYS))
     assert asked[RANDOM] == ["open-0001", "open-0002"]

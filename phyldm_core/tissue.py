@@ -229,6 +229,9 @@ NOISE_SQUARED = 1.4
 """A magnitude's squared median where there is no signal, over the variance of the noise (Rayleigh: 2 ln 2)."""
 
 
+MOST_EVALUATIONS = 100
+"""Of a search; good ones need 5 to 50, and one that wanders for hundreds ends in a worse valley than another's."""
+
 SLOPE_STEP = 1e-5
 """Of a logarithm, for slopes in double precision."""
 
@@ -293,6 +296,6 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         start[[1, 4]] += moved
         predicted = predict(start[None])[0]
         gains = ((measured * predicted).sum(1) / (predicted**2).sum(1)).clamp_min(1e-9)
-        found.append(least_squares(at, torch.cat([start, gains.log()]).numpy(), slopes))
+        found.append(least_squares(at, torch.cat([start, gains.log()]).numpy(), slopes, max_nfev=MOST_EVALUATIONS))
     best = torch.from_numpy(min(found, key=lambda fit: fit.cost).x).exp().float()
     return best[:9].view(3, 3), best[9:]

@@ -25,6 +25,9 @@ TABLES = ("vae_map_errors", "vae_subsets", "vae_reconstruction", "unseen", "hist
 EVALUATION = "evaluation"
 """The run's folder, and here the table, of what ``phyldm evaluate`` found on heads never seen; maybe there is none."""
 
+SETS_TABLE = "sets"
+"""The table, and there the file, of its errors by protocol set."""
+
 
 def export_weights(run: str | Path, folder: str | Path) -> Weights:
     """Copy what a run trained into a folder that can be given away, with its recipe, numbers and a model card.
@@ -85,6 +88,10 @@ def run_metrics(run: str | Path) -> pandas.DataFrame:
             table = pandas.read_csv(path).assign(table=name)
             if set(CARD_COLUMNS) <= set(table):
                 found.append(table[CARD_COLUMNS])
+    if (path := Path(run) / EVALUATION / f"{SETS_TABLE}.csv").exists():
+        sets = pandas.read_csv(path)
+        sets = sets.assign(table=SETS_TABLE, metric="median_absolute_error", inputs=sets.method + " | " + sets["set"])
+        found.append(sets[CARD_COLUMNS])
     return pandas.concat(found[1:] or found, ignore_index=True)
 
 
@@ -158,7 +165,7 @@ phyldm export --run RUN --out DIR
 ```
 
 ## Measured on held-out, simulated people
-{_error_table(metrics)}{_drawn(metrics)}
+{_error_table(metrics)}{_set_table(metrics)}{_drawn(metrics)}
 ## Limits
 One T1 and one T2 per voxel, no motion, no flow; simulated people are not patients. {_foreign(weights)}
 Research only, nothing for a clinic.
@@ -166,8 +173,8 @@ Research only, nothing for a clinic.
 ## Files
 `config.json` lists every file with its SHA-256; weights are safetensors, and loading refuses anything else.
 `curves.csv` holds the losses drawn above, `metrics.csv` all numbers: means over people with 95 % bootstrap intervals;
-its table `evaluation`, where there is one, is what `phyldm evaluate` found, beside rivals and noise floors. Weights and
-code are under the MIT licence.
+its tables `evaluation` and `sets`, where there are any, are what `phyldm evaluate` found, beside rivals and noise
+floors. Weights and code are under the MIT licence.
 """
 
 
@@ -270,6 +277,24 @@ def _error_table(metrics: pandas.DataFrame) -> str:
         lines.append(f"| {quantity}, {inputs} | " + " | ".join(cells) + " |")
     n = int(rows.n.max())
     return "\n".join(lines) + f"\n\nn = {n} people; PD relative to their own CSF.\n"
+
+
+def _set_table(metrics: pandas.DataFrame) -> str:
+    """T1 and T2 by the protocols that a session has; empty where nobody looked."""
+    rows = metrics[(metrics.table == SETS_TABLE) & metrics.tissue.isin(("WM", "GM")) & (metrics.quantity != "PD")]
+    if not len(rows):
+        return ""
+    columns = [f"{quantity} {tissue}" for quantity in ("T1", "T2") for tissue in ("WM", "GM")]
+    cells = {(row.inputs, f"{row.quantity} {row.tissue}"): in_percent(row) for row in rows.itertuples()}
+    lines = ["| method | scans | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(cells.get((name, c), "–") for c in columns) + " |"
+        for name in dict.fromkeys(rows.inputs)
+    ]
+    return (
+        "\nThe same by protocol set, in voxels that are at least 95 % of a tissue, of people whose tissue differs\n"
+        "twice as much as usual (intervals over heads and people):\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 def _drawn(metrics: pandas.DataFrame) -> str:

@@ -176,7 +176,6 @@ def _trained_heights(prepared: Prepared, weights: Weights) -> tuple[float, float
     return middle - weights.slab_mm / 2, middle + weights.slab_mm / 2
 
 
-@torch.no_grad()
 def fit_session(
     prepared: Prepared,
     weights: Weights,

@@ -39,22 +39,22 @@ EVERYTHING = [*SETS, *SPOILED_WAYS, *HIGH, RANDOM]
 
 @pytest.fixture(scope="module")
 def exam(smoke_run) -> SetsExam:
-    return SetsExam(load_weights(smoke_run.folder), None, n=2, n_random=3, seen=True)
+    return SetsExam(load_weights(smoke_run.folder), None, n=1, n_random=2, seen=True)
 
 
 @pytest.fixture(scope="module")
 def folder(exam, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    assert sorted(examine_sets(exam, folder)) == ["open-0001", "open-0002", "open-0003", "sub-0001", "sub-0002"]
+    assert sorted(examine_sets(exam, folder)) == ["open-0001", "open-0002", "sub-0001"]
     return folder
 
 
 def test_every_person_is_scanned_with_every_set_and_a_session_is_of_one_person(exam, folder):
     table = read_sets(exam, folder)
-    assert set(table["set"]) == set(EVERYTHING)
+    assert {*SETS, *SPOILED_WAYS, RANDOM} < set(table["set"]) <= set(EVERYTHING)  # at 6 mm some heights are all mixed
     asked = table.groupby("set").person.unique().map(sorted)
-    assert all(asked[name] == ["sub-0001", "sub-0002"] for name in (*SETS, *SPOILED_WAYS))
-    assert asked[RANDOM] == ["open-0001", "open-0002", "open-0003"]
+    assert all(asked[name] == ["sub-0001"] for name in (*SETS, *SPOILED_WAYS))
+    assert asked[RANDOM] == ["open-0001", "open-0002"]
     assert not table.duplicated(["set", "person", "method", "tissue", "quantity"]).any()
     assert table.groupby(["set", "person", "tissue", "quantity"]).method.apply(set).map(
         lambda methods: methods == {CONSTANT, ENCODER, EXPLAINED}
@@ -75,8 +75,8 @@ def test_what_is_finished_is_kept_and_more_sessions_are_added(exam, folder, monk
     monkeypatch.setattr(protocol_sets, "_random_session", lambda *a: asked.append(a[2].name) or real(*a))
     (folder / "open-0002.csv").unlink()
     before = (folder / "open-0001.csv").read_bytes()
-    list(examine_sets(replace(exam, n_random=4), folder))
-    assert asked == ["open-0002", "open-0004"] and (folder / "open-0001.csv").read_bytes() == before
+    list(examine_sets(replace(exam, n_random=3), folder))
+    assert asked == ["open-0002", "open-0003"] and (folder / "open-0001.csv").read_bytes() == before
 
 
 def test_heights_are_all_of_a_stack_and_lie_apart():

@@ -69,6 +69,35 @@ def test_the_card_holds_the_run_s_own_numbers(smoke_run, tmp_path):
     assert curves["vae", "total"] == SMOKE.vae_schedule.steps and curves["pipeline", "val_total"] == 2
 
 
+def test_the_card_has_a_row_for_each_protocol_set_that_was_examined(smoke_run, tmp_path):
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run"))
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "sets.csv").write_text(
+        "set,method,tissue,quantity,n,value,low,high,r\n"
+        "PDw + T2w spin echoes,through the physics,WM,T1,12,0.0511,0.04,0.06,0.5\n"
+        "PDw + T2w spin echoes,through the physics,WM,T2,12,0.03,0.02,0.04,0.9\n"
+    )
+    folder = export_weights(run, tmp_path / "w").folder
+    row = "| through the physics | PDw + T2w spin echoes | 5.1 % (4.0–6.0) | – | 3.0 % (2.0–4.0) | – |"
+    assert row in (folder / "README.md").read_text()
+    assert "sets,median_absolute_error,T1,WM,through the physics | PDw" in (folder / "metrics.csv").read_text()
+
+
+def test_the_card_tells_what_the_vae_learned_from_and_what_the_generator(smoke_run, tmp_path):
+    run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run"))
+    path = run / "training.json"
+    told = json.loads(path.read_text())
+    told["vae"]["cohort"] |= {"open_field": True, "n_slices": 11, "slice_mm": 13.0, "head": True}
+    path.write_text(json.dumps(told))
+    edit(run, files=json.loads((run / "config.json").read_text())["files"] | {"training.json": sha256(path)})
+    exported = export_weights(run, tmp_path / "w")
+    card = (exported.folder / "README.md").read_text()
+    assert exported.whole_brain and exported.slab_mm == 143
+    assert "13 mm apart, from cerebellum to vertex (143 mm), the whole head" in card and "fat suppressed" in card
+    assert "6 mm apart, in the middle of the brain (12 mm), the brain and its CSF only" in card
+    assert "extrapolated" not in card and card.count("drawn from all of clinical practice") == 1
+
+
 def test_a_run_that_validated_nothing_has_curves_and_a_recipe_too(smoke_run, tmp_path):
     run = Path(shutil.copytree(smoke_run.folder, tmp_path / "run"))
     for log in run.glob("*/log.csv"):

@@ -122,7 +122,7 @@ HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its squa
 INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
 NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
 AT_A_TIME = 8  # slices: what a processor keeps near
-ENOUGH = 200  # pixels of a tissue, for its median
+ENOUGH = 100  # pixels of a tissue, for its median
 
 
 class Explained(NamedTuple):
@@ -155,8 +155,8 @@ def explain(
     The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these
     three tell the person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). With the gains known
     the encoder sees the scans again, on one scale; its maps are set right, tissue by tissue; and the latent moves, by
-    gradient, until decoder and signal equations explain every pixel, robustly. What the decoder is too smooth to say,
-    each pixel then says for itself (:func:`sharpened`).
+    gradient, until decoder and signal equations explain every pixel, robustly. In the end each pixel moves by itself
+    (:func:`sharpened`): from its tissue where that is sure, else from what the decoder, too smooth, draws.
 
     Parameters
     ----------
@@ -189,9 +189,9 @@ def explain(
     tissues, gain[used] = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used])
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
     posterior, seen = infer(vae, on_one_scale, True, shown)
-    expected = set_right(seen.stack().log(), masks, tissues)
+    expected, sure = set_right(seen.stack().log(), masks, tissues), torch.stack(masks).any(0)
     moved = [
-        _move(vae, scans[rows], gain, posterior.mean[rows], expected[rows], steps)
+        _move(vae, scans[rows], gain, posterior.mean[rows], expected[rows], sure[rows], steps)
         for rows in torch.arange(len(slices)).split(AT_A_TIME)
     ]
     maps, misfit = (torch.cat(parts) for parts in zip(*moved, strict=True))
@@ -252,14 +252,14 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
     mixture = GaussianMixture(3, means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
     chances = torch.from_numpy(mixture.predict_proba(signals / spread))
     found = []
-    for k in range(3):
+    for k in range(2):
         mask = torch.zeros_like(flat)
         mask[flat] = chances[:, k] > SURE
         found.append(mask)
-    return found
+    return [*found, flat & (maps[:, 1] > PURE_T1)]  # most fluid lies in sulci, and is shared: it has no Gaussian
 
 
-FLUID_T1, FLUID_T2 = 2.4, 0.3  # s: longer is fluid
+FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone
 FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more is at a border
 AT_MOST = 15_000  # pixels that a mixture is fitted to
 SURE = 0.9
@@ -283,9 +283,9 @@ def _brain(maps: Tensor, inside: Tensor) -> Tensor:
 
 
 def set_right(logs: Tensor, masks: list[Tensor], tissues: Tensor) -> Tensor:
-    """Log maps ``(n, 3, y, x)`` moved so that the medians in ``masks`` are the person's ``tissues``.
+    """Log maps ``(n, 3, y, x)`` moved to where the person's ``tissues`` are: what is surely one of them is this one.
 
-    Between two tissues' T1 the move is interpolated, beyond them it is that of the nearest.
+    Elsewhere the move is that of the medians in ``masks``, interpolated between two tissues' T1.
     """
     there = [k for k, mask in enumerate(masks) if mask.sum() >= ENOUGH]
     if not there:
@@ -294,11 +294,15 @@ def set_right(logs: Tensor, masks: list[Tensor], tissues: Tensor) -> Tensor:
     move, order = tissues[there].log() - now, now[:, 1].argsort()
     at, t1 = now[order, 1].numpy(), logs[:, 1].numpy()
     moved = [torch.from_numpy(np.interp(t1, at, move[order, q].numpy())).float() for q in range(3)]
-    return logs + torch.stack(moved, 1)
+    right = logs + torch.stack(moved, 1)
+    for k in there:
+        right = torch.where(masks[k][:, None], tissues[k].log()[:, None, None], right)
+    return right
 
 
+@torch.enable_grad()  # also for callers that want none
 def _move(
-    vae: PoEVAE, scans: Scans, gain: Tensor, start: Tensor, expected: Tensor, steps: int
+    vae: PoEVAE, scans: Scans, gain: Tensor, start: Tensor, expected: Tensor, sure: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Maps ``(n, 3, y, x)`` and each slice's misfit ``(n,)``, with the gains known."""
     images, noise = scans.images, scans.noise[:, None, None]
@@ -330,15 +334,17 @@ def _move(
         latent.grad = slope
         optimizer.step()
     with torch.no_grad():
-        maps = sharpened(vae.decode(latent).stack(), scans, gain)
+        drawn = torch.where(sure[:, None], expected.exp(), vae.decode(latent).stack())
+        maps = sharpened(drawn, scans, gain)
         return maps, misfit_of(maps) / head.sum((1, 2)).clamp_min(1)
 
 
 TETHER = 1e-3  # holds what no pixel asks for, outside the head, where it was
 
 OWN = (0.05, 0.1, 0.1)
-"""SD of log PD, T1 and T2 of a pixel about what the decoder draws there: cortex is thinner than it can draw."""
+"""SD of log PD, T1 and T2 of a pixel about its tissue, or about what the decoder, which draws no thin cortex, says."""
 
+WATER = (1.0, 4.8, 2.6)  # PD, T1 (s), T2 (s): nothing in a head has more water than water, nor relaxes slower
 ROUNDS, FARTHEST = 4, 0.15  # Gauss–Newton steps and the longest of them, in logarithms
 
 
@@ -368,10 +374,7 @@ def sharpened(maps: Tensor, scans: Scans, gain: Tensor) -> Tensor:
         )
         slope = slope - line * from_line[..., None]
         at = at + torch.linalg.solve(curvature, slope).clamp(-FARTHEST, FARTHEST).movedim(-1, 1)
-    return at.exp()
-
-
-STEP = 1e-2  # of a logarithm: small against what matters, large against single precision
+    return torch.minimum(at.exp(), at.new_tensor(WATER)[:, None, None])
 
 
 def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,8 +386,8 @@ def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor,
     here, slopes = signals(logs), []
     for p in range(3):
         nudged = logs.clone()
-        nudged[:, p] += STEP
-        slopes.append((signals(nudged) - here) / STEP)
+        nudged[:, p] += 1e-2  # small against what matters, large against single precision
+        slopes.append((signals(nudged) - here) / 1e-2)
     return here, torch.stack(slopes, -1)
 
 

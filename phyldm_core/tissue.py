@@ -222,6 +222,9 @@ LINE_SD = 0.03
 MEDIAN_ERROR = 0.015
 """Of a tissue's median signal: fields, mixtures and the signal equations leave as much."""
 
+FAR = 2.0
+"""Of these errors, beyond which a signal counts ever less: real sequences stray from the equations, most in fluid."""
+
 VALLEYS = (0.0, -0.3, 0.3)
 """Of log T1, where the search starts: a magnitude has a valley on either side of a null point."""
 
@@ -239,7 +242,7 @@ SLOPE_STEP = 1e-5
 def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
 
-    Nonlinear least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
+    Robust least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
     about the literature's medians, and the water line.
 
     Parameters
@@ -280,7 +283,9 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
         pd, t1 = logs.view(-1, 3, 3)[:, :2, 0], logs.view(-1, 3, 3)[:, :2, 1]
         line = (pd + (a + b * (-t1).exp()).log()) / LINE_SD
-        return torch.cat([((predicted - measured) / doubt).flatten(1), (logs - known) @ whiten.T, line], 1)
+        off = ((predicted - measured) / doubt).flatten(1) / FAR
+        off = FAR * off * (torch.log1p(off**2) / (off**2 + 1e-12)).sqrt()  # squared it is Cauchy's
+        return torch.cat([off, (logs - known) @ whiten.T, line], 1)
 
     def at(x: np.ndarray) -> np.ndarray:
         return residuals(torch.from_numpy(x)[None])[0].numpy()

@@ -66,4 +66,4 @@ def draw_shares(ax, shares: pandas.DataFrame):
         ax.axvline(x, color="0.6", lw=0.7, ls=line)
     ax.set_yticks(range(len(keys)), labels=[f"{symbol(q)} {t}" for q, t in keys])
     ax.set(ylim=(len(keys) - 0.5, -0.5), title="share of the prior", xlabel="0: scans, 1: prior")
-    ax.legend(loc="center right", size=6, handletextpad=0.1)
+    ax.legend(loc="upper right", fontsize=6, handletextpad=0.1)

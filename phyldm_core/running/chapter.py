@@ -47,6 +47,13 @@ def open_chapter(
     return open_run(run_dir, profile, anatomies, seed), publish
 
 
+def say(text: str):
+    """Show a paragraph of Markdown whose numbers were just measured: prose that stays true whatever was trained."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(" ".join(text.split())))
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """Trained networks, and held-out people with a known truth to try them on; get one from :func:`open_model`.

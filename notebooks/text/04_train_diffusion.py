@@ -69,8 +69,8 @@ channels.round(2)
 
 # %%
 say(f"""On average {channels["noise in μ + σε (%)"].mean():.1f} % of the variance is noise. We train on the means,
-because noise says nothing of tissue; at this size the choice matters little. Channels differ in scale, so each is
-brought to unit spread.""")
+because noise says nothing of tissue; where it is below a per cent, the choice matters little. Channels differ in
+scale, so each is brought to unit spread.""")
 
 # %% [markdown]
 # ## A second latent, of tissue shares

@@ -173,9 +173,11 @@ rows = {f"{q} of {t} (s)": {n: float(getattr(m, q.lower())[masks[t]].nanmedian()
         for t in ("WM", "GM") for q in ("T1", "T2")}  # fmt: skip
 table = pandas.DataFrame(rows).T
 change = (table["through the physics"] / table["encoder alone"] - 1) * 100
-say(f"""The medians move by {change.min():.0f} to {change.max():.0f} %. The mean misfit of the explained slices is
+say(
+    f"""The medians move by {change.min():.0f} to {change.max():.0f} %. The mean misfit of the explained slices is
 {float(explained.misfit.mean()):.2f} in units of the noise's variance; a value far above 1 says that the equations do
-not hold for these scans.""".replace("-", "−"))
+not hold for these scans.""".replace("-", "−")
+)
 table.round(3)
 
 # %% [markdown]
@@ -222,9 +224,9 @@ if rows:
     dB = {n: wide.loc[n, "psnr"] for n in names}
     ways = "{model:.1f} dB through tissue, {rival:.1f} dB by the weighted sum."
     of = [f"{n}: {ways.format(**v)}" for n, v in dB.items()]
-    say(f"""**Figure 24.** {" ".join(of)} The weighted sum has its grey levels given. Where the model is behind in PSNR and
-    equal in correlation, it has the pattern and not the level: check TE, TR and TI of that sidecar first. Where it is
-    behind in both, the scan is of a kind that the equations do not hold.""")
+    say(f"""**Figure 24.** {" ".join(of)} The weighted sum has its grey levels given. Where the model is behind in PSNR
+    and equal in correlation, it has the pattern and not the level: check TE, TR and TI of that sidecar first. Where it
+    is behind in both, the scan is of a kind that the equations do not hold.""")
 
 # %% [markdown]
 # ## A contrast that nobody acquired

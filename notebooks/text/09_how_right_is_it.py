@@ -145,10 +145,12 @@ voxel was moved to where its own signals want it, their signed errors, and the t
 common scale."""
 publish(fig, "fig27_refined", caption, "T1 and T2 by the network and refined, their errors, and the truth.")
 gain = {c: wide.loc[exam.NETWORK, c] - wide.loc[exam.REFINED, c] for c in ("T1 WM", "T1 GM", "T2 WM", "T2 GM")}
-say(f"""**Figure 27.** Refining lowers the error by {", ".join(f"{v:.1f} points for {c}" for c, v in gain.items())} (a
+say(
+    f"""**Figure 27.** Refining lowers the error by {", ".join(f"{v:.1f} points for {c}" for c, v in gain.items())} (a
 negative number is a loss). Edges and grain shrink. A smooth error stays, because a receive field dims all scans of a
 place alike. On real scans refining can make things worse: it trusts equations that a scan may not obey, so `phyldm
-fit` does it only when asked.""".replace("-", "−"))
+fit` does it only when asked.""".replace("-", "−")
+)
 
 # %% [markdown]
 # ## Does it know how wrong it is?
@@ -235,11 +237,13 @@ ratio = ratios.set_index(["variant", "quantity", "tissue"]).value
 never = measured[measured.variant == "gain never known"].set_index(["quantity", "tissue"]).value["T1", "WM"]
 share = measured[(measured.metric == "prior_share") & (measured.scans == ALL_SCANS)]
 share = share.set_index(["quantity", "tissue"]).value
-say(f"""**Figure 28.** Without priors PD of white matter is {ratio["no priors", "PD", "WM"]:.1f} times as far off. A
+say(
+    f"""**Figure 28.** Without priors PD of white matter is {ratio["no priors", "PD", "WM"]:.1f} times as far off. A
 gain that is never known in training makes T1 of white matter {never:.0f} times as wrong (own gains, not drawn). The
 adversary changes T1 of grey matter by a factor of {ratio["adversary", "T1", "GM"]:.2f}, and another seed by
 {ratio["another seed", "T1", "GM"]:.2f}. T2 of white matter follows a moved prior by {share["T2", "WM"]:.2f} and T1 by
-{share["T1", "WM"]:.2f}, so agreement with the literature is in part put in.""".replace("-", "−"))
+{share["T1", "WM"]:.2f}, so agreement with the literature is in part put in.""".replace("-", "−")
+)
 
 # %% [markdown]
 # ## The nominal echo time

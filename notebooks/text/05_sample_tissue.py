@@ -146,8 +146,9 @@ if n_people >= 3 and n_samples >= 3:
 
 # %% [markdown]
 # ## Is it a copy?
-# [Chapter 04](04_train_diffusion.ipynb) measured copies of a run. Here are the samples that lie nearest to any true
-# slice of the test people, whom the model never saw: a floor for what "near" means.
+# [Chapter 04](04_train_diffusion.ipynb) compares samples with the people that a run was trained on, and the model card
+# has the release's numbers. Below are the samples that lie nearest to a true slice of people whom the model never saw.
+# They show how near two different brains can be.
 #
 # **Predict:** will a sample's nearest true slice share its folds?
 

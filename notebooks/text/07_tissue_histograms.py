@@ -109,18 +109,18 @@ for label, (a, b) in pairs.items():
     there = [k for k in keys if values[a][k].size and values[b][k].size]
     table[label] = {k: metrics.histogram_distance(values[a][k], values[b][k]) for k in there}
 halves = distances[distances.metric == "wasserstein_floor"].set_index(["tissue", "quantity"]).value
-blame = pandas.DataFrame(table | {"two halves": halves.to_dict()}).reindex(keys)
+moved = pandas.DataFrame(table | {"two halves": halves.to_dict()}).reindex(keys)
 run.write_metrics("histograms", distances)
-blame.rename_axis(["tissue", "quantity"]).round(3)
+moved.rename_axis(["tissue", "quantity"]).round(3)
 
 # %%
-over = (blame["generated from true"] / blame["two halves"]).dropna()
-worst = blame["generated from true"].dropna()
+over = (moved["generated from true"] / moved["two halves"]).dropna()
+worst = moved["generated from true"].dropna()
 beyond = f"It is {over.median():.1f} times the distance of two halves in the median row." if len(over) else ""
 say(f"""**Figure 5 (F5 of the paper).** Generated tissue is farthest from true tissue for {worst.idxmax()[1]} of
 {worst.idxmax()[0]} ({worst.max():.2f} of the median) and nearest for {worst.idxmin()[1]} of {worst.idxmin()[0]}
-({worst.min():.3f}). {beyond} Of the mean distance, {blame["inferred from true"].mean():.3f} is what the VAE changes
-before any diffusion, and {blame["generated from inferred"].mean():.3f} is what the diffusion model adds.""")
+({worst.min():.3f}). {beyond} Of the mean distance, {moved["inferred from true"].mean():.3f} is what the VAE changes
+before any diffusion, and {moved["generated from inferred"].mean():.3f} is what the diffusion model adds.""")
 
 # %% [markdown]
 # A histogram may reach beyond its band although the truth was drawn from the studies' median: a voxel that is called

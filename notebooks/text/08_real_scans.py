@@ -243,7 +243,7 @@ if rows:
 #
 # ## Exercises
 # 1. **Predict first:** explain the first scan alone. Which of the three maps changes most?
-# 2. Claim half of the true TR for the first scan. Which number betrays it?
+# 2. Claim half of the true TR for the first scan. Which number shows it?
 #
 # <details><summary>Solution 1</summary>
 #

@@ -50,7 +50,7 @@ from phyldm_core.slices import MODALITIES
 # ## What was measured
 # `data/relaxation_times.csv` lists published values, one a row, each with its source.
 #
-# **Predict:** by what factor do the published means of white-matter T1 at 3 T differ: 1.05, 1.2 or 1.8?
+# **Predict:** by what factor do the published means of white-matter T1 at 3 T differ: 1.05, 1.2 or 1.6?
 
 # %%
 rows = {}

@@ -101,7 +101,7 @@ def test_tissue_colours_differ_in_lightness():
 
 @pytest.mark.parametrize("quantity", ["PD", "T1", "T2"])
 def test_no_value_is_black_and_the_least_value_is_not_always(quantity):
-    values = np.full(SHAPE, 0.5)
+    values = np.full(SHAPE, 0.7)
     values[:, 40:] = np.nan  # the patient's right half
     image = filled(lambda ax: figures.show_map(ax, values, quantity, marks=""))
     assert (image[:, :39] == 0).all() and (image[:, 42:].sum(-1) > 0).all()

@@ -178,7 +178,7 @@ def kept_evaluation(run: Run) -> pandas.DataFrame | None:
             table = pandas.read_csv(path)
             table = table[table.table == "evaluation"].drop(columns="table") if "table" in table else table
             if len(table):
-                table = table.fillna({"quantity": "", "tissue": ""})
+                table = table.assign(**{key: table[key].astype(object).fillna("") for key in ("quantity", "tissue")})
                 table.attrs["of"] = of
                 return table
     return None

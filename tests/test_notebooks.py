@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import statistics
 from pathlib import Path
 
 import jupytext
@@ -16,7 +17,7 @@ from warm_kernels import warm_kernels
 
 from phyldm_core.running import reproduce
 from phyldm_core.running.report import write_report
-from phyldm_core.running.reproduce import ON_REQUEST, run_notebook
+from phyldm_core.running.reproduce import run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 AGREED = {
@@ -33,11 +34,7 @@ ASTRAY = re.compile(
     re.VERBOSE,
 )
 
-KEPT = [path for path in NOTEBOOKS if int(path.name[:2]) < ON_REQUEST]
-"""Those of the plain run; a notebook on request is kept without outputs until somebody runs it."""
-
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-each_kept = pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +94,19 @@ def test_a_question_comes_first_and_exercises_last(path):
 
 
 @each_notebook
+def test_a_chapter_is_read_in_a_sitting_and_its_cells_at_a_glance(path):
+    lines = [len(c.source.splitlines()) for c in notebook(path).cells if c.cell_type == "code"]
+    assert len(notebook(path).cells) <= 30
+    assert max(lines) <= 15 and statistics.median(lines) <= 10
+
+
+def test_all_chapters_together_are_short():
+    cells = [cell for path in NOTEBOOKS for cell in notebook(path).cells]
+    assert len(NOTEBOOKS) == 10 and len(cells) <= 260
+    assert statistics.median(len(c.source.splitlines()) for c in cells if c.cell_type == "code") <= 8
+
+
+@each_notebook
 def test_declares_the_agreed_parameters_with_their_defaults(path):
     cells = [c.source for c in notebook(path).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1
@@ -104,7 +114,7 @@ def test_declares_the_agreed_parameters_with_their_defaults(path):
     assert {name: assigned.get(name) for name in AGREED} == AGREED
 
 
-@each_kept
+@each_notebook
 def test_kept_outputs_come_from_one_run_from_top_to_bottom(path):
     code = [c for c in notebook(path).cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))

@@ -7,12 +7,18 @@ those of CAM02-UCS (Luo, Cui and Li 2006), in which about 1 is just noticeable s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from colorspacious import cspace_convert, deltaE
-from matplotlib.font_manager import findfont
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+
+from ..people.anatomy import load_anatomy
+from ..tissue import AIR_PD, in_vivo_3t
+from .style import FIGURE_WIDTH, QUANTITIES, TISSUE_COLOURS, save_figure, to_rgb, use_house_style, write_on
 
 VISIONS = ("as it is", "greyscale", "deuteranomaly", "protanomaly", "tritanomaly")
 """Deuter- and protanomaly (green, red): 6 % and 2 % of men in Europe; tritanomaly (blue): rare, or a yellowed lens."""
@@ -53,49 +59,60 @@ def closest(colours: Mapping[str, ArrayLike], vision: str) -> tuple[float, str]:
     return distances[k], f"{names[pairs[k][1]]}–{names[pairs[k][0]]}"
 
 
-STRONG, FAINT = 20.0, 5.0
-"""CAM02-UCS between neighbouring pixels: from where on an edge counts, and below what it is lost."""
+def house_colours() -> Figure:
+    """Figure of :data:`VISIONS`: a T1 map, a T2 map and a made-up error with their bars, and the tissue colours."""
+    fractions = load_anatomy("mni152", None, slab_mm=2, head=False, blur_mm=0.7).fractions
+    middle = fractions[:, fractions.shape[1] // 2, ::2, ::2]
+    pd, t1, t2 = mix_medians(middle)
+    shape = np.shape(t1)
+    error = 30 * np.sin(np.linspace(-np.pi / 2, np.pi / 2, shape[1])) * np.ones(shape)  # −30 to 30 %, left to right
+    rows = {"T1": t1, "T2": t2, "error": error}
+    swatches = np.array([[mpl.colors.to_rgb(colour) for colour in TISSUE_COLOURS.values()]])
+    ratios = (6, 0.5) * len(rows) + (1,)
+    fig, axes = plt.subplots(7, 5, figsize=(FIGURE_WIDTH, 6.6), height_ratios=ratios, layout="constrained")
+    for column, vision in zip(axes.T, VISIONS, strict=True):
+        column[0].set_title(vision)
+        for k, (quantity, values) in enumerate(rows.items()):
+            shown = QUANTITIES[quantity]
+            bar = shown.cmap(np.asarray(shown.norm()(np.linspace(shown.low, shown.high, 200)), float))[None, :, :3]
+            column[2 * k].imshow(seen(to_rgb(values, quantity, inside=pd > AIR_PD) / 255, vision))
+            column[2 * k + 1].imshow(seen(bar, vision), aspect="auto")
+            for x, mark, ha in ((0.03, "R", "left"), (0.5, "A", "center"), (0.97, "L", "right")):
+                write_on(column[2 * k], x, 0.985, mark, ha=ha, va="top")
+        column[6].imshow(seen(swatches, vision), aspect="auto")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for ax in axes[6]:
+        ax.set_xticks(range(3), list(TISSUE_COLOURS), size=7)
+    for k, quantity in enumerate(rows):
+        axes[2 * k, 0].set_ylabel(QUANTITIES[quantity].label)
+    axes[6, 0].set_ylabel("tissue", rotation=0, ha="right", va="center")
+    return fig
 
 
-def edges_lost(rgb: ArrayLike, vision: str) -> float:
-    """Share of a picture's strong edges that are as good as gone for a vision.
-
-    Parameters
-    ----------
-    rgb
-        ``(y, x, 3)``, sRGB 0 to 1.
-    """
-    before, after = _steps(np.asarray(rgb, float)), _steps(seen(rgb, vision))
-    counts = before > STRONG
-    return float((after[counts] < FAINT).mean()) if counts.any() else 0.0
+def mix_medians(fractions) -> tuple[NDArray, NDArray, NDArray]:
+    """PD, T1 (s) and T2 (s) of tissue fractions ``(k, y, x)`` with the literature's medians, mixed by water."""
+    shares, medians = np.asarray(fractions, float), np.nan_to_num(in_vivo_3t().median)
+    water = np.einsum("kyx,k->yx", shares, medians[:, 0])
+    weights = shares * medians[:, 0, None, None] / np.maximum(water, 1e-6)
+    times = (np.exp(np.einsum("kyx,k->yx", weights, np.log(np.maximum(medians[:, i], 1e-6)))) for i in (1, 2))
+    return water, *times
 
 
-def _steps(rgb: NDArray) -> NDArray:
-    ucs = cspace_convert(rgb, "sRGB1", "CAM02-UCS")
-    return np.concatenate([np.linalg.norm(np.diff(ucs, axis=axis), axis=-1).ravel() for axis in (0, 1)])
+def write_figure(figures_dir: str | Path) -> None:
+    """Make Figure 29, which ``figures/STYLE.md`` explains."""
+    with mpl.rc_context():
+        use_house_style()
+        fig = house_colours()
+        save_figure(fig, figures_dir, FIGURE, caption=CAPTION, alt=ALT)
+        plt.close(fig)
 
 
-def shrunk(picture: Image.Image, width: int) -> Image.Image:
-    """The same picture, ``width`` pixels wide."""
-    return picture.convert("RGB").resize(
-        (width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS
-    )
-
-
-def contact_sheet(pictures: Mapping[str, Image.Image], width: int = 200) -> Image.Image:
-    """Every picture (name → RGB) in a row of its own, once for each of :data:`VISIONS`, ``width`` pixels wide."""
-    font, gap = ImageFont.truetype(findfont("DejaVu Sans"), 13), 6
-    small = {name: shrunk(picture, width) for name, picture in pictures.items()}
-    height = sum(p.height + 24 for p in small.values()) + 24
-    sheet = Image.new("RGB", (len(VISIONS) * (width + gap), height), "white")
-    draw, y = ImageDraw.Draw(sheet), 24
-    for k, vision in enumerate(VISIONS):
-        draw.text((k * (width + gap) + width / 2, 4), vision, "black", font, "ma")
-    for name, picture in small.items():
-        draw.text((0, y + 3), name, "black", font)
-        rgb = np.asarray(picture) / 255
-        for k, vision in enumerate(VISIONS):
-            pixels = Image.fromarray((255 * seen(rgb, vision)).round().astype(np.uint8))
-            sheet.paste(pixels, (k * (width + gap), y + 20))
-        y += picture.height + 24
-    return sheet
+FIGURE = "fig29_colour_vision"
+CAPTION = (
+    "The house colours as they are, in grey and for other eyes. Simulated deuter-, prot- and tritanomaly at full "
+    "severity: T1 (0 to 4 s), T2 (0 to 200 ms), a made-up error from −30 % (right) to 30 % (left), each with its "
+    "colour bar, and the tissue colours. The MNI152 template with median tissue (n = 1 slice); maps, so no protocol."
+)
+ALT = "Five columns of the same T1 map, T2 map, error and tissue colours; in grey both ends of the error are dark."

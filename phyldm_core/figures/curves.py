@@ -65,6 +65,7 @@ def tissue_histograms(
         drawn = {source: as_array(of[key]).ravel() * scale for source, of in values.items() if key in of}
         outer, core = (np.array(band[key]) * scale for band in (tissue.OUTER_BAND, CORE_BAND))
         low, high = _span(drawn.values(), (*outer, *measured))
+        low = -0.04 * high if key == ("CSF", "T1") else low  # mixed voxels at the ventricles belong to the picture
         ax.axvspan(*outer, color=colour, alpha=0.13, lw=0)
         ax.axvspan(*core, color=colour, alpha=0.25, lw=0)
         ax.plot(measured, np.full(len(measured), -0.05), "|", color="black", ms=4, mew=0.7,

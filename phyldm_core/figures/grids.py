@@ -214,6 +214,7 @@ def inference(
     truth: Sequence[ArrayLike] | None = None,
     predicted: Mapping[str, ArrayLike] | None = None,
     head: ArrayLike | None = None,
+    brain: ArrayLike | None = None,
     voxel_mm: float | tuple[float, float] = 2.0,
 ) -> Figure:
     """F1: the scans of one subject and the PD, T1, T2 inferred from them; below, what can be compared.
@@ -228,16 +229,19 @@ def inference(
         Name → the scan predicted from the maps, in the scale of the scan; brings the residual.
     head
         ``(y, x)`` where there is tissue; default: true (else inferred) PD above 5 % of water.
+    brain
+        ``(y, x)`` where scans are windowed, so that no bright scalp darkens the brain; default: everywhere.
     """
     names = list(scans)
+    windows = {n: None if image is None else percentile_window(image, brain) for n, image in scans.items()}
     if head is None:
         head = as_array(maps[0] if truth is None else truth[0]) > AIR_PD
-    observed = [Panel(scans[n], title=n, side="observed" if n == names[0] else "") for n in names]
+    observed = [Panel(scans[n], title=n, side="observed" if n == names[0] else "", window=windows[n]) for n in names]
     rows: list[list[Panel | None]] = [observed + _map_panels(maps, head, titles=True, side="inferred")]
     if predicted is not None or truth is not None:
         below: list[list[Panel | None]] = [[None] * len(names), [None] * len(names)]
         if predicted is not None:
-            pairs = [_prediction(scans[n], predicted[n], head, n == names[0]) for n in names]
+            pairs = [_prediction(scans[n], predicted[n], head, windows[n], n == names[0]) for n in names]
             below = [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
         if truth is not None:
             below[0] += _map_panels(truth, head, side="true")
@@ -248,11 +252,10 @@ def inference(
     return map_grid(rows, groups=[("Scans", len(names)), ("Tissue", 3)], voxel_mm=voxel_mm)
 
 
-def _prediction(scan, predicted, head, first: bool) -> tuple[Panel, Panel]:
+def _prediction(scan, predicted, head, window, first: bool) -> tuple[Panel, Panel]:
     side = ("predicted", "residual") if first else ("", "")
     if scan is None:
         return Panel(predicted, side=side[0]), Panel(None, side=side[1], note="no scan")
-    window = percentile_window(scan)
     residual = 100 * np.abs(as_array(scan) - as_array(predicted)) / window[1]
     return Panel(predicted, side=side[0], window=window), Panel(residual, "residual", side=side[1], inside=head)
 
@@ -289,12 +292,20 @@ def samples(
     maps: Sequence[Sequence[ArrayLike]],
     scans: Mapping[str, Sequence[ArrayLike]],
     *,
+    brains: Sequence[ArrayLike | None] = (),
     voxel_mm: float | tuple[float, float] = 2.0,
 ) -> Figure:
-    """F3: a row per sample, its PD, T1, T2 (``maps[i]``) and the scans rendered from them (``scans[name][i]``)."""
+    """F3: a row per sample, its PD, T1, T2 (``maps[i]``) and the scans rendered from them (``scans[name][i]``).
+
+    Scans are windowed inside ``brains[i]`` where that is given.
+    """
     rows = []
     for i, person in enumerate(maps):
-        rendered = [Panel(images[i], title=name if i == 0 else "") for name, images in scans.items()]
+        inside = brains[i] if len(brains) else None
+        rendered = [
+            Panel(images[i], title=name if i == 0 else "", window=percentile_window(images[i], inside))
+            for name, images in scans.items()
+        ]
         rows.append(_map_panels(person, titles=i == 0) + rendered)
     return map_grid(rows, groups=[("Generated tissue", 3), ("Rendered scans", len(scans))], voxel_mm=voxel_mm)
 
@@ -305,6 +316,7 @@ def unseen(
     truth: Sequence[ArrayLike] | None = None,
     *,
     notes: Sequence[str] = (),
+    brain: ArrayLike | None = None,
     voxel_mm: float | tuple[float, float] = 2.0,
 ) -> Figure:
     """F4: contrasts nobody acquired, three settings a row; beside each the truth, where known, in one window.
@@ -318,12 +330,14 @@ def unseen(
         One protocol and one (or two) ``(y, x)`` per panel. † marks a setting that no scanner can run (TI ≥ TR).
     notes
         Written in the images' corners, for example the PSNR.
+    brain
+        ``(y, x)`` where images are windowed; default: everywhere.
     """
     panels: list[Panel | None] = []
     columns = 3
     for i, protocol in enumerate(protocols):
         note = notes[i] if len(notes) else ""
-        window, faint = percentile_window(images[i] if truth is None else truth[i]), ""
+        window, faint = percentile_window(images[i] if truth is None else truth[i], brain), ""
         if not leaves_signal(protocol):
             window, faint = (0.0, T1W_WHITE), "no signal left"
         side = protocol.sequence.value if i % columns == 0 else ""

@@ -115,14 +115,15 @@ def _colours(name: str) -> Colormap:
 
 
 QUANTITIES = {
-    "PD": Quantity("PD (water = 1)", _colours("gray"), 0, 1.1, (0, 0.5, 1)),
+    "PD": Quantity("PD (water = 1)", _colours("gray"), 0.5, 1.1, (0.5, 0.7, 0.9, 1.1), "min"),
     "T1": Quantity("$T_1$ (s)", _colours("lipari"), 0, 4, (0, 1, 2, 3, 4), "max", curve="relaxation"),
-    "T2": Quantity("$T_2$ (ms)", _colours("navia"), 0, 0.5, (0, 0.1, 0.2, 0.5), "max", 1000, "relaxation"),
+    "T2": Quantity("$T_2$ (ms)", _colours("navia"), 0, 0.2, (0, 0.05, 0.1, 0.2), "max", 1000, "relaxation"),
     "error": Quantity("error (% of truth)", _colours("vik"), -30, 30, (-30, -15, 0, 15, 30), "both"),
     "SD": Quantity("SD (% of mean)", _colours("lajolla"), 0.03, 10, (0.1, 1, 10), "both", curve="log"),
     "residual": Quantity("|residual| (% of peak)", _colours("lajolla"), 0, 20, (0, 5, 10, 15, 20), "max"),
 }
-"""PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent; T2 of CSF saturates."""
+"""PD of water = 1, T1 and T2 in seconds, error (signed), SD and residual in per cent. Windows are for
+white and grey matter: T2 of CSF saturates, and what holds less than half of water's protons is black."""
 
 
 def symbol(name: str) -> str:

@@ -36,6 +36,7 @@ RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 PAGE_TITLE = "# Figures, with what they show\n"
 EXPLORE = "explore.html"  # beside the figures: tissue under any protocol
+LOOK = "STYLE.md"  # beside the figures: their rules
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
 
 STYLE = """
@@ -90,9 +91,10 @@ def write_report(run_dir: Path, figures_dir: Path) -> Path:
     missing += [] if table1 else ["Table 1"]
     tables = [table(path) for path in csvs if path.name != RECONSTRUCTION]
     rows = [chapter(path, notebook) for path, notebook in notebooks.items()]
-    contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {topic(path)}' for path in theirs]
+    contents = [f'<li><a href="#{path.stem}">Figure {number(path)}</a> {escape(title(path))}' for path in theirs]
     contents += ['<li><a href="#table1">Table 1</a> how well scans are explained'] if table1 else []
-    contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {topic(p)}' for p in paths if p not in theirs]
+    ours = (path for path in paths if path not in theirs)
+    contents += [f'<li><a href="#{p.stem}">Figure {number(p)}</a> {escape(title(p))}' for p in ours]
     page = figures_dir / EXPLORE
     link = f'<p><a href="{os.path.relpath(page, run_dir)}">Drag TE, TR and TI</a> and watch tissue become contrast.</p>'
     body = f"""{link if page.exists() else ""}<nav aria-label="Figures"><ol>{"".join(contents)}</ol></nav>
@@ -153,7 +155,7 @@ def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
     further = sorted({path.parent.name for path in figures_dir.glob("*/fig[0-9][0-9]_*.png")})
     entries = []
     for path in sorted(figures_dir.glob("fig[0-9][0-9]_*.png")):
-        text, name = captions(path), topic(path)
+        text, name = captions(path), title(path)
         by = [book for book, source in sources.items() if f'"{path.stem}"' in source]
         if figures_dir.is_relative_to(notebooks_dir.parent):
             links = [f"[{p.stem[:2]}]({Path(os.path.relpath(p, figures_dir)).as_posix()})" for p in by]
@@ -162,8 +164,11 @@ def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
         alt, caption = (in_markdown(text.get(key, name)) for key in ("alt", "caption"))
         ends = "" if caption.endswith((".", "?", "!")) else "."
         made_by = f" Notebook {', '.join(links)}." if links else ""
-        entries.append(f"## Figure {number(path)}: {name}\n\n![{alt}]({path.name})\n\n{caption}{ends}{made_by}\n")
+        entries.append(
+            f"## Figure {number(path)}: {in_markdown(name)}\n\n![{alt}]({path.name})\n\n{caption}{ends}{made_by}\n"
+        )
     more = f" More: {', '.join(f'[{name}]({name}/README.md)' for name in further)}." if further else ""
+    more += f" [{LOOK}]({LOOK}) says why they look as they do." if (figures_dir / LOOK).exists() else ""
     begins = f"Made by `phyldm reproduce` from the JSON beside each picture. Figures 1 to 5 are the paper's.{more}\n"
     return "\n".join([PAGE_TITLE, begins, *entries])
 
@@ -191,8 +196,11 @@ def number(path: Path) -> int:
     return int(path.stem[3:5])
 
 
-def topic(path: Path) -> str:
-    return escape(path.stem[6:].replace("_", " "))
+def title(path: Path) -> str:
+    """A figure's title in words: the first sentence of its caption; what its file is called where it has none."""
+    caption = " ".join(captions(path).get("caption", "").split())
+    first = re.split(r"[.;?!](?:\s|$)|\s\(", caption, maxsplit=1)[0]
+    return first or path.stem[6:].replace("_", " ")
 
 
 def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingProxyType({})) -> str:
@@ -201,7 +209,7 @@ def figure(path: Path, began: float = 0.0, makers: Mapping[Path, str] = MappingP
     ``began`` (s since the epoch) tells whether this run made it; ``makers`` maps notebooks to their source.
     """
     text = captions(path)
-    caption, alt = (escape(text[key]) if key in text else topic(path) for key in ("caption", "alt"))
+    caption, alt = (escape(text.get(key, title(path))) for key in ("caption", "alt"))
     note = "" if path.stat().st_mtime >= began else " <em>(from an earlier run)</em>"
     by = [notebook for notebook, source in makers.items() if f'"{path.stem}"' in source]
     links = ", ".join(f'<a href="notebooks/{notebook.name}">{notebook.stem[:2]}</a>' for notebook in by)

@@ -33,7 +33,7 @@ from .report import check_figures_page, duration, write_figures_page, write_repo
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
 NOTEBOOKS = carried("notebooks")
-ON_REQUEST = 13
+ON_REQUEST = 10
 """From this number on, notebooks run when asked for (``--only``, ``--from``): they would not fit the half hour."""
 SPACE_NEEDED = 2 * 2**30  # bytes; a laptop run with its cohort, weights and notebooks needs less
 

@@ -84,17 +84,21 @@ def run_dir(smoke_run, tmp_path_factory) -> Path:
     return folder
 
 
+CONTRASTS = """from phyldm_core.explorers.contrasts import ContrastExplorer
+from phyldm_core.explorers.people import find_subjects, weights_of
+
+explorer = ContrastExplorer(find_subjects({run_dir!r}, seed=7), weights_dir=weights_of({run_dir!r}))
+explorer"""
+
+
 @pytest.fixture(scope="module")
 def lab(run_dir):
-    """The code of chapter 10 as far as its explorer, and the other explorers' pages, in JupyterLab.
+    """The contrast explorer as a chapter shows it, and the other explorers' pages, in JupyterLab.
 
-    Without the prose all cells are in view: JupyterLab draws no others.
+    In a notebook of its own all cells are in view: JupyterLab draws no others.
     """
-    book = nbformat.read(ROOT / "notebooks" / "10_explore_contrasts.ipynb", as_version=4)
-    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    until = next(i for i, source in enumerate(code) if source.endswith("\nexplorer"))
-    sources = [source.replace("../runs/laptop", str(run_dir)) for source in code[: until + 1]]
-    book.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(CONTRASTS.format(run_dir=str(run_dir)))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(serve.PAGES, "slow", SLOW)
         serve.write_pages(run_dir, run_dir)

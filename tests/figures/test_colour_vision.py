@@ -6,9 +6,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from PIL import Image
 
-from phyldm_core.figures.colour_vision import VISIONS, closest, contact_sheet, edges_lost, lightness, seen
+from phyldm_core.figures import colour_vision
+from phyldm_core.figures.colour_vision import VISIONS, closest, lightness, seen
 from phyldm_core.figures.curves import LINES
 from phyldm_core.figures.style import QUANTITIES, TISSUE_COLOURS
 
@@ -76,17 +76,6 @@ def test_simulations_are_those_that_were_published():
         seen((1, 0, 0), "bat")
 
 
-def test_an_edge_between_colours_of_one_lightness_is_lost_in_grey():
-    red, green = (0.84, 0.15, 0.16), (0.0, 0.53, 0.0)
-    assert abs(lightness(red) - lightness(green)) < 3
-    halves = np.array([[red] * 5 + [green] * 5] * 4)
-    assert edges_lost(halves, "greyscale") == 1 and edges_lost(halves, "as it is") == 0
-    assert edges_lost(np.ones((4, 4, 3)), "greyscale") == 0
-
-
-def test_a_contact_sheet_has_every_picture_five_times():
-    sheet = contact_sheet(
-        {"fig01": Image.new("RGB", (400, 200), "red"), "fig02": Image.new("RGB", (400, 400), "blue")}, 50
-    )
-    assert sheet.width >= 5 * 50 and sheet.height >= 25 + 50
-    assert (np.asarray(sheet) == (255, 0, 0)).all(-1).sum() >= 50 * 25
+def test_the_figure_of_the_house_colours_is_written_with_its_words(tmp_path):
+    colour_vision.write_figure(tmp_path)
+    assert {path.suffix for path in tmp_path.glob(f"{colour_vision.FIGURE}.*")} == {".png", ".json"}

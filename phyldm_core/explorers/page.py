@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import physics
+from .. import physics, protocol
 from ..figures.style import QUANTITIES, TISSUE_COLOURS, symbol, to_rgb
 from ..machine.errors import BadInput
 from ..machine.files import write_atomically
@@ -73,17 +73,17 @@ def constants() -> dict:
     """What the page takes from the package, as JSON has it: protocols, rules, tissue, levels and colours."""
     return {
         "sequences": [str(sequence) for sequence in Sequence],
-        "clinic": {name: asdict(protocol) for name, protocol in CLINIC.items()},
-        "paper": {name: asdict(protocol) for name, protocol in PRESETS.items() if name not in CLINIC},
-        "usual": {str(sequence): asdict(protocol) for sequence, protocol in USUAL.items()},
+        "clinic": {name: asdict(each) for name, each in CLINIC.items()},
+        "paper": {name: asdict(each) for name, each in PRESETS.items() if name not in CLINIC},
+        "usual": {str(sequence): asdict(each) for sequence, each in USUAL.items()},
         "ranges": RANGES,
         "just_inside": JUST_INSIDE,
         "tr_floor": TR_FLOOR,
         "shortest_time": physics.SHORTEST_TIME,
         "implausible": {
-            "te": physics.IMPLAUSIBLE_TE,
-            "tr": physics.IMPLAUSIBLE_TR,
-            "flip_angle_deg": physics.IMPLAUSIBLE_FLIP,
+            "te": protocol.IMPLAUSIBLE_TE,
+            "tr": protocol.IMPLAUSIBLE_TR,
+            "flip_angle_deg": protocol.IMPLAUSIBLE_FLIP,
         },
         "tissues": three_medians(),
         "tissue_colours": TISSUE_COLOURS,

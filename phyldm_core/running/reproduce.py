@@ -28,6 +28,7 @@ from ..machine.carried import carried
 from ..machine.errors import BadInput
 from ..people.anatomy import Folders, as_folders, find_anatomies
 from .profiles import find_profile
+from .publish import check_publishable, publish_run
 from .report import check_figures_page, duration, write_figures_page, write_report
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
@@ -48,6 +49,7 @@ def reproduce(
     figures_dir: Path | None = None,
     seed: int = 7,
     pdf: bool = False,
+    publish: bool = False,
     notebooks_dir: Path = NOTEBOOKS,
     make_page: Callable[[Path, Path], Path] | None = None,
 ) -> Path:
@@ -64,12 +66,13 @@ def reproduce(
     run_dir
         Where the run is kept; None for ``runs/<profile>`` where the user stands.
     figures_dir
-        Where figures go; None for ``figures/`` where the user stands when the laptop run is in its usual
-        place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
+        Where figures go; None for ``figures/`` inside the run, so that a clone stays as it was.
     seed
         Given to every notebook.
     pdf
         Every figure also as a PDF.
+    publish
+        Then figures and executed chapters also go to the clone (:mod:`publish`).
     notebooks_dir
         Where the notebooks are.
     make_page
@@ -85,8 +88,6 @@ def reproduce(
         In one sentence, before anything runs where that is possible; also when a notebook fails.
     """
     find_profile(profile)
-    if figures_dir is None and run_dir is None and profile == "laptop":
-        figures_dir = Path("figures")
     run_dir = Path(run_dir or Path("runs") / profile).resolve()
     figures_dir = Path(figures_dir or run_dir / "figures").resolve()
     notebooks = choose(find_notebooks(notebooks_dir), only, start)
@@ -100,6 +101,8 @@ def reproduce(
     }
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+    if publish:
+        check_publishable(notebooks, parameters, Path(notebooks_dir))
     find_anatomies(anatomies)  # folders without label maps are refused before half an hour has gone by
     check_writable(run_dir, "--out")
     check_writable(figures_dir, "--figures")
@@ -120,6 +123,9 @@ def reproduce(
     print(f"  figures    {os.path.relpath(figures_dir)}")
     print(f"  numbers    {os.path.relpath(run_dir / 'metrics')}")
     print(f"  notebooks  {os.path.relpath(run_dir / 'notebooks')}")
+    if publish:
+        shown = publish_run(run_dir, figures_dir, notebooks, Path(notebooks_dir))
+        print(f"  published  {len(shown)} files in {os.path.relpath(Path(notebooks_dir).parent)}: see git status")
     return report
 
 

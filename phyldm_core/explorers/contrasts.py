@@ -246,6 +246,7 @@ class ContrastExplorer(ContrastPage):
     def _on_compare(self, change):
         both = self.compare.value
         self.sides[1].image.layout.display = "" if both else "none"
+        (self.view.add_class if both else self.view.remove_class)("two")
         self.beside.layout.flex_flow = "row wrap" if both else "column"
         for side in self.sides:
             side.image.layout.height = TWO_HIGH if both else ONE_HIGH

@@ -354,6 +354,19 @@ def evaluate(
     typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_examination(exam)}")
 
 
+@app.command()
+def lecture(
+    out: Annotated[Path, typer.Argument(help="Folder for it; an older lecture there is replaced.")],
+    run: Annotated[
+        Path, typer.Option(help="The run whose figures and times to take; without figures there, the clone's.")
+    ] = Path("runs/laptop"),
+):
+    """Chapters without outputs and solutions, slides of their figures that need no network, and a syllabus."""
+    from .running.lecture import make_lecture
+
+    typer.echo(f"lecture: {make_lecture(out, run)}")
+
+
 HeadSet = StrEnum("HeadSet", [(name, name) for name in ("synthseg", "synthseg-2020a", "synthseg-2020b", "brainweb")])
 
 

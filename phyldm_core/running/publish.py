@@ -16,6 +16,7 @@ import papermill
 from ..machine.carried import CARRIED
 from ..machine.errors import BadInput
 from ..machine.files import write_atomically
+from .lecture import refresh_syllabus
 from .report import EXPLORE, check_figures_page, read, read_notebook, write_figures_page
 
 TOLD = ("profile", "anatomies", "seed")  # parameters that a chapter declares, and must have been run with
@@ -49,6 +50,8 @@ def check_publishable(notebooks: Iterable[Path], parameters: dict, notebooks_dir
 def publish_run(run_dir: Path, figures_dir: Path, notebooks: Iterable[Path], notebooks_dir: Path) -> list[Path]:
     """Put figures of the chapters that ran, the page and the outputs of these chapters into the clone.
 
+    The pages that list them follow: of figures, and of chapters with their times (:mod:`lecture`).
+
     Raises
     ------
     BadInput
@@ -65,8 +68,8 @@ def publish_run(run_dir: Path, figures_dir: Path, notebooks: Iterable[Path], not
             write_atomically(folder / path.name, path.read_bytes())
     for path, chapter in ran.items():
         write_atomically(path, (nbformat.writes(chapter) + "\n").encode())
-    write_figures_page(folder, notebooks_dir)
-    return [*(folder / path.name for path in made), *ran]
+    pages = [write_figures_page(folder, notebooks_dir), refresh_syllabus(notebooks_dir, run_dir)]
+    return [*(folder / path.name for path in made), *ran, *filter(None, pages)]
 
 
 def take_outputs(chapter: nbformat.NotebookNode, executed: nbformat.NotebookNode, name: str):

@@ -27,6 +27,7 @@ from ..figures.style import PDF
 from ..machine.carried import carried
 from ..machine.errors import BadInput
 from ..people.anatomy import Folders, as_folders, find_anatomies
+from .lecture import record_time
 from .profiles import find_profile
 from .publish import check_publishable, publish_run
 from .report import check_figures_page, duration, write_figures_page, write_report
@@ -111,7 +112,8 @@ def reproduce(
 
     began = time.monotonic()
     for notebook in notebooks:
-        run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
+        executed = run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
+        record_time(run_dir, notebook.name, executed.metadata.papermill.duration)
     page = make_page(run_dir, figures_dir) if make_page else None
     report = write_report(run_dir, figures_dir)
     write_figures_page(figures_dir, notebooks_dir)

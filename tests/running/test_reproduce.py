@@ -374,7 +374,7 @@ def test_a_run_leaves_the_clone_clean(tracked, profile):
 
 def test_publishing_shows_what_the_run_has_made(tracked):
     code, out, _ = phyldm("reproduce", "--publish")
-    assert code == 0 and "published  4 files" in out
+    assert code == 0 and "published  5 files" in out
     changed = git(tracked, "status", "--porcelain", "--untracked-files=all").split()[1::2]
     assert changed == [
         "figures/fig01_inferred_maps.png", "notebooks/01_tissue.ipynb", "figures/README.md",

@@ -367,22 +367,26 @@ def lecture(
     typer.echo(f"lecture: {make_lecture(out, run)}")
 
 
-HeadSet = StrEnum("HeadSet", [(name, name) for name in ("synthseg", "synthseg-2020a", "synthseg-2020b", "brainweb")])
+SYNTHSEG = ("synthseg", "synthseg-2020a", "synthseg-2020b")
+HeadSet = StrEnum("HeadSet", [(name, name) for name in (*SYNTHSEG, "brainweb", "open-ms")])
 
 
 @app.command()
 def fetch(
-    heads: Annotated[HeadSet, typer.Argument(help="Which heads; data/README.md has the licence of each.")],
+    heads: Annotated[
+        HeadSet, typer.Argument(help="Which heads, or a patient's scans (open-ms); data/README.md has each licence.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder to keep them in; by default one in data/.", show_default=False)
     ] = None,
 ):
-    """Real heads as label maps, checked against known checksums: 15 or 18 a set, 15 to 50 MB."""
+    """Real heads as label maps, 15 or 18 a set, or a patient's scans, checked against known checksums: 12 to 50 MB."""
     from tqdm import tqdm
 
-    from .people.fetch import fetch_heads, names_of
+    from .people.fetch import PATIENT, fetch_heads, names_of
 
     out = out or Path("data") / ("synthseg_labels" if heads == "synthseg" else heads.replace("-", "_"))
-    for _ in tqdm(fetch_heads(heads, out), total=len(names_of(heads)), unit="head", disable=None):
+    for _ in tqdm(fetch_heads(heads, out), total=len(names_of(heads)), unit="file", disable=None):
         pass
-    typer.echo(f"{len(names_of(heads))} heads in {out}; use them with: phyldm reproduce --anatomies {out}")
+    told = f"{len(names_of(heads))} heads in {out}; use them with: phyldm reproduce --anatomies {out}"
+    typer.echo(f"a patient in {out}; maps from the scans: phyldm fit {out}" if heads == PATIENT else told)

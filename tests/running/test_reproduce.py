@@ -588,6 +588,16 @@ def test_fetch_keeps_nothing_of_a_file_that_was_altered(mirror, tmp_path):
     assert not list((tmp_path / "heads").iterdir())
 
 
+def test_the_patient_comes_with_sidecars_and_can_be_read(mirror, tmp_path, monkeypatch):
+    out, here = tmp_path / "patient", fetch.carried
+    monkeypatch.setattr(fetch, "carried", lambda name: ROOT / name if name.endswith(".json") else here(name))
+    code, said, _ = phyldm("fetch", "open-ms", "--out", out)
+    assert code == 0 and f"phyldm fit {out}" in said
+    sidecar = json.loads((out / "sub-07" / "anat" / "sub-07_FLAIR.json").read_text())
+    assert sidecar["InversionTime"] == 1.8 and (out / "a.nii.gz").exists()
+    assert json.loads((out / "dataset_description.json").read_text())["License"] == "CC-BY"
+
+
 def test_fetch_without_a_network_says_so(mirror, tmp_path):
     _, disconnect = mirror
     disconnect()
@@ -601,14 +611,19 @@ def test_the_published_checksums_are_those_of_the_offline_twin(shared_data, head
     if not twin.is_dir():
         pytest.skip(f"no label maps at {twin}")
     published = fetch.listed(heads, twin)
-    assert published.registry == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.glob("*.gz")}
-    assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
+    found = {p.relative_to(twin).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.rglob("*.gz")}
+    assert published.registry == found
+    if heads == fetch.PATIENT:  # which its publisher names otherwise
+        sidecars = json.loads((ROOT / "data" / "open_ms.json").read_text())
+        assert sidecars == {p.relative_to(twin).as_posix(): json.loads(p.read_text()) for p in twin.rglob("*.json")}
+    else:
+        assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
 
 
 def test_each_set_s_licence_stands_on_the_page():
     page = ROOT / "data" / "README.md"
     rows = {row.split("|")[1].strip(): row for row in page.read_text().splitlines() if "phyldm fetch" in row}
-    licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation"}
+    licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation", "open-ms": "CC-BY"}
     for heads, licence in licences.items():
         assert licence in rows[f"`phyldm fetch {heads}`"]
     assert set(rows) == {f"`phyldm fetch {heads}`" for heads in cli.HeadSet}

@@ -44,6 +44,9 @@ def reproduce_command(
     figures: Annotated[Path | None, typer.Option(help="Where figures go; figures/ in the run by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every notebook.", **SEEDS)] = 7,
     pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="BIDS dataset of real people; chapters say what needs their truth.")
+    ] = None,
     publish: Annotated[
         bool, typer.Option("--publish", help="Then figures/ and notebooks/ of the clone show what this run has made.")
     ] = False,
@@ -56,7 +59,7 @@ def reproduce_command(
 
         return make_page(run_dir, figures_dir)
 
-    places = {"anatomies": anatomies, "run_dir": out, "figures_dir": figures}
+    places = {"anatomies": anatomies, "run_dir": out, "figures_dir": figures, "data": data}
     reproduce(profile, only=only, start=start, seed=seed, pdf=pdf, publish=publish, make_page=page, **places)
 
 

@@ -38,7 +38,7 @@ PRESETS = (
 OWN = "own setting"
 """What the list of presets shows where none is set."""
 
-USUAL = {
+STARTS_WITH = {
     Sequence.MPRAGE: CLINIC["T1w MPRAGE"],
     Sequence.SPIN_ECHO: CLINIC["T2w spin echo"],
     Sequence.FLAIR: CLINIC["T2-FLAIR"],

@@ -21,7 +21,7 @@ from ..physics import Protocol, Sequence, TissueMaps, render
 from ..scans.maps import render_volume, scan_sidecar
 from ..scans.nifti import write_image
 from ..tissue import three_medians
-from .console import NAMES, OWN, PRESETS, USUAL, move, set_by
+from .console import NAMES, OWN, PRESETS, STARTS_WITH, move, set_by
 from .contrast_page import ONE_HIGH, TWO_HIGH, ContrastPage, Side
 from .controls import Mouse, in_turn, to_html
 from .people import TissueStack, draw_from, of_maps, read_subject
@@ -266,7 +266,7 @@ class ContrastExplorer(ContrastPage):
 
     def _on_sequence(self, change):
         if self._listening:
-            self.show(USUAL[Sequence(change.new)])
+            self.show(STARTS_WITH[Sequence(change.new)])
 
     def _on_setting(self, name: str):
         slider, now = getattr(self, name), getattr(self.protocol, name)

@@ -25,7 +25,7 @@ from ..physics import Sequence, TissueMaps
 from ..running.report import EXPLORE
 from ..tissue import three_medians
 from ..weights import RELEASE_FOLDER
-from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, TR_FLOOR, USUAL
+from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, STARTS_WITH, TR_FLOOR
 from .people import TissueStack, draw_from, template_person, weights_of
 
 FOLDER = Path(__file__).parent
@@ -71,7 +71,7 @@ def constants() -> dict:
         "sequences": [str(sequence) for sequence in Sequence],
         "clinic": {name: asdict(each) for name, each in CLINIC.items()},
         "paper": {name: asdict(each) for name, each in PRESETS.items() if name not in CLINIC},
-        "usual": {str(sequence): asdict(each) for sequence, each in USUAL.items()},
+        "usual": {str(sequence): asdict(each) for sequence, each in STARTS_WITH.items()},
         "ranges": RANGES,
         "just_inside": JUST_INSIDE,
         "tr_floor": TR_FLOOR,

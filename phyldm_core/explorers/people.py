@@ -19,7 +19,7 @@ from ..weights import RELEASE_FOLDER
 
 LIKELY_MS = 20.0  # s; no tissue relaxes so slowly, so such maps are in ms
 
-TEMPLATE, TEMPLATE_SEED = "MNI152 template, 1 mm", 1
+SHARP, SHARP_SEED = "MNI152 template, 1 mm", 1
 N_OFFERED = 8  # of a run's generated brains, by name
 Progress = Callable[[float], None]
 
@@ -123,7 +123,7 @@ def template_person(progress: Progress = lambda share: None, n_slices: int = 5) 
     """A person made from the MNI152 template at 1 mm, as sharp as the template is: what explorers open with."""
     from ..people.cohort import CohortRecipe, simulate
 
-    recipe = CohortRecipe(1, 0, 0, voxel_mm=1.0, shape=(224, 160), n_slices=n_slices, slice_mm=1.0, seed=TEMPLATE_SEED)
+    recipe = CohortRecipe(1, 0, 0, voxel_mm=1.0, shape=(224, 160), n_slices=n_slices, slice_mm=1.0, seed=SHARP_SEED)
     progress(0.1)
     person = simulate(recipe.subjects()[0], recipe)
     progress(1.0)
@@ -158,7 +158,7 @@ def find_subjects(
     simulated with. A new simulated person is last. Where drawn brains are there and cannot be read, the sentence that
     says so stands for them.
     """
-    found: dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput] = {TEMPLATE: template_person}
+    found: dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput] = {SHARP: template_person}
     if _can_draw(weights_dir):
         found[f"drawn, seed {seed}"] = lambda progress: draw_from(weights_dir, seed, progress)
     run_dir = Path(run_dir)

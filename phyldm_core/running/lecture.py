@@ -26,7 +26,9 @@ TIMES = "times.json"  # in a run: seconds of each chapter
 SOLUTION = re.compile(r"\n*<details>\s*<summary>\s*Solution.*?</details>", re.DOTALL)
 PREDICT = re.compile(r"\*\*Predict.*?(?=\n\s*\n|\Z)", re.DOTALL)  # the paragraph that asks
 FIGURE = re.compile(r'"(fig\d\d_\w+)"')
-TABLE = re.compile(r"(?<=<!-- chapters: phyldm reproduce --publish -->\n).*?(?=<!-- end of chapters -->)", re.DOTALL)
+CHAPTERS_TABLE = re.compile(
+    r"(?<=<!-- chapters: phyldm reproduce --publish -->\n).*?(?=<!-- end of chapters -->)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ figcaption { font-size: .62em; margin-top: 1vh; }
 .place { position: absolute; right: 2vw; bottom: 1.2vh; font-size: .6em; color: #565e68; }
 @page { size: 297mm 167mm; margin: 0; }
 """
-KEYS = """
+TURNS = """
 const all = [...document.querySelectorAll("section")];
 const here = () => all.findIndex(each => each.getBoundingClientRect().bottom > innerHeight / 2);
 const go = n => all[Math.max(0, Math.min(all.length - 1, n))].scrollIntoView();
@@ -163,7 +165,7 @@ def slides(chapter: Chapter, figures: Mapping[str, Path]) -> str:
         for name in FIGURE.findall(cell.source):
             if name in figures and name not in shown:
                 shown.add(name)
-                parts.append(picture(figures[name]))
+                parts.append(figure_slide(figures[name]))
     place = "<p class='place'>{} · {} of {}</p>".format
     sections = "\n".join(
         f"<section>{part}{place(escape(chapter.path.stem[:2]), n, len(parts))}</section>"
@@ -179,12 +181,12 @@ def slides(chapter: Chapter, figures: Mapping[str, Path]) -> str:
 <main>
 {sections}
 </main>
-<script>{KEYS}</script>
+<script>{TURNS}</script>
 </html>
 """
 
 
-def picture(path: Path) -> str:
+def figure_slide(path: Path) -> str:
     """A figure, embedded, with its caption beneath."""
     text, data = captions(path), base64.b64encode(path.read_bytes()).decode()
     caption, alt = (escape(text.get(key, path.stem)) for key in ("caption", "alt"))
@@ -276,5 +278,5 @@ def refresh_syllabus(notebooks_dir: Path, run_dir: Path) -> Path | None:
         return None
     chapters = [read_chapter(book) for book in sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb"))]
     table = chapters_table(chapters, read_times(run_dir))
-    write_atomically(path, TABLE.sub(lambda found: table, path.read_text(encoding="utf-8")).encode())
+    write_atomically(path, CHAPTERS_TABLE.sub(lambda found: table, path.read_text(encoding="utf-8")).encode())
     return path

@@ -20,7 +20,7 @@ from .lecture import refresh_syllabus
 from .report import EXPLORE, check_figures_page, read, read_notebook, write_figures_page
 
 TOLD = ("profile", "anatomies", "seed")  # parameters that a chapter declares, and must have been run with
-BESIDE = (".png", ".json")  # what is published of a figure
+ENDINGS = (".png", ".json")  # what is published of a figure
 
 
 def check_publishable(notebooks: Iterable[Path], parameters: dict, notebooks_dir: Path):
@@ -61,7 +61,7 @@ def publish_run(run_dir: Path, figures_dir: Path, notebooks: Iterable[Path], not
     for path, chapter in ran.items():
         take_outputs(chapter, read(run_dir / "notebooks" / path.name, read_notebook), path.name)
     folder, source = notebooks_dir.parent / "figures", "\n".join(c.source for book in ran.values() for c in book.cells)
-    made = [p for p in sorted(figures_dir.glob("fig[0-9][0-9]_*.*")) if p.suffix in BESIDE and f'"{p.stem}"' in source]
+    made = [p for p in sorted(figures_dir.glob("fig[0-9][0-9]_*.*")) if p.suffix in ENDINGS and f'"{p.stem}"' in source]
     made += [figures_dir / EXPLORE] if (figures_dir / EXPLORE).exists() else []
     if folder.resolve() != figures_dir.resolve():
         for path in made:

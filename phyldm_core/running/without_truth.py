@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import symtable
 
 import nbformat
 
@@ -67,17 +68,45 @@ class WithoutTruth:
 
 def names_in(source: str) -> tuple[set[str], set[str]]:
     """Names that a cell reads before it binds them itself, and those that it binds; nothing of what is no Python."""
+    read: set[str] = set()
+    bound: set[str] = set()
+
+    def take(node: ast.AST):
+        """One statement or expression: variables of comprehensions and functions are their own."""
+        used, made = _of_scope(symtable.symtable(ast.unparse(node), "cell", "exec"))
+        read.update(used - bound)
+        bound.update(made)
+
+    def go(statements: list[ast.stmt]):
+        for statement in statements:
+            if isinstance(statement, ast.For | ast.While | ast.If | ast.With | ast.Try):
+                for name in ("iter", "test"):
+                    if hasattr(statement, name):
+                        take(getattr(statement, name))
+                opened = getattr(statement, "items", ())
+                for item in opened:
+                    take(item.context_expr)
+                targets = [getattr(statement, "target", None), *(item.optional_vars for item in opened)]
+                bound.update(n.id for t in targets if t for n in ast.walk(t) if isinstance(n, ast.Name))
+                for name in ("body", "orelse", "finalbody"):
+                    go(getattr(statement, name, []))
+                for handler in getattr(statement, "handlers", ()):
+                    go(handler.body)
+            else:
+                take(statement)
+
     try:
-        tree = ast.parse(source)
+        go(ast.parse(source).body)
     except SyntaxError:
         return set(), set()
-    read, bound = set(), set()
-    for statement in tree.body:
-        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
-        read |= {node.id for node in names if isinstance(node.ctx, ast.Load)} - bound
-        bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-            bound.add(statement.name)
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            bound |= {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+    return read, bound
+
+
+def _of_scope(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
+    """Names that a module's code reads, also within its functions, and names that it binds."""
+    symbols = table.get_symbols()
+    read = {s.get_name() for s in symbols if s.is_referenced() and (table.get_type() == "module" or s.is_global())}
+    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    for inner in table.get_children():
+        read |= _of_scope(inner)[0]
     return read, bound

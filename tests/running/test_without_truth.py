@@ -45,6 +45,10 @@ def test_any_other_error_ends_the_chapter(tmp_path):
 def test_what_a_cell_reads_is_what_it_has_not_bound_before():
     read, bound = names_in("import numpy as np\na = b\nc = a + np.pi\nfor i in range(n):\n    pass")
     assert read == {"b", "range", "n"} and bound == {"np", "a", "c", "i"}
+    read, bound = names_in("x = [f(name) for name in names]\ndef g(m):\n    k = m + x + other\n    return k\ny = y + 1")
+    assert read == {"f", "names", "other", "y"} and bound == {"x", "g", "y"}  # not name, m or k, which are their own
+    read, bound = names_in("with open(p) as file:\n    for ax, t in pairs:\n        if t:\n            ax.plot(file)")
+    assert read == {"open", "p", "pairs"} and bound == {"file", "ax", "t"}
     assert names_in("%matplotlib inline") == (set(), set())
 
 

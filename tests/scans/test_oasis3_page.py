@@ -12,10 +12,12 @@ from pathlib import Path
 import nbformat
 import pandas
 import pytest
+import typer
 from test_prepare_dataset import Archive
 
 from phyldm_core import physics
 from phyldm_core.people import scanned
+from phyldm_core.running.reproduce import reproduce
 from phyldm_core.running.without_truth import SAID
 from phyldm_core.scans import oasis3
 
@@ -101,6 +103,32 @@ def test_the_commands_lead_from_the_table_of_sessions_to_a_model(archive, tmp_pa
     assert (out / "vae").is_dir() and (out / "pipeline").is_dir()
     for named in re.findall(r"^\| `(runs/oasis3/[\w/.]+?)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
         assert (tmp_path / named).exists(), named
+
+
+def test_a_chapter_shows_the_archive_s_scans_and_says_what_needs_their_truth(archive, tmp_path):
+    parameters = 'profile, run_dir, figures_dir, anatomies, seed = "laptop", "", "", "", 7'.split(" = ")
+    pairs = zip(parameters[0].split(", "), parameters[1].split(", "), strict=True)
+    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in pairs))]
+    cells[0].metadata.tags = ["parameters"]
+    cells += map(nbformat.v4.new_code_cell, (
+        "from phyldm_core.running.chapter import open_chapter\n"
+        "run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)\nscans = run.scans('test')",
+        "truth = run.truth('test')",
+        "print(truth.maps.shape)",
+        "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n_ = ax.imshow(scans.images[0, 0])\n"
+        "publish(fig, 'fig03_scans', 'A scan, n = 1.', 'one slice')",
+    ))  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "notebooks").mkdir()
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(book, tmp_path / "notebooks" / "05_scans.ipynb")
+    out = tmp_path / "run"
+    with pytest.raises(typer.Exit):  # a scan could not be used, as train says it
+        reproduce("smoke", data=archive.root, run_dir=out, notebooks_dir=tmp_path / "notebooks")
+    assert (out / "figures" / "fig03_scans.png").exists() and (out / "report.html").exists()
+    ran = nbformat.read(out / "notebooks" / "05_scans.ipynb", as_version=4).cells
+    said = ["".join(output.get("text", "") for output in cell.outputs) for cell in ran]
+    assert [text.startswith(SAID) for text in said[-4:]] == [False, True, True, False]
 
 
 @pytest.mark.slow

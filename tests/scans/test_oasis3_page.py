@@ -106,9 +106,8 @@ def test_the_commands_lead_from_the_table_of_sessions_to_a_model(archive, tmp_pa
 
 
 def test_a_chapter_shows_the_archive_s_scans_and_says_what_needs_their_truth(archive, tmp_path):
-    parameters = 'profile, run_dir, figures_dir, anatomies, seed = "laptop", "", "", "", 7'.split(" = ")
-    pairs = zip(parameters[0].split(", "), parameters[1].split(", "), strict=True)
-    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in pairs))]
+    given = {"profile": "laptop", "run_dir": "", "figures_dir": "", "anatomies": "", "seed": 7}
+    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in given.items()))]
     cells[0].metadata.tags = ["parameters"]
     cells += map(nbformat.v4.new_code_cell, (
         "from phyldm_core.running.chapter import open_chapter\n"

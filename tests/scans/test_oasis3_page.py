@@ -105,6 +105,8 @@ def test_the_commands_lead_from_the_table_of_sessions_to_a_model(archive, tmp_pa
         assert (tmp_path / named).exists(), named
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_chapter_shows_the_archive_s_scans_and_says_what_needs_their_truth(archive, tmp_path):
     given = {"profile": "laptop", "run_dir": "", "figures_dir": "", "anatomies": "", "seed": 7}
     cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in given.items()))]

@@ -41,11 +41,15 @@ def reproduce_command(
     only: Annotated[int | None, typer.Option(help="Number of the one notebook to run.")] = None,
     start: Annotated[int | None, typer.Option("--from", help="Number of the first notebook to run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/PROFILE by default.")] = None,
-    figures: Annotated[
-        Path | None, typer.Option(help="Where figures go; figures/ for a plain laptop run, else beside the run.")
-    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Where figures go; figures/ in the run by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every notebook.", **SEEDS)] = 7,
     pdf: Annotated[bool, typer.Option("--pdf", help="Every figure also as a PDF, with text that stays text.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="BIDS dataset of real people; chapters say what needs their truth.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Then figures/ and notebooks/ of the clone show what this run has made.")
+    ] = False,
 ):
     """Run every notebook: cohort, training, samples, figures, a page, one report. A second run reuses training."""
     from .running.reproduce import reproduce
@@ -55,8 +59,8 @@ def reproduce_command(
 
         return make_page(run_dir, figures_dir)
 
-    places = {"anatomies": anatomies, "run_dir": out, "figures_dir": figures}
-    reproduce(profile, only=only, start=start, seed=seed, pdf=pdf, make_page=page, **places)
+    places = {"anatomies": anatomies, "run_dir": out, "figures_dir": figures, "data": data}
+    reproduce(profile, only=only, start=start, seed=seed, pdf=pdf, publish=publish, make_page=page, **places)
 
 
 SchedulerOption = Annotated[
@@ -101,7 +105,9 @@ def prepare_command(
     ] = None,
 ):
     """Align the scans of every session on one grid; finished sessions are kept, unusable ones named in skipped.tsv."""
-    _finish(_prepare(bids_dir, out, voxel_mm, workers, mask, scheduler), out)
+    from .running.outcomes import finish, prepare_all
+
+    finish(prepare_all(bids_dir, out, voxel_mm, workers, mask, scheduler), out)
 
 
 @app.command()
@@ -140,6 +146,7 @@ def train(
 
     from .machine.processes import is_main, main_first
     from .people.scanned import scan_cohort
+    from .running.outcomes import finish, prepare_all
     from .running.profiles import find_profile
     from .running.run import open_run, scan_run
     from .weights import load_weights
@@ -154,7 +161,7 @@ def train(
                 pass
         else:
             mask = mask or (None if settings.cohort.head else "template")
-            outcomes = _prepare(data, prepared, settings.cohort.voxel_mm, workers, mask, scheduler)
+            outcomes = prepare_all(data, prepared, settings.cohort.voxel_mm, workers, mask, scheduler)
             recipe = scan_cohort(prepared, outcomes, settings.cohort, out / "cohort", data=data, mask=mask, seed=seed)
             run = scan_run(out, settings, recipe, seed)
     for name, steps, n in (
@@ -168,34 +175,7 @@ def train(
     if is_main():
         typer.echo(f"trained in {out}: split in {out / 'cohort' / 'participants.tsv'}, model in {out / 'pipeline'}")
         if data is not None:
-            _finish(outcomes, prepared)
-
-
-def _prepare(data: Path, out: Path, voxel_mm: float, workers: int, mask: str | None, scheduler: str | None) -> list:
-    from tqdm import tqdm
-
-    from .scans.prepare_dataset import prepare_dataset
-    from .scans.sessions import find_sessions
-
-    n = len(find_sessions(data, {}))
-    steps = prepare_dataset(data, out, voxel_mm=voxel_mm, mask=mask, n_workers=workers, scheduler=scheduler)
-    return list(tqdm(steps, desc="prepare", total=n, unit="session", disable=None))
-
-
-def _finish(outcomes: list, out: Path):
-    """Say what was done and what was not, and why; exit 1 if anything was not."""
-    for doubt in (f"{o.name}: doubtful: {doubt}" for o in outcomes for doubt in o.doubts):
-        typer.echo(doubt, err=True)
-    count = {status: sum(o.status == status for o in outcomes) for status in ("prepared", "kept", "skipped")}
-    typer.echo(f"{count['prepared']} sessions prepared, {count['kept']} kept, {count['skipped']} skipped, in {out}")
-    reasons = [(o.name or "somebody unnamed", scan, why) for o in outcomes for scan, why in o.left_out.items()]
-    if reasons:
-        for name, scan, why in sorted(reasons)[:20]:
-            typer.echo(f"  {name}{' ' + scan if scan else ''}: {why}", err=True)
-        typer.echo(
-            f"phyldm: {len(reasons)} scans or sessions were not used; all reasons: {out / 'skipped.tsv'}", err=True
-        )
-        raise typer.Exit(1)
+            finish(outcomes, prepared)
 
 
 WeightsOption = Annotated[
@@ -379,22 +359,39 @@ def evaluate(
     typer.echo(f"{subjects} people: numbers in {out / 'metrics.csv'}, report in {write_examination(exam)}")
 
 
-HeadSet = StrEnum("HeadSet", [(name, name) for name in ("synthseg", "synthseg-2020a", "synthseg-2020b", "brainweb")])
+@app.command()
+def lecture(
+    out: Annotated[Path, typer.Argument(help="Folder for it; an older lecture there is replaced.")],
+    run: Annotated[
+        Path, typer.Option(help="The run whose figures and times to take; without figures there, the clone's.")
+    ] = Path("runs/laptop"),
+):
+    """Chapters without outputs and solutions, slides of their figures that need no network, and a syllabus."""
+    from .running.lecture import make_lecture
+
+    typer.echo(f"lecture: {make_lecture(out, run)}")
+
+
+SYNTHSEG = ("synthseg", "synthseg-2020a", "synthseg-2020b")
+HeadSet = StrEnum("HeadSet", [(name, name) for name in (*SYNTHSEG, "brainweb", "open-ms")])
 
 
 @app.command()
 def fetch(
-    heads: Annotated[HeadSet, typer.Argument(help="Which heads; data/README.md has the licence of each.")],
+    heads: Annotated[
+        HeadSet, typer.Argument(help="Which heads, or a patient's scans (open-ms); data/README.md has each licence.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder to keep them in; by default one in data/.", show_default=False)
     ] = None,
 ):
-    """Real heads as label maps, checked against known checksums: 15 or 18 a set, 15 to 50 MB."""
+    """Real heads as label maps, 15 or 18 a set, or a patient's scans, checked against known checksums: 12 to 50 MB."""
     from tqdm import tqdm
 
-    from .people.fetch import fetch_heads, names_of
+    from .people.fetch import PATIENT, fetch_heads, names_of
 
     out = out or Path("data") / ("synthseg_labels" if heads == "synthseg" else heads.replace("-", "_"))
-    for _ in tqdm(fetch_heads(heads, out), total=len(names_of(heads)), unit="head", disable=None):
+    for _ in tqdm(fetch_heads(heads, out), total=len(names_of(heads)), unit="file", disable=None):
         pass
-    typer.echo(f"{len(names_of(heads))} heads in {out}; use them with: phyldm reproduce --anatomies {out}")
+    told = f"{len(names_of(heads))} heads in {out}; use them with: phyldm reproduce --anatomies {out}"
+    typer.echo(f"a patient in {out}; maps from the scans: phyldm fit {out}" if heads == PATIENT else told)

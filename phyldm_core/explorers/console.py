@@ -38,20 +38,20 @@ PRESETS = (
 OWN = "own setting"
 """What the list of presets shows where none is set."""
 
-USUAL = {
+STARTS_WITH = {
     Sequence.MPRAGE: CLINIC["T1w MPRAGE"],
     Sequence.SPIN_ECHO: CLINIC["T2w spin echo"],
     Sequence.FLAIR: CLINIC["T2-FLAIR"],
     Sequence.GRADIENT_ECHO: CLINIC["T1w spoiled gradient echo"],
+    Sequence.INVERSION_GRADIENT_ECHO: Protocol(Sequence.INVERSION_GRADIENT_ECHO, 0.003, 2.4, 1.0, flip_angle_deg=8),
 }
 """What each sequence starts with: a FLAIR with the TE of an MPRAGE teaches nothing."""
 
 
 def set_by(sequence: Sequence) -> tuple[str, ...]:
     """The fields of :class:`Protocol` that this sequence has, the one that makes its contrast first."""
-    if sequence.inverts:
-        return "ti", "te", "tr"
-    return ("flip_angle_deg", "te", "tr") if sequence.has_flip_angle else ("te", "tr")
+    first = ("ti",) if sequence.inverts else ()
+    return (*first, *(("flip_angle_deg",) if sequence.has_flip_angle else ()), "te", "tr")
 
 
 def move(protocol: Protocol, name: str, value: float) -> tuple[Protocol, str]:

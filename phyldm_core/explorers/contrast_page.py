@@ -15,6 +15,23 @@ from .controls import Explorer, Task, letters
 CONTROLS = 25  # times the height of letters, width of a control
 ONE_HIGH, TWO_HIGH = "max(420px, 60vh)", "max(400px, 48vh)"  # of the window, so that a projector's image is large
 PLOT_WIDTH = "max(430px, 54vh)"
+NARROW = 1130  # pixels; below it, a notebook beside JupyterLab's files, image, curves and controls need two rows
+SHEET = f"""<style>
+.phyldm.contrasts {{ container-type: inline-size; }}
+@container (max-width: {NARROW}px) {{
+  .phyldm .view {{ display: grid !important; flex: 1;
+                   grid-template: "pictures numbers" "plot plot" / auto minmax(0, 1fr); }}
+  .phyldm .view.two {{ grid-template: "pictures" "plot" "numbers" / minmax(0, 1fr); }}
+  .phyldm .beside {{ display: contents !important; }}
+  .phyldm .view .pictures {{ grid-area: pictures; }} .phyldm .view .plot {{ grid-area: plot; }}
+  .phyldm .view .read {{ grid-area: numbers; overflow: hidden; }}
+  .phyldm .view .widget-image.side {{ height: clamp(280px, 100vh - 470px, 60vh) !important; }}
+  .phyldm .view.two .widget-image.side {{ height: auto !important; width: calc(50% - 9px) !important; }}
+  .phyldm .view:not(.two) table.numbers {{ font-size: 12.5px !important; }}
+  .phyldm .view:not(.two) table.numbers :is(td, th) {{ padding-right: 5px; white-space: normal; }}
+}}
+</style>"""
+"""Where the page is narrow, the numbers go beside a smaller image and the curves below it: all are seen together."""
 HINT = (
     "Click on the image: a voxel. Drag on it: window (left and right) and level (up and down). "
     "Keyboard: Tab to a control, then the arrow keys."
@@ -33,6 +50,7 @@ class Side:
         self.signal: np.ndarray | None = None  # what is shown
         layout = widgets.Layout(height=ONE_HIGH, width="auto", flex="0 0 auto")
         self.image = widgets.Image(format="png", layout=layout)
+        self.image.add_class("side")
 
     def levels(self, tissue: np.ndarray) -> tuple[float, float]:
         """Black and white, as set or as the image asks for."""
@@ -96,6 +114,7 @@ class ContrastPage(Explorer):
         self.numbers, self.status = widgets.HTML(), widgets.HTML()
         self.task = Task(self._say)
         super().__init__([self._arrange()])
+        self.add_class("contrasts")
 
     def _arrange(self):
         controls = [self.subject, self.slice, widgets.HBox([self.compare, self.which]), self.preset, self.sequence]
@@ -108,7 +127,11 @@ class ContrastPage(Explorer):
         self.pictures = widgets.Box([side.image for side in self.sides], layout=apart)
         self.beside = widgets.Box([self.plot, self.numbers], layout=widgets.Layout(flex_flow="column"))
         self.view = widgets.Box([self.pictures, self.beside], layout=apart)
+        parts = {"pictures": self.pictures, "beside": self.beside, "view": self.view}
+        for name, part in (parts | {"plot": self.plot, "read": self.numbers}).items():
+            part.add_class(name)
+        sheet = widgets.HTML(SHEET, layout=widgets.Layout(display="none"))
         column = widgets.VBox(controls, layout=widgets.Layout(flex="0 0 auto"))
         whole = widgets.Layout(grid_gap="10px", align_items="flex-start", overflow="visible")
         hint = widgets.HTML(f'<span style="color: #555; font-size: 14px">{HINT}</span>')
-        return widgets.VBox([self.status, widgets.HBox([column, self.view], layout=whole), hint])
+        return widgets.VBox([sheet, self.status, widgets.HBox([column, self.view], layout=whole), hint])

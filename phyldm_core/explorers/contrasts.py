@@ -21,7 +21,7 @@ from ..physics import Protocol, Sequence, TissueMaps, render
 from ..scans.maps import render_volume, scan_sidecar
 from ..scans.nifti import write_image
 from ..tissue import three_medians
-from .console import NAMES, OWN, PRESETS, USUAL, move, set_by
+from .console import NAMES, OWN, PRESETS, STARTS_WITH, move, set_by
 from .contrast_page import ONE_HIGH, TWO_HIGH, ContrastPage, Side
 from .controls import Mouse, in_turn, to_html
 from .people import TissueStack, draw_from, of_maps, read_subject
@@ -246,6 +246,7 @@ class ContrastExplorer(ContrastPage):
     def _on_compare(self, change):
         both = self.compare.value
         self.sides[1].image.layout.display = "" if both else "none"
+        (self.view.add_class if both else self.view.remove_class)("two")
         self.beside.layout.flex_flow = "row wrap" if both else "column"
         for side in self.sides:
             side.image.layout.height = TWO_HIGH if both else ONE_HIGH
@@ -265,7 +266,7 @@ class ContrastExplorer(ContrastPage):
 
     def _on_sequence(self, change):
         if self._listening:
-            self.show(USUAL[Sequence(change.new)])
+            self.show(STARTS_WITH[Sequence(change.new)])
 
     def _on_setting(self, name: str):
         slider, now = getattr(self, name), getattr(self.protocol, name)

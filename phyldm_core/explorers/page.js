@@ -13,6 +13,8 @@ const EQUATIONS = {
   "FLAIR": "S = PD · (1 − 2e<sup>−TI/T1</sup> + e<sup>−TR/T1</sup>) · e<sup>−TE/T2</sup>",
   "spoiled gradient echo":
     "S = PD · sin α · (1 − e<sup>−TR/T1</sup>) / (1 − cos α · e<sup>−TR/T1</sup>) · e<sup>−TE/T2</sup>",
+  "inversion-recovery gradient echo": "S = PD · sin α · (1 − 2e<sup>−TI/T1</sup> + e<sup>−TR/T1</sup>) / " +
+    "(1 + cos α · e<sup>−TR/T1</sup>) · e<sup>−TE/T2</sup>",
 };
 const PRESETS = {...DATA.clinic, ...DATA.paper};
 const TISSUES = Object.entries(DATA.tissues);
@@ -121,7 +123,7 @@ function paintNumbers() {
     const of = state.two ? `, ${letter.toUpperCase()}` : "";
     row(`signal${of}`, t => signalOf(p, t).toFixed(3).replace("-", "−"));
     if (inverts(p.sequence)) row(`null at TI (s)${of}`, t => nullTI(t[1], p.tr).toFixed(2));
-    if (hasFlipAngle(p.sequence)) row(`Ernst angle (°)${of}`, t => ernstAngle(t[1], p.tr).toFixed(1));
+    if (spoiled(p.sequence)) row(`Ernst angle (°)${of}`, t => ernstAngle(t[1], p.tr).toFixed(1));
   }
   const swatch = name => DATA.tissue_colours[name] ? `<i style="background:${DATA.tissue_colours[name]}"></i>` : "";
   document.querySelector(".numbers thead tr").innerHTML =
@@ -209,7 +211,7 @@ function showBrain() {
 
 // The link --------------------------------------------------------------------------------------------------------
 
-const written = p => [p.sequence, p.te, p.tr, p.ti ?? p.flip_angle_deg].filter(part => part !== null).join(",");
+const written = p => [p.sequence, p.te, p.tr, p.ti, p.flip_angle_deg].filter(part => part !== null).join(",");
 
 function hash() {
   const {brain, two, signed, set, along} = state;
@@ -225,10 +227,10 @@ function remember() {
 }
 
 function read(text) {
-  const [sequence, te, tr, last] = text.split(",");
+  const [sequence, te, tr, ...last] = text.split(",");
   const number = part => part === undefined ? NaN : Number(part);
-  const p = {sequence, te: number(te), tr: number(tr), ti: inverts(sequence) ? number(last) : null,
-             flip_angle_deg: hasFlipAngle(sequence) ? number(last) : null, as_published: false};
+  const p = {sequence, te: number(te), tr: number(tr), ti: inverts(sequence) ? number(last.shift()) : null,
+             flip_angle_deg: hasFlipAngle(sequence) ? number(last.shift()) : null, as_published: false};
   return Object.values(PRESETS).find(preset => same(preset, p)) ?? p;
 }
 

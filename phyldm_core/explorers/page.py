@@ -16,22 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import physics
+from .. import physics, protocol
 from ..figures.style import QUANTITIES, TISSUE_COLOURS, symbol, to_rgb
 from ..machine.errors import BadInput
 from ..machine.files import write_atomically
-from ..people.cohort import CohortRecipe, simulate
 from ..people.segmentation import brain_of
 from ..physics import Sequence, TissueMaps
 from ..running.report import EXPLORE
 from ..tissue import three_medians
 from ..weights import RELEASE_FOLDER
-from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, TR_FLOOR, USUAL
-from .people import TissueStack, draw_from, of_maps, weights_of
+from .console import CLINIC, JUST_INSIDE, PRESETS, RANGES, STARTS_WITH, TR_FLOOR
+from .people import TissueStack, draw_from, template_person, weights_of
 
 FOLDER = Path(__file__).parent
 PARTS = ("page.css", "page_physics.js", "page_curves.js", "page.js")
-TEMPLATE_SEED = 1
 DRAWN_SEEDS = (7, 8, 9)  # of the brains that are drawn
 LEVELS = {
     "PD": np.linspace(0, 1.1, 256),
@@ -46,9 +44,7 @@ def make_page(run_dir: str | Path, figures_dir: str | Path) -> Path:
 
     Where neither can draw, the sentence that says why is printed and the template is shown alone.
     """
-    recipe = CohortRecipe(1, 0, 0, voxel_mm=1.0, shape=(224, 160), n_slices=1, slice_mm=1.0, seed=TEMPLATE_SEED)
-    template = TissueMaps.from_stack(simulate(recipe.subjects()[0], recipe).maps)
-    brains = {"MNI152 template": of_maps(template, recipe.voxel_mm, recipe.slice_mm)}
+    brains = {"MNI152 template": template_person(n_slices=1)}
     try:
         for seed in DRAWN_SEEDS:
             brains[f"drawn, seed {seed}"] = draw_from(weights_of(RELEASE_FOLDER, run_dir), seed)
@@ -73,17 +69,17 @@ def constants() -> dict:
     """What the page takes from the package, as JSON has it: protocols, rules, tissue, levels and colours."""
     return {
         "sequences": [str(sequence) for sequence in Sequence],
-        "clinic": {name: asdict(protocol) for name, protocol in CLINIC.items()},
-        "paper": {name: asdict(protocol) for name, protocol in PRESETS.items() if name not in CLINIC},
-        "usual": {str(sequence): asdict(protocol) for sequence, protocol in USUAL.items()},
+        "clinic": {name: asdict(each) for name, each in CLINIC.items()},
+        "paper": {name: asdict(each) for name, each in PRESETS.items() if name not in CLINIC},
+        "usual": {str(sequence): asdict(each) for sequence, each in STARTS_WITH.items()},
         "ranges": RANGES,
         "just_inside": JUST_INSIDE,
         "tr_floor": TR_FLOOR,
         "shortest_time": physics.SHORTEST_TIME,
         "implausible": {
-            "te": physics.IMPLAUSIBLE_TE,
-            "tr": physics.IMPLAUSIBLE_TR,
-            "flip_angle_deg": physics.IMPLAUSIBLE_FLIP,
+            "te": protocol.IMPLAUSIBLE_TE,
+            "tr": protocol.IMPLAUSIBLE_TR,
+            "flip_angle_deg": protocol.IMPLAUSIBLE_FLIP,
         },
         "tissues": three_medians(),
         "tissue_colours": TISSUE_COLOURS,

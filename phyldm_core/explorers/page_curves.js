@@ -14,7 +14,7 @@ function valuesAlong(p, name) {
   if (name === "te") return spread(Math.min(low, 0.5 * p.tr), Math.min(p.tr, high), geometric);
   if (name === "ti") return spread(0, Math.max(p.tr, p.ti), linear);
   if (name === "flip_angle_deg") return spread(0, high, linear);
-  return spread(Math.max(p.te, p.ti ?? 0), Math.max(hasFlipAngle(p.sequence) ? 0.2 : 8, 1.2 * p.tr), linear);
+  return spread(Math.max(p.te, p.ti ?? 0), Math.max(spoiled(p.sequence) ? 0.2 : 8, 1.2 * p.tr), linear);
 }
 
 /** Round steps of which at most five fit between the two. */
@@ -36,7 +36,7 @@ function logTicks(low, high) {
 }
 
 const marksOf = (p, name, t1) =>
-  name === "ti" ? nullTI(t1, p.tr) : name === "flip_angle_deg" ? ernstAngle(t1, p.tr) : NaN;
+  name === "ti" ? nullTI(t1, p.tr) : name === "flip_angle_deg" && spoiled(p.sequence) ? ernstAngle(t1, p.tr) : NaN;
 
 /** The elements of a curve, made once: axes, and for each tissue its lines, its dot and its name. */
 function curveParts(at) {

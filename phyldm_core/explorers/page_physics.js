@@ -4,8 +4,9 @@
 // as_published. tests/explorers/test_page.py holds every function here against its Python.
 
 const NAMES = {ti: "TI", te: "TE", tr: "TR", flip_angle_deg: "flip angle"};
-const inverts = sequence => sequence === "MPRAGE" || sequence === "FLAIR";
-const hasFlipAngle = sequence => sequence === "spoiled gradient echo";
+const inverts = sequence => ["MPRAGE", "FLAIR", "inversion-recovery gradient echo"].includes(sequence);
+const hasFlipAngle = sequence => sequence.endsWith(" gradient echo");
+const spoiled = sequence => hasFlipAngle(sequence) && !inverts(sequence);
 
 /** What is left after `time`: exp(−time/relaxation). */
 const decay = (time, relaxation) => Math.exp(-time / Math.max(relaxation, DATA.shortest_time));
@@ -16,6 +17,7 @@ function signal(sequence, pd, t1, t2, te, tr, ti, flip) {
   if (sequence === "MPRAGE") return pd * (1 - 2 * decay(ti, t1) / (1 + eTR)) * eTE;
   if (sequence === "spin echo") return pd * (1 - eTR) * eTE;
   if (sequence === "FLAIR") return pd * (1 - 2 * decay(ti, t1) + eTR) * eTE;
+  if (inverts(sequence)) return pd * Math.sin(flip) * (1 - 2 * decay(ti, t1) + eTR) / (1 + eTR * Math.cos(flip)) * eTE;
   return pd * Math.sin(flip) * (1 - eTR) / (1 - eTR * Math.cos(flip)) * eTE;
 }
 
@@ -65,8 +67,7 @@ function problem(p) {
 
 /** What this sequence lets one set, what makes its contrast first (console.set_by). */
 function setBy(sequence) {
-  if (inverts(sequence)) return ["ti", "te", "tr"];
-  return hasFlipAngle(sequence) ? ["flip_angle_deg", "te", "tr"] : ["te", "tr"];
+  return [...(inverts(sequence) ? ["ti"] : []), ...(hasFlipAngle(sequence) ? ["flip_angle_deg"] : []), "te", "tr"];
 }
 
 /** The protocol with one setting moved, held where no scanner could follow, and why ("" if not held): console.move. */

@@ -19,6 +19,7 @@ from ..weights import RELEASE_FOLDER
 
 LIKELY_MS = 20.0  # s; no tissue relaxes so slowly, so such maps are in ms
 
+SHARP, SHARP_SEED = "MNI152 template, 1 mm", 1
 N_OFFERED = 8  # of a run's generated brains, by name
 Progress = Callable[[float], None]
 
@@ -118,6 +119,17 @@ def simulate_person(seed: int, progress: Progress = lambda share: None) -> Tissu
     return of_maps(TissueMaps.from_stack(person.maps), recipe.voxel_mm, recipe.slice_mm)
 
 
+def template_person(progress: Progress = lambda share: None, n_slices: int = 5) -> TissueStack:
+    """A person made from the MNI152 template at 1 mm, as sharp as the template is: what explorers open with."""
+    from ..people.cohort import CohortRecipe, simulate
+
+    recipe = CohortRecipe(1, 0, 0, voxel_mm=1.0, shape=(224, 160), n_slices=n_slices, slice_mm=1.0, seed=SHARP_SEED)
+    progress(0.1)
+    person = simulate(recipe.subjects()[0], recipe)
+    progress(1.0)
+    return of_maps(TissueMaps.from_stack(person.maps), recipe.voxel_mm, recipe.slice_mm)
+
+
 def draw_from(weights_dir: str | Path, seed: int, progress: Progress = lambda share: None) -> TissueStack:
     """A person drawn by the diffusion model of exported weights or of a run.
 
@@ -141,11 +153,14 @@ def find_subjects(
 ) -> dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput]:
     """Whoever can be shown, the first at once: name → subject, or a function of a progress report that makes one.
 
-    The brains that the run's notebook 05 drew come first, then whom a diffusion model at ``weights_dir`` draws and a
-    held-out person of the run's cohort with the maps they were simulated with. A new simulated person is always there,
-    last. Where drawn brains are there and cannot be read, the sentence that says so stands for them.
+    The sharp ones come first: the template, then whom a diffusion model at ``weights_dir`` draws. They are followed by
+    the brains that the run's notebook 05 drew and a held-out person of the run's cohort with the maps they were
+    simulated with. A new simulated person is last. Where drawn brains are there and cannot be read, the sentence that
+    says so stands for them.
     """
-    found: dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput] = {}
+    found: dict[str, TissueStack | Callable[[Progress], TissueStack] | BadInput] = {SHARP: template_person}
+    if _can_draw(weights_dir):
+        found[f"drawn, seed {seed}"] = lambda progress: draw_from(weights_dir, seed, progress)
     run_dir = Path(run_dir)
     if (run_dir / "samples").is_dir():
         try:
@@ -155,8 +170,6 @@ def find_subjects(
                 found[f"generated brain {k + 1}"] = of_maps(brain, voxel_mm, slice_mm)
         except BadInput as error:
             found["generated brains"] = error
-    if _can_draw(weights_dir):
-        found[f"drawn, seed {seed}"] = lambda progress: draw_from(weights_dir, seed, progress)
     if people := sorted((run_dir / "cohort" / "derivatives" / "truth").glob("sub-*")):
         last = people[-1]  # the test people come last
         found[f"simulated {last.name}, held out"] = lambda progress: read_subject(last)

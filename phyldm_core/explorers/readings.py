@@ -150,7 +150,7 @@ class SignalCurves:
     def _marks(protocol: Protocol, along: str, t1: float) -> tuple[list[float], list[float]]:
         if along == "ti":
             return [null_ti(t1, protocol.tr, protocol.sequence)], [0]
-        if along == "flip_angle_deg":
+        if along == "flip_angle_deg" and not protocol.sequence.inverts:
             return [np.degrees(ernst_angle(t1, protocol.tr))], [0]
         return [], []
 
@@ -163,5 +163,6 @@ class SignalCurves:
             return np.linspace(0, max(protocol.tr, protocol.ti), 200)
         if along == "flip_angle_deg":
             return np.linspace(0, high, 200)
-        shown = 0.2 if protocol.sequence.has_flip_angle else 8.0  # s; beyond it the clinic sets no TR
+        fast = protocol.sequence.has_flip_angle and not protocol.sequence.inverts
+        shown = 0.2 if fast else 8.0  # s; beyond it the clinic sets no TR
         return np.linspace(max(protocol.te, protocol.ti or 0), max(shown, 1.2 * protocol.tr), 200)

@@ -1,4 +1,4 @@
-"""Public label maps of real heads, downloaded once and checked; ``data/label_maps`` lists what is where."""
+"""Public label maps and a real patient, downloaded once and checked; ``data/label_maps`` lists what is where."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pooch
 
 from ..machine.carried import carried
 from ..machine.errors import BadInput
+from ..machine.files import read_json, to_json, write_atomically
+
+PATIENT = "open-ms"  # the set that is scans; its sidecars are carried, since its publisher has none
 
 
 def names_of(heads: str) -> list[str]:
-    """The files of a set ("synthseg", "synthseg-2020a", "synthseg-2020b" or "brainweb")."""
+    """The files of a set ("synthseg", "synthseg-2020a", "synthseg-2020b", "brainweb" or "open-ms")."""
     return listed(heads, Path()).registry_files
 
 
@@ -37,6 +40,9 @@ def fetch_heads(heads: str, out: Path) -> Iterator[str]:
             where = files.get_url(name)
             raise BadInput(f"{name} could not be fetched from {where}: check the network and run again") from None
         yield name
+    if heads == PATIENT:
+        for name, sidecar in read_json(carried("data/open_ms.json")).items():
+            write_atomically(out / name, to_json(sidecar))
 
 
 def listed(heads: str, out: Path) -> pooch.Pooch:

@@ -27,8 +27,13 @@ from ..figures.style import PDF
 from ..machine.carried import carried
 from ..machine.errors import BadInput
 from ..people.anatomy import Folders, as_folders, find_anatomies
+from ..people.scanned import scan_cohort
+from .lecture import record_time
+from .outcomes import finish, prepare_all
 from .profiles import find_profile
+from .publish import check_publishable, publish_run
 from .report import check_figures_page, duration, write_figures_page, write_report
+from .without_truth import WithoutTruth
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
 
@@ -48,6 +53,8 @@ def reproduce(
     figures_dir: Path | None = None,
     seed: int = 7,
     pdf: bool = False,
+    publish: bool = False,
+    data: Path | None = None,
     notebooks_dir: Path = NOTEBOOKS,
     make_page: Callable[[Path, Path], Path] | None = None,
 ) -> Path:
@@ -62,14 +69,18 @@ def reproduce(
     only, start
         Number of the one notebook to run, or of the first.
     run_dir
-        Where the run is kept; None for ``runs/<profile>`` where the user stands.
+        Where the run is kept; None for ``runs/<profile>`` where the user stands (``runs/<profile>-scans`` of ``data``).
     figures_dir
-        Where figures go; None for ``figures/`` where the user stands when the laptop run is in its usual
-        place, and for ``figures/`` inside the run otherwise, so that a trial does not replace them.
+        Where figures go; None for ``figures/`` inside the run, so that a clone stays as it was.
     seed
         Given to every notebook.
     pdf
         Every figure also as a PDF.
+    publish
+        Then figures and executed chapters also go to the clone (:mod:`publish`).
+    data
+        BIDS dataset of people who were scanned, in place of simulated ones (:mod:`without_truth`). They are prepared
+        in ``<run_dir>/prepared``, as ``phyldm train`` does; what is there is kept.
     notebooks_dir
         Where the notebooks are.
     make_page
@@ -84,10 +95,8 @@ def reproduce(
     BadInput
         In one sentence, before anything runs where that is possible; also when a notebook fails.
     """
-    find_profile(profile)
-    if figures_dir is None and run_dir is None and profile == "laptop":
-        figures_dir = Path("figures")
-    run_dir = Path(run_dir or Path("runs") / profile).resolve()
+    like = find_profile(profile).cohort
+    run_dir = Path(run_dir or Path("runs") / (f"{profile}-scans" if data else profile)).resolve()
     figures_dir = Path(figures_dir or run_dir / "figures").resolve()
     notebooks = choose(find_notebooks(notebooks_dir), only, start)
     folders = [seen_from(notebooks_dir, folder) for folder in as_folders(anatomies)]
@@ -100,15 +109,24 @@ def reproduce(
     }
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+    if publish and data:
+        raise BadInput("--publish shows simulated people, whose truth is known: leave it out with --data")
+    if publish:
+        check_publishable(notebooks, parameters, Path(notebooks_dir))
     find_anatomies(anatomies)  # folders without label maps are refused before half an hour has gone by
     check_writable(run_dir, "--out")
     check_writable(figures_dir, "--figures")
     check_figures_page(figures_dir)
     check_space(run_dir)
 
-    began = time.monotonic()
+    began, outcomes = time.monotonic(), []
+    if data:
+        mask = None if like.head else "template"
+        outcomes = prepare_all(data, run_dir / "prepared", like.voxel_mm, 1, mask)
+        scan_cohort(run_dir / "prepared", outcomes, like, run_dir / "cohort", data=data, mask=mask, seed=seed)
     for notebook in notebooks:
-        run_notebook(notebook, parameters, run_dir / "notebooks", pdf)
+        executed = run_notebook(notebook, parameters, run_dir / "notebooks", pdf, scanned=data is not None)
+        record_time(run_dir, notebook.name, executed.metadata.papermill.duration)
     page = make_page(run_dir, figures_dir) if make_page else None
     report = write_report(run_dir, figures_dir)
     write_figures_page(figures_dir, notebooks_dir)
@@ -120,11 +138,20 @@ def reproduce(
     print(f"  figures    {os.path.relpath(figures_dir)}")
     print(f"  numbers    {os.path.relpath(run_dir / 'metrics')}")
     print(f"  notebooks  {os.path.relpath(run_dir / 'notebooks')}")
+    if publish:
+        shown = publish_run(run_dir, figures_dir, notebooks, Path(notebooks_dir))
+        print(f"  published  {len(shown)} files in {os.path.relpath(Path(notebooks_dir).parent)}: see git status")
+    if data:
+        finish(outcomes, run_dir / "prepared")
     return report
 
 
-def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = False) -> nbformat.NotebookNode:
+def run_notebook(
+    notebook: Path, parameters: dict, folder: Path, pdf: bool = False, scanned: bool = False
+) -> nbformat.NotebookNode:
     """Execute one notebook in a fresh kernel of this interpreter; its own folder is the working folder.
+
+    ``scanned``: its people are, so that cells which need their truth say so and the others run.
 
     ``<folder>/<stem>.ipynb`` appears when it has succeeded. Until then, and if it fails, what has run
     so far is ``<stem>.partial.ipynb``; what it printed is ``<stem>.log``.
@@ -141,7 +168,7 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = Fal
     n_cells = len(nbformat.read(notebook, as_version=4).cells)
     began = time.monotonic()
     log_path.unlink(missing_ok=True)  # and append, because the kernel writes there, too
-    with open(log_path, "a", encoding="utf-8") as log, Watch(title, n_cells, log) as watch:
+    with open(log_path, "a", encoding="utf-8") as log, Watch(title, n_cells, log, scanned) as watch:
         try:
             executed = papermill.execute_notebook(
                 notebook,
@@ -154,6 +181,7 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = Fal
                 stdout_file=watch,
                 stderr_file=watch,
                 on_cell_start=watch.on_cell_start,
+                on_cell_executed=watch.on_cell_executed,
                 kernel_manager_class=this_interpreter(log, pdf),
                 coalesce_streams=True,  # of a progress bar, keep the last state only
             )
@@ -172,17 +200,19 @@ def run_notebook(notebook: Path, parameters: dict, folder: Path, pdf: bool = Fal
             ) from None
     for path in ("input_path", "output_path"):  # absolute, so true on this machine only
         del executed.metadata.papermill[path]
+    watch.without.restore(executed.cells)
     nbformat.write(executed, partial)
     os.replace(partial, folder / notebook.name)
-    print(f"{title} … {duration(time.monotonic() - began)}", flush=True)
+    untold = f"; {watch.without.n_cells} cells need the truth and say so" if watch.without.n_cells else ""
+    print(f"{title} … {duration(time.monotonic() - began)}{untold}", flush=True)
     return executed
 
 
 class Watch:
     """Listens to a running notebook: all it prints goes to the log, its last line beside a bar over its cells."""
 
-    def __init__(self, title: str, n_cells: int, log):
-        self.log = log
+    def __init__(self, title: str, n_cells: int, log, scanned: bool = False):
+        self.log, self.scanned, self.without = log, scanned, WithoutTruth()
         self.numbers: list[int] = []  # of the cells as started: their place in the notebook as it is kept, from 1
         self.bar = tqdm(
             bar_format="{desc} |{bar:20}| cell {n_fmt}/{total_fmt} [{elapsed}]{postfix}",
@@ -204,6 +234,12 @@ class Watch:
         self.numbers.append(previous + ("injected-parameters" not in cell.metadata.get("tags", [])))
         self.bar.n = self.numbers[-1]
         self.bar.refresh()
+        if self.scanned:
+            self.without.before(cell, cell_index)
+
+    def on_cell_executed(self, cell, cell_index, execute_reply):
+        if self.scanned:
+            self.without.after(cell)
 
     def write(self, text: str):
         self.log.write(text)

@@ -311,7 +311,7 @@ def screenshots(page, folder: Path, name: str):
 def test_contrasts(opened, run_dir, tmp_path):
     page = opened("contrasts")
     shown = explorer(page)
-    person = next(iter(find_subjects(run_dir).values()))
+    person = next(iter(find_subjects(run_dir).values()))(lambda share: None)
     wait_for(lambda: agrees_with_physics(shown))
     assert status(shown) == "MPRAGE, TE 3 ms, TR 2.4 s, TI 1 s"  # as the preset has it, not as a slider rounds it
 
@@ -364,6 +364,26 @@ def test_contrasts(opened, run_dir, tmp_path):
     wait_for(lambda: status(shown).startswith("no/such/folder: no such folder of maps"))
 
 
+SEEN = """img => {
+    const r = img.getBoundingClientRect(), x = r.left + r.width / 2;
+    return [r.top + 2, r.bottom - 2].every(y => document.elementFromPoint(x, y) === img);
+}"""
+
+
+def test_image_and_curves_are_seen_together(opened, tmp_path):
+    """On a laptop, also in JupyterLab beside its list of files."""
+    page = opened("contrasts")
+    shown = explorer(page)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    for protocols, pictures in ((1, 2), (2, 3)):
+        wait_for(lambda n=pictures: shown.locator("img:visible").count() == n)
+        page.wait_for_timeout(500)
+        shown.evaluate("e => e.scrollIntoView()")
+        page.screenshot(path=tmp_path / f"together-{protocols}.png")
+        assert all(img.evaluate(SEEN) for img in shown.locator("img:visible").all())
+        shown.get_by_text("two protocols").click()
+
+
 def test_histograms(opened, run_dir, tmp_path):
     page = opened("histograms")
     shown = explorer(page)
@@ -391,12 +411,12 @@ def test_latents(opened, run_dir, tmp_path):
     noise, experts = explorer(page, 0), explorer(page, 1)
     twin = LatentExplorer(run_dir)  # the same, driven without a browser
     seed = twin.noise.a.value
-    twin.noise.worker.wait()
-    twin.experts.worker.wait()
+    twin.noise.task.wait()
+    twin.experts.task.wait()
 
     def alike() -> bool:
         """The pictures are the twin's, up to a rounding of the last digit."""
-        twin.noise.worker.wait()
+        twin.noise.task.wait()
         wanted = [np.asarray(Image.open(io.BytesIO(w.value))) for w in (twin.noise.brain, twin.noise.along)]
         found = [picture(noise, k) for k in range(2)]
         pairs = list(zip(found, wanted, strict=True))
@@ -434,7 +454,7 @@ def test_latents(opened, run_dir, tmp_path):
         experts.get_by_text(tick, exact=True).click()
         wait_for(lambda left=left: status(experts).startswith(f"{left}: posterior mean"))
         next(t for t in twin.experts.ticks if t.description == tick).value = False
-        twin.experts.worker.wait()
+        twin.experts.task.wait()
         fewer = sd()
         assert fewer == pytest.approx(twin.experts.summary()["SD"].to_dict(), abs=0.011)
         assert all(fewer[name] > more[name] for name in MAPS)  # who has seen less is less sure

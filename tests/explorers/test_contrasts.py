@@ -17,7 +17,7 @@ import torch
 from conftest import all_widgets
 from PIL import Image
 
-from phyldm_core.explorers.console import CLINIC, OWN, PRESETS, move, stay_physical
+from phyldm_core.explorers.console import CLINIC, OWN, PRESETS, move, set_by, stay_physical
 from phyldm_core.explorers.contrasts import ContrastExplorer
 from phyldm_core.explorers.people import draw_from, of_maps, problem_with
 from phyldm_core.explorers.pictures import HEIGHT
@@ -115,6 +115,19 @@ def test_a_gradient_echo_has_a_flip_angle_and_ernst_angles(explorer):
     explorer.sequence.value = "MPRAGE"
     assert explorer.flip_angle_deg.disabled and explorer.protocol == REFERENCE["T1w"]
     assert explorer.tr.value == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize("sequence", list(Sequence))
+def test_every_sequence_can_be_chosen_and_each_of_its_settings_moved_and_plotted(explorer, sequence):
+    explorer.sequence.value = sequence.value
+    assert explorer.protocol.sequence is sequence
+    for name in set_by(sequence):
+        control, before = getattr(explorer, name), explorer.image.value
+        assert not control.disabled
+        explorer.along.value = name
+        control.value = control.value * 0.9 if name == "flip_angle_deg" else control.value * 1.2
+        assert explorer.image.value != before
+    assert {name for _, name in explorer.along.options} == set(set_by(sequence))
 
 
 def test_a_spin_echo_has_neither_ti_nor_null_points(explorer):

@@ -138,7 +138,7 @@ def fields(protocol: Protocol) -> dict:
 
 def settings(rng) -> dict:
     """Any settings, most of them possible."""
-    sequence = list(Sequence)[rng.integers(4)]
+    sequence = list(Sequence)[rng.integers(len(Sequence))]
     drawn = {n: float(np.exp(rng.uniform(*np.log(RANGES[n])))) for n in set_by(sequence)}
     return {"sequence": sequence, "ti": None, "flip_angle_deg": None} | drawn
 

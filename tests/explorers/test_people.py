@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from phyldm_core.explorers import people
-from phyldm_core.explorers.people import TissueStack, find_subjects, of_maps, read_samples, weights_of
+from phyldm_core.explorers.people import SHARP, TissueStack, find_subjects, of_maps, read_samples, weights_of
 from phyldm_core.inference import infer
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.machine.files import to_json
@@ -46,17 +46,23 @@ def test_times_without_protons_become_zero():
 
 def test_where_nothing_is_a_person_is_simulated_only_when_asked_for(tmp_path):
     found = find_subjects(tmp_path / "nowhere", tmp_path / "no weights", seed=3)
-    assert list(found) == ["simulated, seed 3"]
+    assert list(found) == [SHARP, "simulated, seed 3"]
     shares = []
     person = found["simulated, seed 3"](shares.append)
     assert person.maps.pd.shape == (8, 112, 80) and person.voxel_mm == (2.0, 2.0, 2.0)
     assert shares == sorted(shares) and shares[-1] == 1.0
 
 
-def test_a_run_s_brains_come_first_then_its_people(run_dir, tmp_path):
+def test_the_first_to_be_shown_is_as_sharp_as_the_template(tmp_path):
+    first = next(iter(find_subjects(tmp_path / "nowhere", tmp_path / "no weights").values()))
+    person = first(lambda share: None)
+    assert person.voxel_mm == (1.0, 1.0, 1.0) and person.maps.pd.shape[1:] == (224, 160)
+
+
+def test_a_run_s_brains_come_after_the_sharp_ones_then_its_people(run_dir, tmp_path):
     (run_dir / "cohort" / "derivatives" / "truth" / "sub-0001").mkdir(parents=True)
     found = find_subjects(run_dir, tmp_path / "no weights")
-    assert list(found) == [f"generated brain {k}" for k in (1, 2, 3)] + [
+    assert list(found) == [SHARP] + [f"generated brain {k}" for k in (1, 2, 3)] + [
         "simulated sub-0001, held out", "simulated, seed 7"
     ]  # fmt: skip
     assert found["generated brain 2"].voxel_mm == (4.0, 1.5, 1.5)
@@ -65,11 +71,11 @@ def test_a_run_s_brains_come_first_then_its_people(run_dir, tmp_path):
 def test_weights_to_give_away_draw_where_the_run_does_not(run_dir, tmp_path):
     weights = tmp_path / "release"
     weights.mkdir()  # holding a VAE only, they cannot draw anybody
-    assert next(iter(find_subjects(run_dir, weights))) == "generated brain 1"
+    assert list(find_subjects(run_dir, weights))[:2] == [SHARP, "generated brain 1"]
     assert weights_of(run_dir, weights) == run_dir
     (weights / "pipeline").mkdir()
-    assert list(find_subjects(run_dir, weights))[3] == "drawn, seed 7"  # after the run's own
-    assert next(iter(find_subjects(tmp_path / "nowhere", weights))) == "drawn, seed 7"
+    assert list(find_subjects(run_dir, weights))[1] == "drawn, seed 7"  # before the run's own, which are not as sharp
+    assert list(find_subjects(tmp_path / "nowhere", weights))[1] == "drawn, seed 7"
     assert weights_of(run_dir, weights) == weights
     (run_dir / "pipeline").mkdir()
     assert weights_of(run_dir, weights) == run_dir
@@ -94,7 +100,7 @@ def test_samples_that_cannot_be_read_give_one_sentence_and_leave_the_others(run_
     found = find_subjects(run_dir, tmp_path / "no weights")
     said = is_told(found["generated brains"], "run notebook 05_sample_tissue again")
     assert str(samples) in said
-    assert list(found) == ["generated brains", "simulated, seed 7"]
+    assert list(found) == [SHARP, "generated brains", "simulated, seed 7"]
     others = people.find_populations(run_dir)
     assert list(others) == ["generated"] and str(others["generated"]) == said
 

@@ -32,7 +32,7 @@ from phyldm_core import cli, physics
 from phyldm_core.explorers import page as explore
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.people import fetch
-from phyldm_core.running import profiles, reproduce
+from phyldm_core.running import profiles, publish, reproduce
 from phyldm_core.running.report import duration, figures_page, write_report
 
 PARAMETERS = """profile = "laptop"
@@ -346,6 +346,70 @@ def test_durations_read_as_people_say_them():
     assert [duration(s) for s in (0.4, 59.6, 372, 3905)] == ["0 s", "1 min 0 s", "6 min 12 s", "1 h 5 min"]
 
 
+def git(folder: Path, *arguments) -> str:
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@localhost", "-c", "core.hooksPath="]
+    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def tracked(clone):
+    """A clone in which git keeps a chapter, as it was run before, and its figure."""
+    write_notebook(clone / "notebooks", "01_tissue", MAKES_A_FIGURE + 'name = "fig01_inferred_maps"', "6 * 7")
+    (clone / "figures").mkdir()
+    (clone / "figures" / "fig01_inferred_maps.png").write_bytes(b"of another day")
+    (clone / "figures" / "fig09_another.png").write_bytes(b"of another chapter")
+    (clone / ".gitignore").write_text("/runs/\n")
+    git(clone, "init", "--quiet")
+    git(clone, "add", ".")
+    git(clone, "commit", "--quiet", "--message", "as cloned")
+    return clone
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_a_run_leaves_the_clone_clean(tracked, profile):
+    assert phyldm("reproduce", "--profile", profile)[0] == 0
+    assert (tracked / "runs" / profile / "figures" / "fig01_inferred_maps.png").exists()
+    assert git(tracked, "status", "--porcelain") == ""
+
+
+def test_publishing_shows_what_the_run_has_made(tracked):
+    code, out, _ = phyldm("reproduce", "--publish")
+    assert code == 0 and "published  5 files" in out
+    changed = git(tracked, "status", "--porcelain", "--untracked-files=all").split()[1::2]
+    assert changed == [
+        "figures/fig01_inferred_maps.png", "notebooks/01_tissue.ipynb", "figures/README.md",
+        "figures/explore.html", "figures/fig01_inferred_maps.json",
+    ]  # fmt: skip
+    book = nbformat.read(tracked / "notebooks" / "01_tissue.ipynb", as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3]  # without the cell of injected parameters
+    assert code[-1].outputs[0].data["text/plain"] == "42" and code[-1].outputs[0].execution_count == 3
+    assert code[0].source == PARAMETERS and "papermill" not in book.metadata
+    git(tracked, "add", ".")
+    assert phyldm("reproduce", "--publish")[0] == 0
+    changed = {line for line in git(tracked, "status", "--porcelain").splitlines() if line[1] != " "}
+    assert not changed, "what was published once is published again, byte by byte"
+
+
+def test_a_run_with_other_parameters_than_the_chapters_say_is_not_published(readable):
+    said = refusal("reproduce", "--publish", "--profile", "smoke")
+    assert "03_train_vae.ipynb says profile = 'laptop', not 'smoke': leave --publish out" in said
+
+
+def test_a_chapter_that_was_changed_while_it_ran_is_not_published(tracked):
+    edits = "p = __import__('pathlib').Path('02_edited.ipynb')\n_ = p.write_text(p.read_text().replace('On', 'Of'))"
+    write_notebook(tracked / "notebooks", "02_edited", edits)
+    git(tracked, "add", ".")
+    assert "02_edited.ipynb was changed while it ran" in refusal("reproduce", "--publish")
+    changed = [line[3:] for line in git(tracked, "status", "--porcelain").splitlines() if line[1] != " "]
+    assert changed == ["notebooks/02_edited.ipynb"]
+
+
+def test_an_installed_package_has_no_clone_to_publish_in(readable, monkeypatch):
+    monkeypatch.setattr(publish, "CARRIED", readable)
+    assert "in a clone" in refusal("reproduce", "--publish")
+
+
 # --- one sentence -----------------------------------------------------------------------------------------------------
 
 
@@ -524,6 +588,16 @@ def test_fetch_keeps_nothing_of_a_file_that_was_altered(mirror, tmp_path):
     assert not list((tmp_path / "heads").iterdir())
 
 
+def test_the_patient_comes_with_sidecars_and_can_be_read(mirror, tmp_path, monkeypatch):
+    out, here = tmp_path / "patient", fetch.carried
+    monkeypatch.setattr(fetch, "carried", lambda name: ROOT / name if name.endswith(".json") else here(name))
+    code, said, _ = phyldm("fetch", "open-ms", "--out", out)
+    assert code == 0 and f"phyldm fit {out}" in said
+    sidecar = json.loads((out / "sub-07" / "anat" / "sub-07_FLAIR.json").read_text())
+    assert sidecar["InversionTime"] == 1.8 and (out / "a.nii.gz").exists()
+    assert json.loads((out / "dataset_description.json").read_text())["License"] == "CC-BY"
+
+
 def test_fetch_without_a_network_says_so(mirror, tmp_path):
     _, disconnect = mirror
     disconnect()
@@ -537,14 +611,19 @@ def test_the_published_checksums_are_those_of_the_offline_twin(shared_data, head
     if not twin.is_dir():
         pytest.skip(f"no label maps at {twin}")
     published = fetch.listed(heads, twin)
-    assert published.registry == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.glob("*.gz")}
-    assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
+    found = {p.relative_to(twin).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in twin.rglob("*.gz")}
+    assert published.registry == found
+    if heads == fetch.PATIENT:  # which its publisher names otherwise
+        sidecars = json.loads((ROOT / "data" / "open_ms.json").read_text())
+        assert sidecars == {p.relative_to(twin).as_posix(): json.loads(p.read_text()) for p in twin.rglob("*.json")}
+    else:
+        assert all(url.endswith(name) for name, url in published.urls.items())  # each at its commit, under its own name
 
 
 def test_each_set_s_licence_stands_on_the_page():
     page = ROOT / "data" / "README.md"
     rows = {row.split("|")[1].strip(): row for row in page.read_text().splitlines() if "phyldm fetch" in row}
-    licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation"}
+    licences = {"synthseg": "Apache-2.0", "synthseg-2020a": "no licence", "brainweb": "citation", "open-ms": "CC-BY"}
     for heads, licence in licences.items():
         assert licence in rows[f"`phyldm fetch {heads}`"]
     assert set(rows) == {f"`phyldm fetch {heads}`" for heads in cli.HeadSet}

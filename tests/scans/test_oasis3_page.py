@@ -9,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas
 import pytest
+import typer
 from test_prepare_dataset import Archive
 
 from phyldm_core import physics
 from phyldm_core.people import scanned
+from phyldm_core.running.reproduce import reproduce
+from phyldm_core.running.without_truth import SAID
 from phyldm_core.scans import oasis3
 
 PAGE = Path(__file__).resolve().parents[2] / "data" / "OASIS-3.md"
@@ -99,6 +103,53 @@ def test_the_commands_lead_from_the_table_of_sessions_to_a_model(archive, tmp_pa
     assert (out / "vae").is_dir() and (out / "pipeline").is_dir()
     for named in re.findall(r"^\| `(runs/oasis3/[\w/.]+?)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
         assert (tmp_path / named).exists(), named
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_chapter_shows_the_archive_s_scans_and_says_what_needs_their_truth(archive, tmp_path):
+    given = {"profile": "laptop", "run_dir": "", "figures_dir": "", "anatomies": "", "seed": 7}
+    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in given.items()))]
+    cells[0].metadata.tags = ["parameters"]
+    cells += map(nbformat.v4.new_code_cell, (
+        "from phyldm_core.running.chapter import open_chapter\n"
+        "run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)\nscans = run.scans('test')",
+        "truth = run.truth('test')",
+        "print(truth.maps.shape)",
+        "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n_ = ax.imshow(scans.images[0, 0])\n"
+        "publish(fig, 'fig03_scans', 'A scan, n = 1.', 'one slice')",
+    ))  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "notebooks").mkdir()
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(book, tmp_path / "notebooks" / "05_scans.ipynb")
+    out = tmp_path / "run"
+    with pytest.raises(typer.Exit):  # a scan could not be used, as train says it
+        reproduce("smoke", data=archive.root, run_dir=out, notebooks_dir=tmp_path / "notebooks")
+    assert (out / "figures" / "fig03_scans.png").exists() and (out / "report.html").exists()
+    ran = nbformat.read(out / "notebooks" / "05_scans.ipynb", as_version=4).cells
+    said = ["".join(output.get("text", "") for output in cell.outputs) for cell in ran]
+    assert [text.startswith(SAID) for text in said[-4:]] == [False, True, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_chapters_run_on_the_archive(archive, tmp_path):
+    """All of the plain run: samples and contrasts need no truth, and are there; what needs it says so."""
+    said = run(f"phyldm reproduce --data {archive.root} --profile smoke", tmp_path, archive.root, 1)
+    print(said)  # one scan could not be used, hence the 1
+    assert "5 sessions prepared, 0 kept, 0 skipped" in said and "1 scans or sessions were not used" in said
+    folder = tmp_path / "runs" / "smoke-scans"
+    made = {path.stem for path in (folder / "figures").glob("fig*.png")}
+    print("made:", ", ".join(sorted(made)))
+    assert {"fig02_architecture", "fig03_samples", "fig04_unseen"} <= made
+    kept, told = sorted((PAGE.parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb")), 0
+    for path in (path for path in kept if (folder / "notebooks" / path.name).exists()):
+        book = nbformat.read(folder / "notebooks" / path.name, as_version=4)
+        cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.tags]
+        assert [c.source for c in cells] == [c.source for c in nbformat.read(path, as_version=4).cells]
+        told += sum(SAID in output.get("text", "") for c in cells for output in c.get("outputs", []))
+    assert told and told == sum(map(int, re.findall(r"; (\d+) cells need the truth", said)))
 
 
 def test_the_other_layout_is_put_in_order(archive, tmp_path):

@@ -13,6 +13,7 @@ from ..machine.files import MADE_WITH, checksums, read_json, to_json, whole_fold
 from ..people.open_field import N_OPEN
 from ..slices import SPOILED
 from ..weights import BRAIN_MM, Weights, drawn_from, load_weights
+from .profiles import PROFILES
 from .report import in_percent
 
 TRAINED = {"vae": "VAE", "composition": "compositions", "pipeline": "diffusion model"}
@@ -259,7 +260,8 @@ def _command(profile: str, training: dict) -> str:
         source = f" --data {cohort['data']}"
     else:
         source = "".join(f" --anatomies {folder}" for folder in _folders(cohort))
-    given = " --vae WEIGHTS" if cohort != made["cohort"] else ""
+    own = profile in PROFILES and PROFILES[profile].vae_cohort is not None  # one call makes both cohorts
+    given = " --vae WEIGHTS" if cohort != made["cohort"] and not own else ""
     return f"phyldm train --profile {profile}{source}{given} --seed {made['seed']} --out RUN"
 
 

@@ -159,8 +159,8 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     Parameters
     ----------
     folder
-        "release": :data:`RELEASE_FOLDER`. None: :data:`DEFAULT`, relative to the working directory; where there is no
-        such folder, the release.
+        "release": :data:`RELEASE_FOLDER`. None: :data:`DEFAULT`, relative to the working directory; where it holds
+        no weights, the release.
 
     Raises
     ------
@@ -168,10 +168,11 @@ def load_weights(folder: str | Path | None = None) -> Weights:
         In one sentence: nothing there; a format or conventions this version does not know; a file missing,
         changed, or of a kind that could run code; a tensor missing, left over or of another shape.
     """
-    if folder is None and not (DEFAULT.is_dir() or RELEASE_FOLDER.is_dir()):
+    own = (DEFAULT / "config.json").exists()  # chapters that open on the release keep figures there, too
+    if folder is None and not (own or RELEASE_FOLDER.is_dir()):
         raise BadInput(f"{DEFAULT}: no weights here: make them with phyldm reproduce, or name a folder with --weights")
     if folder is None:
-        folder = DEFAULT if DEFAULT.is_dir() else RELEASE_FOLDER
+        folder = DEFAULT if own else RELEASE_FOLDER
     folder = RELEASE_FOLDER if str(folder) == "release" else Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of weights: give one that phyldm export or phyldm reproduce made")

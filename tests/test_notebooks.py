@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 AGREED = {
     "profile": "laptop",
     "run_dir": "../runs/laptop",
-    "figures_dir": "../figures",
+    "figures_dir": "../runs/laptop/figures",
     "anatomies": "",
     "seed": 7,
 }

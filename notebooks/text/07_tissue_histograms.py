@@ -28,7 +28,7 @@
 # %% tags=["parameters"]
 profile = "laptop"
 run_dir = "../runs/laptop"
-figures_dir = "../figures"
+figures_dir = "../runs/laptop/figures"
 anatomies = ""
 seed = 7
 

@@ -97,7 +97,7 @@ class Run:
             return self.scans(split)
         if cohort.read_recipe(self.vae_cohort_folder) != cohort.as_json(self.vae_recipe):
             raise MissingResult(
-                f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first"
+                f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 03_train_vae first"
             )
         return cohort.load_scans(self.vae_cohort_folder, split)
 
@@ -105,7 +105,7 @@ class Run:
         """The cohort's folder, or :class:`MissingResult`."""
         if cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
             raise MissingResult(
-                f"{self.cohort_folder} does not hold the cohort asked for: run notebook 02_cohort first"
+                f"{self.cohort_folder} does not hold the cohort asked for: run notebook 03_train_vae first"
             )
         return self.cohort_folder
 

@@ -278,7 +278,7 @@ def test_a_run_has_both_and_nothing_that_hangs_papermill(smoke_run):
 def test_a_run_that_is_not_there_is_told_in_a_sentence(tmp_path):
     explorer = LatentExplorer(open_run(tmp_path / "nothing", "smoke"))
     assert "run notebook 04_train_diffusion first" in told(explorer.noise)
-    assert "run notebook 02_cohort first" in told(explorer.experts)
+    assert "run notebook 03_train_vae first" in told(explorer.experts)
 
 
 def test_damaged_weights_are_told_in_a_sentence(smoke_run, tmp_path):

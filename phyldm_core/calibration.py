@@ -141,8 +141,8 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
     """SD of PD, T1 (s) and T2 (s) in each voxel, each ``(n, y, x)``: how far its signals let its tissue go.
 
     The curvature in log PD, log T1 and log T2 of the voxel's misfit (noise and :data:`inference.SIGNAL_ERROR`), of the
-    water line, and of :data:`PEOPLE_SD`, inverted. It knows nothing of the gains' errors and of partial volume:
-    :func:`calibrate_local` measures what that amounts to.
+    water line, and of :data:`PEOPLE_SD`, inverted; and how unsure the person's nearest tissue is, and with it the
+    gains. It knows nothing of partial volume: :func:`calibrate_local` measures what that amounts to.
     """
     shown = slices.observed if shown is None else shown & slices.observed
     logs = explained.maps.stack().log()
@@ -153,7 +153,9 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
     curvature += torch.diag(logs.new_tensor(PEOPLE_SD) ** -2)
     line, _ = water_slope(logs)
     curvature += line[..., :, None] * line[..., None, :]
-    sd = torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().movedim(-1, 1)
+    own = torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1).clamp_min(0).movedim(-1, 1)
+    nearest = (logs[:, 1, ..., None] - explained.tissues[:, 1].log()).abs().argmin(-1)
+    sd = (own + explained.unsure.square()[nearest].movedim(-1, 1)).sqrt()
     return TissueMaps.from_stack(sd * explained.maps.stack())
 
 

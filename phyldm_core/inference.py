@@ -132,8 +132,8 @@ class Explained(NamedTuple):
     ----------
     maps
         ``(n, y, x)``.
-    tissues
-        ``(3, 3)``: PD, T1 (s), T2 (s) of the person's WM, GM and CSF.
+    tissues, unsure
+        ``(3, 3)``: PD, T1 (s), T2 (s) of the person's WM, GM and CSF, and the SD of their logarithms.
     gain, noise
         ``(m,)``: takes the maps' signal to ``slices.images``, and the SD of the noise in the same unit.
     misfit
@@ -142,6 +142,7 @@ class Explained(NamedTuple):
 
     maps: TissueMaps
     tissues: Tensor
+    unsure: Tensor
     gain: Tensor
     noise: Tensor
     misfit: Tensor
@@ -152,11 +153,10 @@ def explain(
 ) -> Explained:
     """Tissue maps of one session that explain its scans, each with its own unknown gain.
 
-    The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these
-    three tell the person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). With the gains known
-    the encoder sees the scans again, on one scale; its maps are set right, tissue by tissue; and the latent moves, by
-    gradient, until decoder and signal equations explain every pixel, robustly. In the end each pixel moves by itself
-    (:func:`sharpened`): from its tissue where that is sure, else from what the decoder, too smooth, draws.
+    The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these three tell the
+    person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). Then the encoder sees the scans on one
+    scale; its maps are set right, tissue by tissue; and the latent moves, by gradient, until decoder and signal
+    equations explain every pixel, robustly. Last, each pixel moves by itself (:func:`sharpened`).
 
     Parameters
     ----------
@@ -185,8 +185,8 @@ def explain(
         if mask.sum() >= ENOUGH:
             there = mask[:, None] & scans.measured
             signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
-    tissues, gain = torch.full((3, 3), torch.nan), torch.ones(len(used))
-    tissues, gain[used] = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used])
+    gain = torch.ones(len(used))
+    tissues, gain[used], unsure = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used])
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
     posterior, seen = infer(vae, on_one_scale, True, shown)
     expected, sure = set_right(seen.stack().log(), masks, tissues), torch.stack(masks).any(0)
@@ -196,7 +196,7 @@ def explain(
     ]
     maps, misfit = (torch.cat(parts) for parts in zip(*moved, strict=True))
     unit = (shown * scale).sum(0) / shown.sum(0).clamp_min(1)
-    return Explained(TissueMaps.from_stack(maps), tissues, gain * unit, scans.noise * unit, misfit)
+    return Explained(TissueMaps.from_stack(maps), tissues, unsure, gain * unit, scans.noise * unit, misfit)
 
 
 @dataclass(frozen=True)
@@ -251,12 +251,11 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
     some = signals[:: max(1, len(signals) // AT_MOST)] / spread
     mixture = GaussianMixture(3, means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
     chances = torch.from_numpy(mixture.predict_proba(signals / spread))
-    found = []
-    for k in range(2):
-        mask = torch.zeros_like(flat)
-        mask[flat] = chances[:, k] > SURE
-        found.append(mask)
-    return [*found, flat & (maps[:, 1] > PURE_T1)]  # most fluid lies in sulci, and is shared: it has no Gaussian
+    found = [torch.zeros_like(flat), torch.zeros_like(flat), flat & (maps[:, 1] > PURE_T1)]
+    for k in range(2):  # most fluid lies in sulci and is shared: it has no Gaussian
+        found[k][flat] = chances[:, k] > SURE
+        found[k] &= ~found[2]
+    return found
 
 
 FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone

@@ -239,7 +239,7 @@ SLOPE_STEP = 1e-5
 """Of a logarithm, for slopes in double precision."""
 
 
-def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
 
     Robust least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
@@ -256,14 +256,14 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
 
     Returns
     -------
-        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan. Where no tissue
-        is there they are the literature's and 1.
+        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan. SD ``(3, 3)`` of
+        the values' logarithms. Where no tissue is there: the literature's, 1, and :data:`ANYBODY`.
     """
     from scipy.optimize import least_squares
 
     known, there = torch.tensor(list(three_medians().values())).log().double().flatten(), ~signals.isnan().any(0)
     if not there.any():
-        return known.exp().float().view(3, 3), torch.ones(len(signals))
+        return known.exp().float().view(3, 3), torch.ones(len(signals)), torch.tensor(list(ANYBODY.values()))
     measured, noise, settings = signals[:, there].double(), noise.double()[:, None], settings[None].double()
     doubt = MEDIAN_ERROR * measured.abs() + 0.3 * noise
     sd = torch.tensor(list(ANYBODY.values())).double().flatten()
@@ -302,5 +302,6 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         predicted = predict(start[None])[0]
         gains = ((measured * predicted).sum(1) / (predicted**2).sum(1)).clamp_min(1e-9)
         found.append(least_squares(at, torch.cat([start, gains.log()]).numpy(), slopes, max_nfev=MOST_EVALUATIONS))
-    best = torch.from_numpy(min(found, key=lambda fit: fit.cost).x).exp().float()
-    return best[:9].view(3, 3), best[9:]
+    best = min(found, key=lambda fit: fit.cost)
+    values, sd = torch.from_numpy(best.x).exp().float(), np.sqrt(np.diag(np.linalg.inv(best.jac.T @ best.jac))[:9])
+    return values[:9].view(3, 3), values[9:], torch.from_numpy(sd).float().view(3, 3)

@@ -105,7 +105,7 @@ def explained_as(slices, maps: torch.Tensor) -> Explained:
     n, m = slices.observed.shape
     inside = torch.where(maps > 1e-3, maps, torch.tensor([0.7, 1.0, 0.1]).view(3, 1, 1))
     one, noise = torch.ones(m), torch.full((m,), 0.01)
-    return Explained(TissueMaps.from_stack(inside), torch.ones(3, 3), one, noise, torch.zeros(n))
+    return Explained(TissueMaps.from_stack(inside), torch.ones(3, 3), torch.zeros(3, 3), one, noise, torch.zeros(n))
 
 
 def shown(slices, *which: bool) -> torch.Tensor:

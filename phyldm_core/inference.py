@@ -340,7 +340,7 @@ def _move(
 
 TETHER = 1e-3  # holds what no pixel asks for, outside the head, where it was
 
-OWN = (0.05, 0.1, 0.1)
+OWN_SPREAD = (0.05, 0.1, 0.1)
 """SD of log PD, T1 and T2 of a pixel about its tissue, or about what the decoder, which draws no thin cortex, says."""
 
 WATER = (1.0, 4.8, 2.6)  # PD, T1 (s), T2 (s): nothing in a head has more water than water, nor relaxes slower
@@ -349,14 +349,14 @@ ROUNDS, FARTHEST = 4, 0.15  # Gauss–Newton steps and the longest of them, in l
 
 @torch.no_grad()
 def sharpened(maps: Tensor, scans: Scans, gain: Tensor) -> Tensor:
-    """Maps ``(n, 3, y, x)``, each pixel moved to where its signals, :data:`OWN` and the water line agree best.
+    """Maps ``(n, 3, y, x)``, each pixel moved to where its signals, :data:`OWN_SPREAD` and the water line agree best.
 
     Gauss–Newton in log PD, log T1 and log T2, with the same robust misfit as the latent's.
     """
     noise, start = scans.noise[:, None, None], maps.log()
     inside = (scans.inside[:, None] & scans.measured).float()
     doubt = (noise**2 + (SIGNAL_ERROR * scans.images) ** 2).sqrt()
-    signed, held = scans.settings[..., 5, None, None] > 0, start.new_tensor(OWN) ** -2
+    signed, held = scans.settings[..., 5, None, None] > 0, start.new_tensor(OWN_SPREAD) ** -2
     at = start.clone()
     for _ in range(ROUNDS):
         here, slopes = signal_slopes(at, scans.settings, gain)

@@ -25,7 +25,7 @@ MARK = "lecture.json"  # in a folder that this command has made, and may replace
 TIMES = "times.json"  # in a run: seconds of each chapter
 SOLUTION = re.compile(r"\n*<details>\s*<summary>\s*Solution.*?</details>", re.DOTALL)
 PREDICT = re.compile(r"\*\*Predict.*?(?=\n\s*\n|\Z)", re.DOTALL)  # the paragraph that asks
-FIGURE = re.compile(r'"(fig\d\d_\w+)"')
+FIGURE_NAMED = re.compile(r'"(fig\d\d_\w+)"')
 CHAPTERS_TABLE = re.compile(
     r"(?<=<!-- chapters: phyldm reproduce --publish -->\n).*?(?=<!-- end of chapters -->)", re.DOTALL
 )
@@ -122,7 +122,7 @@ def to_fill_in(book: nbformat.NotebookNode) -> bytes:
 
 # --- the slides ---------------------------------------------------------------------------------------------------
 
-LOOK = """
+SLIDE_STYLE = """
 :root { color-scheme: light; } * { box-sizing: border-box; }
 html { scroll-snap-type: y mandatory; } body { margin: 0; background: #fff; color: #1b1e22;
   font: clamp(16px, 2.6vh, 30px)/1.4 "DejaVu Sans", Verdana, system-ui, sans-serif; }
@@ -162,7 +162,7 @@ def slides(chapter: Chapter, figures: Mapping[str, Path]) -> str:
             asked = PREDICT.findall(SOLUTION.sub("", cell.source).partition("## Exercises")[0])
             parts += [f"<p class='ask'>{in_html(question)}</p>" for question in asked]
             continue
-        for name in FIGURE.findall(cell.source):
+        for name in FIGURE_NAMED.findall(cell.source):
             if name in figures and name not in shown:
                 shown.add(name)
                 parts.append(figure_slide(figures[name]))
@@ -177,7 +177,7 @@ def slides(chapter: Chapter, figures: Mapping[str, Path]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{NOWHERE}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(chapter.title)}</title>
-<style>{LOOK}</style>
+<style>{SLIDE_STYLE}</style>
 <main>
 {sections}
 </main>

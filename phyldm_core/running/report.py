@@ -36,7 +36,7 @@ RECONSTRUCTION = "vae_reconstruction.csv"
 METRICS = {"mse": "MSE × 1000", "mae": "MAE (%)", "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 PAGE_TITLE = "# Figures, with what they show\n"
 EXPLORE = "explore.html"  # beside the figures: tissue under any protocol
-LOOK = "STYLE.md"  # beside the figures: their rules
+STYLE_PAGE = "STYLE.md"  # beside the figures: their rules
 LONGEST_TABLE = 40  # rows; a loss curve is a figure, its table stays in the CSV
 
 STYLE = """
@@ -168,7 +168,7 @@ def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
             f"## Figure {number(path)}: {in_markdown(name)}\n\n![{alt}]({path.name})\n\n{caption}{ends}{made_by}\n"
         )
     more = f" More: {', '.join(f'[{name}]({name}/README.md)' for name in further)}." if further else ""
-    more += f" [{LOOK}]({LOOK}) says why they look as they do." if (figures_dir / LOOK).exists() else ""
+    more += f" [{STYLE_PAGE}]({STYLE_PAGE}) says why they look as they do." if (figures_dir / STYLE_PAGE).exists() else ""
     begins = f"Made by `phyldm reproduce` from the JSON beside each picture. Figures 1 to 5 are the paper's.{more}\n"
     return "\n".join([PAGE_TITLE, begins, *entries])
 

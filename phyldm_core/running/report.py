@@ -168,7 +168,9 @@ def figures_page(figures_dir: Path, notebooks_dir: Path) -> str:
             f"## Figure {number(path)}: {in_markdown(name)}\n\n![{alt}]({path.name})\n\n{caption}{ends}{made_by}\n"
         )
     more = f" More: {', '.join(f'[{name}]({name}/README.md)' for name in further)}." if further else ""
-    more += f" [{STYLE_PAGE}]({STYLE_PAGE}) says why they look as they do." if (figures_dir / STYLE_PAGE).exists() else ""
+    more += (
+        f" [{STYLE_PAGE}]({STYLE_PAGE}) says why they look as they do." if (figures_dir / STYLE_PAGE).exists() else ""
+    )
     begins = f"Made by `phyldm reproduce` from the JSON beside each picture. Figures 1 to 5 are the paper's.{more}\n"
     return "\n".join([PAGE_TITLE, begins, *entries])
 

@@ -241,15 +241,16 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
     images = scans.images[:, used] if used.any() else scans.images
     level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
     flat = brain & (_range_of(images / level).amax(1) < FLAT)
-    if min((solid & flat).sum(), (fluid & flat).sum()) < ENOUGH:
+    if (solid & flat).sum() < 2 * ENOUGH:
         return [solid, torch.zeros_like(solid), fluid]
     cut = threshold_otsu(logs[:, 1][solid & flat].numpy())
-    starts = [solid & flat & (logs[:, 1] < cut), solid & flat & (logs[:, 1] >= cut), fluid & flat]
+    starts = [solid & flat & (logs[:, 1] < cut), solid & flat & (logs[:, 1] >= cut)]
+    starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
     signals = images.movedim(1, -1)[flat].numpy().astype(float)
     spread = signals.std(0) + 1e-9
     middle = [np.median(images.movedim(1, -1)[start].numpy(), 0) / spread for start in starts]
     some = signals[:: max(1, len(signals) // AT_MOST)] / spread
-    mixture = GaussianMixture(3, means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
+    mixture = GaussianMixture(len(starts), means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
     chances = torch.from_numpy(mixture.predict_proba(signals / spread))
     found = [torch.zeros_like(flat), torch.zeros_like(flat), flat & (maps[:, 1] > PURE_T1)]
     for k in range(2):  # most fluid lies in sulci and is shared: it has no Gaussian

@@ -225,6 +225,8 @@ MEDIAN_ERROR = 0.015
 FAR = 2.0
 """Of these errors, beyond which a signal counts ever less: real sequences stray from the equations, most in fluid."""
 
+EVERYTHING = 1e3  # so far that every signal counts in full
+
 VALLEYS = (0.0, -0.3, 0.3)
 """Of log T1, where the search starts: a magnitude has a valley on either side of a null point."""
 
@@ -277,31 +279,35 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         maps = logs.view(-1, 3, 3)[:, there].exp().movedim(2, 0)[:, :, None]
         return shown_signal(TissueMaps(*maps), settings.expand(len(logs), -1, -1))[:, :, 0]
 
-    def residuals(x: Tensor) -> Tensor:  # (b, 9 + m): as many points as are asked for, at once
+    def residuals(x: Tensor, far: float) -> Tensor:  # (b, 9 + m): as many points as are asked for, at once
         logs, log_gains = x.split([9, len(signals)], 1)
         predicted = log_gains.exp()[..., None] * predict(logs)
         predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
         pd, t1 = logs.view(-1, 3, 3)[:, :2, 0], logs.view(-1, 3, 3)[:, :2, 1]
         line = (pd + (a + b * (-t1).exp()).log()) / LINE_SD
-        off = ((predicted - measured) / doubt).flatten(1) / FAR
-        off = FAR * off * (torch.log1p(off**2) / (off**2 + 1e-12)).sqrt()  # squared it is Cauchy's
+        off = ((predicted - measured) / doubt).flatten(1) / far
+        off = far * off * (torch.log1p(off**2) / (off**2 + 1e-12)).sqrt()  # squared it is Cauchy's
         return torch.cat([off, (logs - known) @ whiten.T, line], 1)
 
-    def at(x: np.ndarray) -> np.ndarray:
-        return residuals(torch.from_numpy(x)[None])[0].numpy()
+    def fit_from(start: np.ndarray, far: float):
+        def at(x: np.ndarray) -> np.ndarray:
+            return residuals(torch.from_numpy(x)[None], far)[0].numpy()
 
-    def slopes(x: np.ndarray) -> np.ndarray:
-        nudges = SLOPE_STEP * torch.eye(len(x), dtype=torch.float64)
-        more, less = residuals(torch.from_numpy(x) + torch.cat([nudges, -nudges])).chunk(2)
-        return ((more - less) / (2 * SLOPE_STEP)).T.numpy()
+        def slopes(x: np.ndarray) -> np.ndarray:
+            nudges = SLOPE_STEP * torch.eye(len(x), dtype=torch.float64)
+            more, less = residuals(torch.from_numpy(x) + torch.cat([nudges, -nudges]), far).chunk(2)
+            return ((more - less) / (2 * SLOPE_STEP)).T.numpy()
+
+        return least_squares(at, start, slopes, max_nfev=MOST_EVALUATIONS)
 
     found = []
     for moved in VALLEYS:
         start = known.clone()
         start[[1, 4]] += moved
-        predicted = predict(start[None])[0]
-        gains = ((measured * predicted).sum(1) / (predicted**2).sum(1)).clamp_min(1e-9)
-        found.append(least_squares(at, torch.cat([start, gains.log()]).numpy(), slopes, max_nfev=MOST_EVALUATIONS))
+        gains = (measured.abs() / predict(start[None])[0].abs().clamp_min(1e-9)).clamp_min(1e-9).log().median(1).values
+        start = torch.cat([start, gains]).numpy()
+        found.append(fit_from(start, FAR))
+        found.append(fit_from(fit_from(start, EVERYTHING).x, FAR))  # far from all signals none would pull
     best = min(found, key=lambda fit: fit.cost)
     values, sd = torch.from_numpy(best.x).exp().float(), np.sqrt(np.diag(np.linalg.inv(best.jac.T @ best.jac))[:9])
     return values[:9].view(3, 3), values[9:], torch.from_numpy(sd).float().view(3, 3)

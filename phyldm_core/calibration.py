@@ -68,21 +68,32 @@ def calibrate(vae, people: list[Person], scales: tuple[bool, ...] = (True, False
                 needed.append(off.transpose(0, 1)[:, brain])
                 t1.append(maps.t1[brain])
             keys = missing.setdefault(_scale(common), {})
-            keys[_key(slices.settings[0], torch.tensor(shown))] = _by_t1(torch.cat(t1), torch.cat(needed, 1))
+            keys[_key(slices.settings[0], torch.tensor(shown))] = _by_t1(t1, needed)
     return {"t1_nodes": list(T1_NODES), "missing": missing}
 
 
-def _by_t1(t1: Tensor, needed: Tensor) -> dict[str, list[float]]:
-    """Per quantity and node: the SD that covers :data:`LEVEL` of the voxels whose T1 is nearest to the node."""
-    nearest = np.abs(np.log(t1.clamp_min(1e-3).numpy())[:, None] - np.log(T1_NODES)).argmin(1)
-    out = {}
-    for quantity, values in zip(MAPS, needed.numpy(), strict=True):
-        whole = np.quantile(values, LEVEL)  # for a node without voxels
-        variances = [
-            np.quantile(v, LEVEL) if (v := values[nearest == k]).size > 50 else whole for k in range(len(T1_NODES))
-        ]
-        out[quantity] = [round(float(np.sqrt(max(variance, 0))), 5) for variance in variances]
+def _by_t1(t1: list[Tensor], needed: list[Tensor]) -> dict[str, list[float]]:
+    """Per quantity and node: the SD that covers :data:`LEVEL` of the voxels whose T1 is nearest to the node.
+
+    Each person, or session, counts alike: one whose fluid was taken for white matter has most such voxels.
+    """
+    near = [np.abs(np.log(t.clamp_min(1e-3).numpy())[:, None] - np.log(T1_NODES)).argmin(1) for t in t1]
+    everywhere, out = [np.ones(len(nodes), bool) for nodes in near], {}
+    for p, quantity in enumerate(MAPS):
+        values = [of[p].numpy() for of in needed]
+        whole = _quantile(values, everywhere)  # for a node without voxels
+        variances = [_quantile(values, [nodes == k for nodes in near]) for k in range(len(T1_NODES))]
+        out[quantity] = [round(float(np.sqrt(max(whole if np.isnan(v) else v, 0))), 5) for v in variances]
     return out
+
+
+def _quantile(values: list[np.ndarray], chosen: list[np.ndarray], fewest: int = 50) -> float:
+    """The :data:`LEVEL` quantile of what is chosen, each set of equal weight; NaN where none has the ``fewest``."""
+    parts = [part for v, rows in zip(values, chosen, strict=True) if (part := v[rows]).size > fewest]
+    if not parts:
+        return np.nan
+    weights = np.concatenate([np.full(len(part), 1 / len(part)) for part in parts])
+    return float(np.quantile(np.concatenate(parts), LEVEL, weights=weights, method="inverted_cdf"))
 
 
 def honest_sd(
@@ -176,7 +187,7 @@ def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list
             true[:, 0] *= estimate[:, 0][csf].median() / true[:, 0][csf].median()
         ratios.append((((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, truth.brain])
         t1.append(explained.maps.t1[truth.brain])
-    return _by_t1(torch.cat(t1), torch.cat(ratios, 1))
+    return _by_t1(t1, ratios)
 
 
 def calibrated(sd: TissueMaps, maps: TissueMaps, factors: dict[str, list[float]] | None) -> TissueMaps:

@@ -113,7 +113,7 @@ RELEASE = Profile(
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=6000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    diffusion_schedule=Schedule(steps=7000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
     n_samples=64,

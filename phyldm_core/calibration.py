@@ -170,8 +170,13 @@ def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) 
     return TissueMaps.from_stack(sd * explained.maps.stack())
 
 
+PURE = 0.9  # part of a voxel that one tissue fills
+
+
 def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list[float]]:
     """What to multiply :func:`local_sd` by, per quantity and node of T1, so that :data:`LEVEL` of truth lies within.
+
+    In voxels of one tissue: one that cortex and fluid share has no one T2, and no SD of it.
 
     Parameters
     ----------
@@ -180,13 +185,14 @@ def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list
     """
     z, ratios, t1 = stats.norm.ppf((1 + LEVEL) / 2), [], []
     for slices, truth in sessions:
+        pure = torch.stack([truth.tissue(name, PURE) for name in ("WM", "GM", "CSF")]).any(0)
         explained = explain(vae, slices)
         sd, estimate, true = local_sd(explained, slices).stack(), explained.maps.stack(), truth.maps.clone()
         csf = truth.tissue("CSF")
         if csf.any():
             true[:, 0] *= estimate[:, 0][csf].median() / true[:, 0][csf].median()
-        ratios.append((((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, truth.brain])
-        t1.append(explained.maps.t1[truth.brain])
+        ratios.append((((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, pure])
+        t1.append(explained.maps.t1[pure])
     return _by_t1(t1, ratios)
 
 

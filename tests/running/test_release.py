@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phyldm_core.inference import infer
+from phyldm_core.inference import explain
 from phyldm_core.people.held_out import choose_heads, draw_people, recipe_of
 from phyldm_core.people.segmentation import segmented_values
 from phyldm_core.physics import TissueMaps
@@ -36,7 +36,7 @@ def test_it_is_right_on_a_head_it_never_saw(release, shared_data):
     examined = choose_heads(release, heads).examined
     assert [name[-9:-7] for name in examined] == ["13", "14", "15"]
     (person,) = draw_people(recipe_of(release, heads, 0), examined, 1)
-    maps, truth = infer(release.vae(), person.common)[1], TissueMaps.from_stack(person.truth.maps)
+    maps, truth = explain(release.vae(), person.scanned).maps, TissueMaps.from_stack(person.truth.maps)
     for name in ("WM", "GM"):
         where = person.truth.tissue(name)
         errors = [float(((ours - true) / true)[where].abs().median()) for ours, true in zip(maps, truth, strict=True)]

@@ -236,15 +236,15 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
     """
     logs, brain = maps.log(), _brain(maps, scans.inside)
     fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))
-    solid = brain & ~fluid
     used = scans.shown.all(0)
     images = scans.images[:, used] if used.any() else scans.images
     level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
     flat = brain & (_range_of(images / level).amax(1) < FLAT)
-    if (solid & flat).sum() < 2 * ENOUGH:
+    solid = flat & ~fluid
+    long = logs[:, 1] >= (threshold_otsu(logs[:, 1][solid].numpy()) if solid.sum() > ENOUGH else 0)
+    starts = [solid & ~long, solid & long]
+    if min(start.sum() for start in starts) < ENOUGH:
         return [solid, torch.zeros_like(solid), fluid]
-    cut = threshold_otsu(logs[:, 1][solid & flat].numpy())
-    starts = [solid & flat & (logs[:, 1] < cut), solid & flat & (logs[:, 1] >= cut)]
     starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
     signals = images.movedim(1, -1)[flat].numpy().astype(float)
     spread = signals.std(0) + 1e-9

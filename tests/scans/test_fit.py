@@ -164,7 +164,7 @@ def test_refined_maps_explain_the_scans_better_than_the_encoder_and_say_so(datas
         np.corrcoef(render_volume(read_maps(folder).maps, PROTOCOLS["T2w"])[brain], scan)[0, 1]
         for folder in (fast, out)
     ]
-    assert alike[1] > alike[0] + 0.3  # of a network that has learned nothing
+    assert alike[1] > alike[0] + 0.2  # of a network that has learned nothing
     meta, sd = (json.loads((out / f"sub-01/anat/sub-01_{name}T1map.json").read_text()) for name in ("", "desc-sd_"))
     assert meta["Options"]["Refined"] and "moved to where the voxel's signals want it" in meta["Description"]
     assert "scans' noise" in sd["Description"] and "samples" not in sd["Description"]

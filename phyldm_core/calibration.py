@@ -68,32 +68,26 @@ def calibrate(vae, people: list[Person], scales: tuple[bool, ...] = (True, False
                 needed.append(off.transpose(0, 1)[:, brain])
                 t1.append(maps.t1[brain])
             keys = missing.setdefault(_scale(common), {})
-            keys[_key(slices.settings[0], torch.tensor(shown))] = _by_t1(t1, needed)
+            keys[_key(slices.settings[0], torch.tensor(shown))] = _by_t1(torch.cat(t1), torch.cat(needed, 1))
     return {"t1_nodes": list(T1_NODES), "missing": missing}
 
 
-def _by_t1(t1: list[Tensor], needed: list[Tensor]) -> dict[str, list[float]]:
+def _by_t1(t1: Tensor, needed: Tensor) -> dict[str, list[float]]:
     """Per quantity and node: the SD that covers :data:`LEVEL` of the voxels whose T1 is nearest to the node.
 
-    Each person, or session, counts alike: one whose fluid was taken for white matter has most such voxels.
+    A node with too few voxels takes that of all.
     """
-    near = [np.abs(np.log(t.clamp_min(1e-3).numpy())[:, None] - np.log(T1_NODES)).argmin(1) for t in t1]
-    everywhere, out = [np.ones(len(nodes), bool) for nodes in near], {}
-    for p, quantity in enumerate(MAPS):
-        values = [of[p].numpy() for of in needed]
-        whole = _quantile(values, everywhere)  # for a node without voxels
-        variances = [_quantile(values, [nodes == k for nodes in near]) for k in range(len(T1_NODES))]
-        out[quantity] = [round(float(np.sqrt(max(whole if np.isnan(v) else v, 0))), 5) for v in variances]
+    nearest = np.abs(np.log(t1.clamp_min(1e-3).numpy())[:, None] - np.log(T1_NODES)).argmin(1)
+    out = {}
+    for quantity, values in zip(MAPS, needed.numpy(), strict=True):
+        whole = np.quantile(values, LEVEL)
+        near = [values[nearest == k] for k in range(len(T1_NODES))]
+        variances = [np.quantile(part, LEVEL) if part.size > FEWEST else whole for part in near]
+        out[quantity] = [round(float(np.sqrt(max(variance, 0))), 5) for variance in variances]
     return out
 
 
-def _quantile(values: list[np.ndarray], chosen: list[np.ndarray], fewest: int = 50) -> float:
-    """The :data:`LEVEL` quantile of what is chosen, each set of equal weight; NaN where none has the ``fewest``."""
-    parts = [part for v, rows in zip(values, chosen, strict=True) if (part := v[rows]).size > fewest]
-    if not parts:
-        return np.nan
-    weights = np.concatenate([np.full(len(part), 1 / len(part)) for part in parts])
-    return float(np.quantile(np.concatenate(parts), LEVEL, weights=weights, method="inverted_cdf"))
+FEWEST = 50  # voxels, for a quantile
 
 
 def honest_sd(
@@ -176,14 +170,15 @@ PURE = 0.9  # part of a voxel that one tissue fills
 def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list[float]]:
     """What to multiply :func:`local_sd` by, per quantity and node of T1, so that :data:`LEVEL` of truth lies within.
 
-    In voxels of one tissue: one that cortex and fluid share has no one T2, and no SD of it.
+    In voxels of one tissue: one that cortex and fluid share has no one T2, and no SD of it. And in the median session:
+    in some of random protocols fluid is taken for tissue, and no usable interval would hold in those.
 
     Parameters
     ----------
     sessions
         Slices of one session each, with their truth: simulated people, protocols drawn at random.
     """
-    z, ratios, t1 = stats.norm.ppf((1 + LEVEL) / 2), [], []
+    z, found = stats.norm.ppf((1 + LEVEL) / 2), []
     for slices, truth in sessions:
         pure = torch.stack([truth.tissue(name, PURE) for name in ("WM", "GM", "CSF")]).any(0)
         explained = explain(vae, slices)
@@ -191,9 +186,9 @@ def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list
         csf = truth.tissue("CSF")
         if csf.any():
             true[:, 0] *= estimate[:, 0][csf].median() / true[:, 0][csf].median()
-        ratios.append((((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, pure])
-        t1.append(explained.maps.t1[pure])
-    return _by_t1(t1, ratios)
+        off = (((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, pure]
+        found.append(_by_t1(explained.maps.t1[pure], off))
+    return {name: np.median([one[name] for one in found], 0).round(5).tolist() for name in MAPS}
 
 
 def calibrated(sd: TissueMaps, maps: TissueMaps, factors: dict[str, list[float]] | None) -> TissueMaps:

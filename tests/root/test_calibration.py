@@ -147,15 +147,15 @@ def test_factors_make_an_sd_cover_new_people(people, monkeypatch):
 
     monkeypatch.setattr(calibration, "explain", explain)
     monkeypatch.setattr(calibration, "local_sd", lambda found, *_: TissueMaps.from_stack(0.05 * found.maps.stack()))
-    factors = calibrate_local(None, [(p.scanned, p.truth) for p in people[:3]])
+    factors = calibrate_local(None, [(p.scanned, p.truth) for p in people[:4]])
     assert factors["T2"][2] == pytest.approx(6.0, rel=0.25)  # that of T1 differs: T1 chooses the node
-    for person in people[3:]:
+    for person in people[4:]:
         maps = explain(None, person.scanned).maps
         pure = torch.stack([person.truth.tissue(name, 0.9) for name in ("WM", "GM", "CSF")]).any(0)
         sd = calibrated(TissueMaps.from_stack(0.05 * maps.stack()), maps, factors)
         for p in (1, 2):
             within = (maps[p] - person.truth.maps[:, p]).abs()[pure] <= 1.645 * sd[p][pure]
-            assert float(within.float().mean()) == pytest.approx(0.9, abs=0.05)
+            assert float(within.float().mean()) == pytest.approx(0.9, abs=0.06)
 
 
 def test_factors_follow_t1_and_none_leaves_the_sd(people):

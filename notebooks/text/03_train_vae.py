@@ -192,7 +192,7 @@ def by_person(estimate):
 sources = {"common scale": by_person(maps), "own gain per scan": by_person(raw_maps)}
 pairs = {(source, *key): pair for source, of in sources.items() for key, pair in of.items()}
 pairs = {key: pair[:, np.isfinite(pair).all(0)] for key, pair in pairs.items()}
-r = {key: metrics.correlation(*pair) if pair.shape[1] > 1 else np.nan for key, pair in pairs.items()}
+r = {key: metrics.correlation(*pair) if pair.size and np.ptp(pair, 1).all() else np.nan for key, pair in pairs.items()}
 fig = figures.follows_the_person(sources, r)
 caption = f"""Does the estimate follow the person? Medians over pure voxels of each of n = {n_people} test people
 (protocols as drawn from OASIS-3), and their correlation r (first: common scale, second: own gain per scan). A flat

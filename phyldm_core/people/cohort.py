@@ -37,7 +37,7 @@ MAP_SUFFIXES = ("PDmap", "T1map", "T2map")
 LAYERS_NAME = "desc-layers_dseg"
 RECIPE = "recipe.json"
 """The file in a cohort's folder that says what it was made by."""
-AGAIN = "remove the cohort and make it again (notebook 02_cohort)"
+AGAIN = "remove the cohort and make it again (notebook 03_train_vae)"
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def participants(folder: str | Path) -> pandas.DataFrame:
     """``participants.tsv``: participant_id, split, anatomy."""
     path = Path(folder) / "participants.tsv"
     if not path.exists():
-        raise BadInput(f"{folder} is not a cohort (no participants.tsv): make one with notebook 02_cohort")
+        raise BadInput(f"{folder} is not a cohort (no participants.tsv): make one with notebook 03_train_vae")
     try:
         return pandas.read_csv(path, sep="\t").astype({"participant_id": str, "split": str})
     except (ValueError, KeyError, OSError) as error:

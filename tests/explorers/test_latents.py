@@ -297,5 +297,5 @@ def test_a_damaged_cohort_is_told_in_a_sentence(smoke_run, tmp_path):
         path.write_text("{")
     explorer = LatentExplorer(folder)
     assert "_gains.json: not a readable JSON file" in told(explorer.experts)
-    assert "make it again (notebook 02_cohort)" in told(explorer.experts) and "\n" not in told(explorer.experts)
+    assert "make it again (notebook 03_train_vae)" in told(explorer.experts) and "\n" not in told(explorer.experts)
     assert isinstance(settled(explorer.noise), NoiseExplorer)  # which needs no cohort

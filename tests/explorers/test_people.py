@@ -127,7 +127,7 @@ def test_a_damaged_truth_gives_one_sentence_and_leaves_the_others(damaged, part)
         (cohort_folder / "recipe.json").write_text("{")
     found = people.find_populations(damaged)
     said = is_told(found["true"], str(cohort_folder))
-    assert part == "recipe" or "make it again (notebook 02_cohort)" in said
+    assert part == "recipe" or "make it again (notebook 03_train_vae)" in said
     if part != "recipe":
         assert callable(found["inferred"])
 

@@ -414,7 +414,7 @@ def test_heads_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_a_folder_without_a_cohort_says_where_one_comes_from(tmp_path):
-    with pytest.raises(BadInput, match="is not a cohort.*02_cohort"):
+    with pytest.raises(BadInput, match="is not a cohort.*03_train_vae"):
         load_scans(tmp_path, "train")
 
 

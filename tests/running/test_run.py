@@ -17,7 +17,7 @@ from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
 from phyldm_core.running.export import export_weights
-from phyldm_core.running.latents import apart, latents
+from phyldm_core.running.latents import BENT, apart, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.vae import PoEVAE
@@ -88,11 +88,11 @@ def test_slices_that_are_almost_one_are_not_trained_on_twice(smoke_run):
 def test_mirror_images_are_drawn_from_too(smoke_run):
     composed, latents = smoke_run.compositions("train"), smoke_run.drawn_latents("train")
     n = len(composed.shares)
-    assert len(latents) == 2 * n
-    assert torch.equal(latents.conditions[:n], latents.conditions[n:])
+    assert len(latents) == 2 * n * (1 + BENT)
+    assert torch.equal(latents.conditions[:n], latents.conditions[n : 2 * n])
     k = smoke_run.composition().config.latent_channels
     texture = (latents.values * latents.scale[:, None, None] + latents.mean[:, None, None])[:, k : k + 12]
-    here, there = (torch.nn.functional.pixel_shuffle(part, 2) for part in texture.split(n))
+    here, there = (torch.nn.functional.pixel_shuffle(part, 2) for part in texture[: 2 * n].split(n))
     torch.testing.assert_close(here, there.flip(-1), atol=1e-5, rtol=1e-3)
 
 
@@ -167,9 +167,9 @@ def test_the_seed_is_part_of_the_settings(copy):
 @pytest.mark.parametrize(
     ("ask", "notebook"),
     [
-        (lambda run: run.scans("train"), "02_cohort"),
-        (lambda run: run.truth("test"), "02_cohort"),
-        (lambda run: next(run.train_vae()), "02_cohort"),
+        (lambda run: run.scans("train"), "03_train_vae"),
+        (lambda run: run.truth("test"), "03_train_vae"),
+        (lambda run: next(run.train_vae()), "03_train_vae"),
         (lambda run: run.vae(), "03_train_vae"),
         (lambda run: next(run.train_composition()), "03_train_vae"),
         (lambda run: next(run.train_diffusion()), "04_train_diffusion"),
@@ -186,7 +186,7 @@ def test_what_is_missing_names_the_notebook_that_makes_it(ask, notebook, tmp_pat
 
 def test_another_cohort_in_the_folder_is_not_taken_for_the_one_asked_for(copy):
     other = replace(copy, recipe=replace(copy.recipe, seed=99))
-    with pytest.raises(MissingResult, match="does not hold the cohort asked for: run notebook 02_cohort"):
+    with pytest.raises(MissingResult, match="does not hold the cohort asked for: run notebook 03_train_vae"):
         other.scans("train")
     with pytest.raises(MissingResult):
         other.vae()  # it was trained on other people

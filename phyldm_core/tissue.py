@@ -309,5 +309,6 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         found.append(fit_from(start, FAR))
         found.append(fit_from(fit_from(start, EVERYTHING).x, FAR))  # far from all signals none would pull
     best = min(found, key=lambda fit: fit.cost)
-    values, sd = torch.from_numpy(best.x).exp().float(), np.sqrt(np.diag(np.linalg.inv(best.jac.T @ best.jac))[:9])
+    values = torch.from_numpy(best.x).exp().float()
+    sd = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac, hermitian=True))[:9])  # a gain may be anything
     return values[:9].view(3, 3), values[9:], torch.from_numpy(sd).float().view(3, 3)

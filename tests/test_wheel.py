@@ -81,8 +81,13 @@ def test_people_are_drawn_with_the_weights_that_came_along(maps):
 
 
 def test_scans_are_fitted_with_the_weights_that_came_along(phyldm, maps):
-    """The scans of the drawn person, whose tissue is known: T1 and T2 of white and grey matter come back."""
-    scans = [maps / f"sub-0001_{suffix}.nii.gz" for suffix in ("T1w", "T2w")]
+    """Scans of the drawn person, whose tissue is known: T1 and T2 of white and grey matter come back.
+
+    An MPRAGE of TI 0.45 s tells T1 whatever its gain is; OASIS-3's tells it no better than the known mean.
+    """
+    protocol = ("--sequence", "MPRAGE", "--te", "0.003", "--tr", "2", "--ti", "0.45")
+    phyldm("render", "--maps", maps, *protocol, "--out", "scans/sub-0001_T1w.nii.gz")
+    scans = [phyldm.folder / "scans" / "sub-0001_T1w.nii.gz", maps / "sub-0001_T2w.nii.gz"]
     phyldm("fit", *scans, "--weights", "release", "--samples", "2", "--grid", "model", "--out", "maps")
     label = nibabel.load(maps / "sub-0001_dseg.nii.gz").get_fdata()
     for quantity in ("T1map", "T2map"):
@@ -92,7 +97,7 @@ def test_scans_are_fitted_with_the_weights_that_came_along(phyldm, maps):
         for tissue in (2, 3):  # GM, WM
             inside = (label == tissue) & (back > 0)
             assert inside.sum() > 0.5 * (label == tissue).sum()
-            assert 0.85 < np.median(back[inside]) / np.median(drawn.get_fdata()[inside]) < 1.1
+            assert 0.9 < np.median(back[inside]) / np.median(drawn.get_fdata()[inside]) < 1.1
 
 
 def test_a_contrast_is_rendered_from_the_maps(phyldm, maps):

@@ -148,14 +148,17 @@ def test_factors_make_an_sd_cover_new_people(people, monkeypatch):
     monkeypatch.setattr(calibration, "explain", explain)
     monkeypatch.setattr(calibration, "local_sd", lambda found, *_: TissueMaps.from_stack(0.05 * found.maps.stack()))
     factors = calibrate_local(None, [(p.scanned, p.truth) for p in people[:4]])
-    assert factors["T2"][2] == pytest.approx(6.0, rel=0.25)  # that of T1 differs: T1 chooses the node
+    for quantity, node, expected in (("T1", 1, 2.0), ("T2", 2, 6.0)):  # T1 chooses the node: there most of WM lies
+        assert factors[quantity][node] == pytest.approx(expected, rel=0.25)
+    held = {1: [], 2: []}
     for person in people[4:]:
         maps = explain(None, person.scanned).maps
         pure = torch.stack([person.truth.tissue(name, 0.9) for name in ("WM", "GM", "CSF")]).any(0)
         sd = calibrated(TissueMaps.from_stack(0.05 * maps.stack()), maps, factors)
-        for p in (1, 2):
-            within = (maps[p] - person.truth.maps[:, p]).abs()[pure] <= 1.645 * sd[p][pure]
-            assert float(within.float().mean()) == pytest.approx(0.9, abs=0.06)
+        for p, within in held.items():
+            within.append((maps[p] - person.truth.maps[:, p]).abs()[pure] <= 1.645 * sd[p][pure])
+    for within in held.values():
+        assert float(torch.cat(within).float().mean()) == pytest.approx(0.9, abs=0.05)
 
 
 def test_factors_follow_t1_and_none_leaves_the_sd(people):

@@ -159,12 +159,14 @@ def test_refined_maps_explain_the_scans_better_than_the_encoder_and_say_so(datas
         run_fit(dataset, weights, out, "--refine").exit_code == run_fit(dataset, weights, fast, "--fast").exit_code == 0
     )
     brain = nibabel.load(out / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz").get_fdata() > 0
-    scan = nibabel.load(dataset / "sub-01" / "anat" / "sub-01_T2w.nii.gz").get_fdata()[brain]
-    alike = [
-        np.corrcoef(render_volume(read_maps(folder).maps, PROTOCOLS["T2w"])[brain], scan)[0, 1]
-        for folder in (fast, out)
-    ]
-    assert alike[1] > alike[0] + 0.2  # of a network that has learned nothing
+    better = []
+    for contrast, protocol in PROTOCOLS.items():
+        scan = nibabel.load(dataset / "sub-01" / "anat" / f"sub-01_{contrast}.nii.gz").get_fdata()[brain]
+        alike = [
+            np.corrcoef(render_volume(read_maps(folder).maps, protocol)[brain], scan)[0, 1] for folder in (fast, out)
+        ]
+        better.append(alike[1] - alike[0])
+    assert np.mean(better) > 0.3 and min(better) > 0.2  # of a network that has learned nothing
     meta, sd = (json.loads((out / f"sub-01/anat/sub-01_{name}T1map.json").read_text()) for name in ("", "desc-sd_"))
     assert meta["Options"]["Refined"] and "moved to where the voxel's signals want it" in meta["Description"]
     assert "scans' noise" in sd["Description"] and "samples" not in sd["Description"]

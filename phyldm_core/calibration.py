@@ -60,16 +60,22 @@ def calibrate(vae, people: list[Person], scales: tuple[bool, ...] = (True, False
                 slices = person.common if common else person.scanned
                 posterior, maps = infer(vae, slices, common, torch.tensor(shown).expand(len(slices), -1))
                 sd = posterior_sd(vae, posterior, N_SAMPLES, generator).stack()
-                estimate, truth, brain = maps.stack(), person.truth.maps.clone(), person.truth.brain
-                csf = person.truth.tissue("CSF")
-                if csf.any():
-                    truth[:, 0] *= estimate[:, 0][csf].median() / truth[:, 0][csf].median()
+                estimate, brain = maps.stack(), person.truth.brain
+                truth = _on_scale_of(estimate, person.truth)
                 off = ((truth - estimate) / estimate / z) ** 2 - (sd / estimate) ** 2  # variance that would do
                 needed.append(off.transpose(0, 1)[:, brain])
                 t1.append(maps.t1[brain])
             keys = missing.setdefault(_scale(common), {})
             keys[_key(slices.settings[0], torch.tensor(shown))] = _by_t1(torch.cat(t1), torch.cat(needed, 1))
     return {"t1_nodes": list(T1_NODES), "missing": missing}
+
+
+def _on_scale_of(estimate: Tensor, truth: Truth) -> Tensor:
+    """True maps ``(n, 3, y, x)`` with PD such that the person's own CSF has that of the estimate, if there is any."""
+    maps, csf = truth.maps.clone(), truth.tissue("CSF")
+    if csf.any():
+        maps[:, 0] *= estimate[:, 0][csf].median() / maps[:, 0][csf].median()
+    return maps
 
 
 def _by_t1(t1: Tensor, needed: Tensor) -> dict[str, list[float]]:
@@ -182,11 +188,8 @@ def calibrate_local(vae, sessions: list[tuple[Slices, Truth]]) -> dict[str, list
     for slices, truth in sessions:
         pure = torch.stack([truth.tissue(name, PURE) for name in ("WM", "GM", "CSF")]).any(0)
         explained = explain(vae, slices)
-        sd, estimate, true = local_sd(explained, slices).stack(), explained.maps.stack(), truth.maps.clone()
-        csf = truth.tissue("CSF")
-        if csf.any():
-            true[:, 0] *= estimate[:, 0][csf].median() / true[:, 0][csf].median()
-        off = (((true - estimate) / sd / z) ** 2).transpose(0, 1)[:, pure]
+        sd, estimate = local_sd(explained, slices).stack(), explained.maps.stack()
+        off = (((_on_scale_of(estimate, truth) - estimate) / sd / z) ** 2).transpose(0, 1)[:, pure]
         found.append(_by_t1(explained.maps.t1[pure], off))
     return {name: np.median([one[name] for one in found], 0).round(5).tolist() for name in MAPS}
 

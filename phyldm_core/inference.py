@@ -229,10 +229,10 @@ class Scans:
 
 
 def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
-    """Where WM, GM and CSF are: three ``(n, y, x)`` bool, pixels that the scans put into one of three groups.
+    """Where WM, GM and CSF are: three ``(n, y, x)`` bool. Pixels at borders are left out.
 
-    The encoder's maps ``(n, 3, y, x)`` tell the brain and where the groups start; a mixture of three Gaussians of the
-    signals decides. Pixels at borders are left out.
+    The encoder's maps ``(n, 3, y, x)`` tell the brain, its pure fluid, and where the other groups start; a mixture of
+    Gaussians of the signals tells white from grey matter.
     """
     logs, brain = maps.log(), _brain(maps, scans.inside)
     fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))

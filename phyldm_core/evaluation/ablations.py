@@ -22,11 +22,10 @@ from ..physics import UNSEEN, Protocol, TissueMaps, render
 from ..running.run import Run
 from ..slices import ALL_SCANS, SUBSETS, Slices, Truth
 from ..vae import PoEVAE
-from ..voxelwise import baselines
 from . import metrics, tables
-from .examination import GAIN_ONE, SCALES, some_voxels
+from .examination import GAIN_ONE, SCALES
 from .tables import MEAN_OF_SIGNAL
-from .variants import MOVED, UNCHANGED, VariantRun, nominal_settings
+from .variants import MOVED, UNCHANGED, VariantRun
 
 SHOWN = ("T1w", "T1w+T2w", ALL_SCANS)
 """What every variant is judged from; the reference from all seven of :data:`slices.SUBSETS`."""
@@ -175,26 +174,6 @@ def intervals(people: pandas.DataFrame, last=lambda value: value) -> pandas.Data
         value, low, high, n = metrics.bootstrap_interval(values)
         rows.append((*key, last(value), last(low), last(high), n))
     return pandas.DataFrame(rows, columns=[*VARIANT_KEYS, "value", "low", "high", "n"])
-
-
-def fitted_te(on: Run, n_voxels: int = 200) -> pandas.DataFrame:
-    """What the physics alone predicts of the nominal TE: least squares with the priors of training, told that TE.
-
-    Rows as of :func:`measure`, variant "fit, nominal TE", metric "bias", for the scans of :data:`SHOWN` with a T2w.
-    """
-    slices, truth, found = on.scans("test"), on.truth("test"), []
-    for person in slices.subject.unique():
-        rows = slices.subject == person
-        of, told = Truth(truth.maps[rows], truth.fractions[rows]), slices[rows]
-        told = replace(told, settings=nominal_settings(told.settings))
-        where = some_voxels(of, n_voxels, seed=0)
-        counted = Truth(of.maps, of.fractions * where[:, None])
-        for scans in SHOWN[1:]:
-            maps = baselines.least_squares(told, of.brain, SUBSETS[scans], where=where)
-            bias = tables.map_errors(maps, counted, told)
-            found.append(bias[bias.metric == "bias"].assign(scans=scans, person=int(person)))
-    said = {"variant": "fit, nominal TE", "scale": SCALES[0]}
-    return pandas.concat(found, ignore_index=True).assign(**said)[[*VARIANT_KEYS, "person", "value"]]
 
 
 def t2_asked_for(t2, te, believed_te):

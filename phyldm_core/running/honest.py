@@ -38,11 +38,8 @@ def measure_sd(vae: PoEVAE, recipe: CohortRecipe, own: CohortRecipe, seed: int) 
 
 def random_sessions(recipe: CohortRecipe, heads: tuple[str, ...], seed: int) -> list[tuple[Slices, Truth]]:
     """Sessions of the open field of people from ``heads``, who differ as those of ``recipe`` do."""
-    rng, recipe = (
-        np.random.default_rng(seed),
-        replace(recipe, n_slices=2, slice_mm=max(recipe.slice_mm, 2 * recipe.voxel_mm)),
-    )
-    sessions = []
+    rng, sessions = np.random.default_rng(seed), []
+    recipe = replace(recipe, n_slices=2, slice_mm=max(recipe.slice_mm, 2 * recipe.voxel_mm))
     for i in range(N_SESSIONS):
         subject = Subject(f"sub-{i + 1:04d}", "test", heads[i * len(heads) // N_SESSIONS], 5 * FIRST + i)
         slices, truth, _ = session_of(subject, recipe, open_field.draw_session(rng))

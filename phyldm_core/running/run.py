@@ -95,19 +95,11 @@ class Run:
         """What the VAE learns from."""
         if self.vae_recipe is self.recipe:
             return self.scans(split)
-        if cohort.read_recipe(self.vae_cohort_folder) != cohort.as_json(self.vae_recipe):
-            raise MissingResult(
-                f"{self.vae_cohort_folder} does not hold the cohort asked for: run notebook 03_train_vae first"
-            )
-        return cohort.load_scans(self.vae_cohort_folder, split)
+        return cohort.load_scans(_require(self.vae_cohort_folder, self.vae_recipe), split)
 
     def require_cohort(self) -> Path:
         """The cohort's folder, or :class:`MissingResult`."""
-        if cohort.read_recipe(self.cohort_folder) != cohort.as_json(self.recipe):
-            raise MissingResult(
-                f"{self.cohort_folder} does not hold the cohort asked for: run notebook 03_train_vae first"
-            )
-        return self.cohort_folder
+        return _require(self.cohort_folder, self.recipe)
 
     def scans(self, split: str, common_scale: bool | None = None) -> Slices:
         """Slices of a split, on a common scale where there is one (None) or as told."""
@@ -384,3 +376,9 @@ def scan_run(folder: str | Path, profile: Profile, recipe: ScanRecipe, seed: int
 
 def _as_json(**settings) -> dict:
     return json.loads(json.dumps(settings))
+
+
+def _require(folder: Path, recipe: CohortRecipe | ScanRecipe) -> Path:
+    if cohort.read_recipe(folder) != cohort.as_json(recipe):
+        raise MissingResult(f"{folder} does not hold the cohort asked for: run notebook 03_train_vae first")
+    return folder

@@ -1,14 +1,13 @@
 """From scans to maps: the encoder starts, and the scans have the last word.
 
-The encoder knows the protocols that it was trained on. The decoder knows no protocol, and the physics knows them all.
-So three tissues tell the gains, and the latent moves until decoder and signal equations explain the scans
-(:func:`explain`): any sequence that :mod:`physics` can render is taken at its word. ``fit --fast`` leaves that out
-(:func:`infer`).
+The encoder knows the protocols that it was trained on, and the physics knows them all. So the encoder tells where white
+matter, grey matter and fluid are, these three tell the gains, and each pixel moves until the signal equations explain
+the scans (:func:`explain`): any sequence that :mod:`physics` can render is taken at its word. ``fit --fast`` is the
+encoder alone (:func:`infer`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -21,8 +20,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from .losses import WATER_SPREAD, fluid_prior, water_prior
-from .machine.precision import best_precision
+from .losses import WATER_SPREAD
 from .physics import TissueMaps, shown_signal
 from .slices import Slices, brightness
 from .tissue import NOISE_SQUARED, fit_three_tissues, water_line
@@ -108,15 +106,8 @@ def posterior_sd(vae: PoEVAE, posterior: Posterior, n_samples: int, generator: t
 
 # --- through the physics --------------------------------------------------------------------------
 
-MOVES = 20
-"""Steps of Adam: with the gains known and the latent near, more change T1 and T2 by less than a per cent."""
-
-RATE = 0.15  # of Adam, in latent units, falling to a tenth along a cosine
 SIGNAL_ERROR = 0.03
 """Of the signal: the coil's field and the signal equations are known to no better."""
-
-EXPECTED = (0.05, 0.1, 0.1)
-"""SD of log PD, T1 and T2 of a voxel about what the encoder sees there, once its tissues are set right."""
 
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
 INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
@@ -148,15 +139,20 @@ class Explained(NamedTuple):
     misfit: Tensor
 
 
+@torch.no_grad()
 def explain(
-    vae: PoEVAE, slices: Slices, shown: Tensor | None = None, scale: Tensor | None = None, steps: int = MOVES
+    vae: PoEVAE,
+    slices: Slices,
+    shown: Tensor | None = None,
+    scale: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> Explained:
-    """Tissue maps of one session that explain its scans, each with its own unknown gain.
+    """Tissue maps of one session that explain its scans.
 
     The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these three tell the
     person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). Then the encoder sees the scans on one
-    scale; its maps are set right, tissue by tissue; and the latent moves, by gradient, until decoder and signal
-    equations explain every pixel, robustly. Last, each pixel moves by itself (:func:`sharpened`).
+    scale. Each pixel starts at its tissue, or where that is not sure at what the encoder sees, and moves until the
+    signal equations explain it (:func:`sharpened`).
 
     Parameters
     ----------
@@ -164,8 +160,8 @@ def explain(
         Of one session.
     shown, scale
         As :func:`infer` takes them.
-    steps
-        Of the latent; 0 leaves it where the encoder sees it on one scale.
+    gain
+        ``(m,)``, where it is known: of scans on the scale of PD it is 1. None: each scan has its own, unknown.
 
     Raises
     ------
@@ -185,17 +181,19 @@ def explain(
         if mask.sum() >= ENOUGH:
             there = mask[:, None] & scans.measured
             signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
+    unit = (shown * scale).sum(0) / shown.sum(0).clamp_min(1)
+    known = None if gain is None else (gain / unit.clamp_min(1e-9))[used]
     gain = torch.ones(len(used))
-    tissues, gain[used], unsure = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used])
+    tissues, gain[used], unsure = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used], known)
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
-    posterior, seen = infer(vae, on_one_scale, True, shown)
-    expected, sure = set_right(seen.stack().log(), masks, tissues), torch.stack(masks).any(0)
+    start = infer(vae, on_one_scale, True, shown)[1].stack()
+    for mask, values in zip(masks, tissues, strict=True):
+        if mask.sum() >= ENOUGH:
+            start = torch.where(mask[:, None], values[:, None, None], start)
     moved = [
-        _move(vae, scans[rows], gain, posterior.mean[rows], expected[rows], sure[rows], steps)
-        for rows in torch.arange(len(slices)).split(AT_A_TIME)
+        sharpened(start[rows], scans[rows], gain, scans.noise) for rows in torch.arange(len(slices)).split(AT_A_TIME)
     ]
     maps, misfit = (torch.cat(parts) for parts in zip(*moved, strict=True))
-    unit = (shown * scale).sum(0) / shown.sum(0).clamp_min(1)
     return Explained(TissueMaps.from_stack(maps), tissues, unsure, gain * unit, scans.noise * unit, misfit)
 
 
@@ -232,37 +230,48 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
     """Where WM, GM and CSF are: three ``(n, y, x)`` bool. Pixels at borders are left out.
 
     The encoder's maps ``(n, 3, y, x)`` tell the brain, its pure fluid, and where the other groups start; a mixture of
-    Gaussians of the signals tells white from grey matter.
+    Gaussians of the signals tells white from grey matter. Where the signals cannot, the encoder does.
     """
-    logs, brain = maps.log(), _brain(maps, scans.inside)
+    brain = _brain(maps, scans.inside)
     fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))
     used = scans.shown.all(0)
     images = scans.images[:, used] if used.any() else scans.images
     level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
     flat = brain & (_range_of(images / level).amax(1) < FLAT)
     solid = flat & ~fluid
-    long = logs[:, 1] >= (threshold_otsu(logs[:, 1][solid].numpy()) if solid.sum() > ENOUGH else 0)
+    long = maps[:, 1] >= (threshold_otsu(maps[:, 1][solid].numpy()) if solid.sum() > ENOUGH else 0)
     starts = [solid & ~long, solid & long]
+    pure = flat & (maps[:, 1] > PURE_T1)
     if min(start.sum() for start in starts) < ENOUGH:
         return [solid, torch.zeros_like(solid), fluid]
     starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
-    signals = images.movedim(1, -1)[flat].numpy().astype(float)
-    spread = signals.std(0) + 1e-9
-    middle = [np.median(images.movedim(1, -1)[start].numpy(), 0) / spread for start in starts]
-    some = signals[:: max(1, len(signals) // AT_MOST)] / spread
+    signals = images.movedim(1, -1).numpy().astype(float)
+    groups = [signals[start.numpy()] for start in starts]
+    middle = [np.median(group, 0) for group in groups]
+    width = [1.5 * np.median(np.abs(group - m), 0) + NARROWEST for group, m in zip(groups, middle, strict=True)]
+    near = [(np.abs(signals - m) < OUTLYING * w).all(-1) for m, w in zip(middle, width, strict=True)]
+    flat = flat & torch.from_numpy(np.any(near, 0))  # without scalp, vessels and what else the encoder took for brain
+    inside = signals[flat.numpy()]
+    spread = inside.std(0) + 1e-9
+    some, middle = inside[:: max(1, len(inside) // AT_MOST)] / spread, [m / spread for m in middle]
     mixture = GaussianMixture(len(starts), means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
-    chances = torch.from_numpy(mixture.predict_proba(signals / spread))
-    found = [torch.zeros_like(flat), torch.zeros_like(flat), flat & (maps[:, 1] > PURE_T1)]
+    sure = torch.from_numpy(mixture.predict_proba(inside / spread)) > SURE
+    found = [torch.zeros_like(flat), torch.zeros_like(flat)]
     for k in range(2):  # most fluid lies in sulci and is shared: it has no Gaussian
-        found[k][flat] = chances[:, k] > SURE
-        found[k] &= ~found[2]
-    return found
+        found[k][flat] = sure[:, k]
+        found[k] &= ~pure
+    if min(mask.sum() for mask in found) < FEWEST * sum(mask.sum() for mask in found):
+        found = [start & flat & ~pure for start in starts[:2]]
+    return [*found, pure]
 
 
 FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone
+FAT_T1 = 0.72  # s, as the encoder sees it: 0.5 to 0.67 where white matter is 1.0
 FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more is at a border
+NARROWEST, OUTLYING = 0.03, 6.0  # of a scan's brightness, beside a group's spread; and how many of both it reaches
 AT_MOST = 15_000  # pixels that a mixture is fitted to
 SURE = 0.9
+FEWEST = 0.15  # of white and grey matter together: a smaller part is a mixture's mistake
 
 
 def _range_of(images: Tensor) -> Tensor:
@@ -272,7 +281,7 @@ def _range_of(images: Tensor) -> Tensor:
 
 def _brain(maps: Tensor, inside: Tensor) -> Tensor:
     """``(n, y, x)`` bool: of each slice the largest piece that is neither fat, muscle nor bone."""
-    soft = (inside & (maps[:, 0] > 0.5) & (maps[:, 1] > 0.5) & (maps[:, 2] > 0.04)).numpy()
+    soft = (inside & (maps[:, 0] > 0.5) & (maps[:, 1] > FAT_T1) & (maps[:, 2] > 0.04)).numpy()
     out = np.zeros_like(soft)
     for k, part in enumerate(soft):
         pieces, n = ndimage.label(ndimage.binary_erosion(part, iterations=2))
@@ -282,99 +291,43 @@ def _brain(maps: Tensor, inside: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-def set_right(logs: Tensor, masks: list[Tensor], tissues: Tensor) -> Tensor:
-    """Log maps ``(n, 3, y, x)`` moved to where the person's ``tissues`` are: what is surely one of them is this one.
-
-    Elsewhere the move is that of the medians in ``masks``, interpolated between two tissues' T1.
-    """
-    there = [k for k, mask in enumerate(masks) if mask.sum() >= ENOUGH]
-    if not there:
-        return logs
-    now = torch.stack([torch.stack([logs[:, q][masks[k]].median() for q in range(3)]) for k in there])
-    move, order = tissues[there].log() - now, now[:, 1].argsort()
-    at, t1 = now[order, 1].numpy(), logs[:, 1].numpy()
-    moved = [torch.from_numpy(np.interp(t1, at, move[order, q].numpy())).float() for q in range(3)]
-    right = logs + torch.stack(moved, 1)
-    for k in there:
-        right = torch.where(masks[k][:, None], tissues[k].log()[:, None, None], right)
-    return right
-
-
-@torch.enable_grad()  # also for callers that want none
-def _move(
-    vae: PoEVAE, scans: Scans, gain: Tensor, start: Tensor, expected: Tensor, sure: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """Maps ``(n, 3, y, x)`` and each slice's misfit ``(n,)``, with the gains known."""
-    images, noise = scans.images, scans.noise[:, None, None]
-    counted = (scans.measured & scans.inside[:, None]).float()
-    head, signed = counted.amax(1), scans.settings[..., 5, None, None] > 0
-    doubt, spread = (noise**2 + (SIGNAL_ERROR * images) ** 2).sqrt(), expected.new_tensor(EXPECTED).view(3, 1, 1)
-    latent = start.clone().requires_grad_(True)
-    optimizer, fast = torch.optim.Adam([latent], RATE, betas=(0.9, 0.95)), best_precision() == "bf16"
-
-    def misfit_of(maps: Tensor) -> Tensor:
-        predicted = gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings)
-        predicted = torch.where(signed, predicted, (predicted**2 + NOISE_SQUARED * noise**2).sqrt())
-        off = (predicted - images) / doubt
-        return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
-
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 4) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
-            log_maps = vae.decode_log(latent)
-        log_maps = log_maps.float() + vae.log_medians
-        off = ((log_maps - expected) / spread).square().sum(1)
-        lines = 0.5 * (water_prior(log_maps.exp()) + fluid_prior(log_maps.exp()))
-        unlike = 2 * torch.log1p(off / 4)  # a Student penalty: what the encoder did not see must be free to appear
-        loss = misfit_of(log_maps.exp()).sum() + ((unlike + lines) * head).sum()
-        loss = loss + TETHER * (latent - start).square().sum()
-        optimizer.zero_grad()
-        (slope,) = torch.autograd.grad(loss / head.sum().clamp_min(1), latent)
-        latent.grad = slope
-        optimizer.step()
-    with torch.no_grad():
-        drawn = torch.where(sure[:, None], expected.exp(), vae.decode(latent).stack())
-        maps = sharpened(drawn, scans, gain)
-        return maps, misfit_of(maps) / head.sum((1, 2)).clamp_min(1)
-
-
-TETHER = 1e-3  # holds what no pixel asks for, outside the head, where it was
-
 OWN_SPREAD = (0.05, 0.1, 0.1)
-"""SD of log PD, T1 and T2 of a pixel about its tissue, or about what the decoder, which draws no thin cortex, says."""
+"""SD of log PD, T1 and T2 of a pixel about where it starts: its tissue, or what the encoder, which sees no thin cortex,
+says."""
 
 WATER = (1.0, 4.8, 2.6)  # PD, T1 (s), T2 (s): nothing in a head has more water than water, nor relaxes slower
 ROUNDS, FARTHEST = 4, 0.15  # Gauss–Newton steps and the longest of them, in logarithms
 
 
 @torch.no_grad()
-def sharpened(maps: Tensor, scans: Scans, gain: Tensor) -> Tensor:
-    """Maps ``(n, 3, y, x)``, each pixel moved to where its signals, :data:`OWN_SPREAD` and the water line agree best.
+def sharpened(start: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps ``(n, 3, y, x)``, each pixel where its signals, :data:`OWN_SPREAD` and the water line agree best, and what
+    is left: each slice's robust misfit ``(n,)`` per pixel, in units of the noise's variance.
 
-    Gauss–Newton in log PD, log T1 and log T2, with the same robust misfit as the latent's.
+    Gauss–Newton in log PD, log T1 and log T2 from ``start``.
     """
-    noise, start = scans.noise[:, None, None], maps.log()
-    inside = (scans.inside[:, None] & scans.measured).float()
+    first, noise = start.log(), noise[:, None, None]
+    counted = (scans.inside[:, None] & scans.measured).float()
     doubt = (noise**2 + (SIGNAL_ERROR * scans.images) ** 2).sqrt()
     signed, held = scans.settings[..., 5, None, None] > 0, start.new_tensor(OWN_SPREAD) ** -2
-    at = start.clone()
+    at = first
     for _ in range(ROUNDS):
         here, slopes = signal_slopes(at, scans.settings, gain)
         floored = (here**2 + NOISE_SQUARED * noise**2).sqrt()
-        slopes = slopes * torch.where(signed, 1, here / floored)[..., None]
+        slopes = slopes * torch.where(signed, 1, here / floored)[..., None] / doubt[..., None]
         off = (scans.images - torch.where(signed, here, floored)) / doubt
-        weight = inside / (1 + (off / HUBER) ** 2).sqrt()
-        slopes = slopes / doubt[..., None]
+        weight = counted / (1 + (off / HUBER) ** 2).sqrt()
         line, from_line = water_slope(at)
         curvature = torch.einsum("nmyxp,nmyxq,nmyx->nyxpq", slopes, slopes, weight) + torch.diag(held)
         curvature = curvature + line[..., :, None] * line[..., None, :]
-        slope = torch.einsum("nmyxp,nmyx->nyxp", slopes, off * weight) - ((at - start) * held[:, None, None]).movedim(
-            1, -1
-        )
-        slope = slope - line * from_line[..., None]
-        at = at + torch.linalg.solve(curvature, slope).clamp(-FARTHEST, FARTHEST).movedim(-1, 1)
-    return torch.minimum(at.exp(), at.new_tensor(WATER)[:, None, None])
+        wanted = torch.einsum("nmyxp,nmyx->nyxp", slopes, off * weight) - line * from_line[..., None]
+        wanted = wanted - ((at - first) * held[:, None, None]).movedim(1, -1)
+        at = at + torch.linalg.solve(curvature, wanted).clamp(-FARTHEST, FARTHEST).movedim(-1, 1)
+    maps = torch.minimum(at.exp(), at.new_tensor(WATER)[:, None, None])
+    here = gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings)
+    off = (scans.images - torch.where(signed, here, (here**2 + NOISE_SQUARED * noise**2).sqrt())) / doubt
+    misfit = (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
+    return maps, misfit / counted.amax(1).sum((1, 2)).clamp_min(1)
 
 
 def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

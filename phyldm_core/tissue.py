@@ -225,6 +225,8 @@ MEDIAN_ERROR = 0.015
 FAR = 2.0
 """Of these errors, beyond which a signal counts ever less: real sequences stray from the equations, most in fluid."""
 
+GAIN_SD = 0.01  # of the logarithm of a gain that is known: the receive field is not
+
 EVERYTHING = 1e3  # so far that every signal counts in full
 
 VALLEYS = (0.0, -0.3, 0.3)
@@ -241,7 +243,9 @@ SLOPE_STEP = 1e-5
 """Of a logarithm, for slopes in double precision."""
 
 
-def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fit_three_tissues(
+    signals: Tensor, settings: Tensor, noise: Tensor, gains: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
 
     Robust least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
@@ -255,6 +259,8 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         ``(m, 6)`` from :meth:`Protocol.settings`.
     noise
         ``(m,)``, SD.
+    gains
+        ``(m,)``, where they are known, to :data:`GAIN_SD`; None: they may be anything.
 
     Returns
     -------
@@ -265,7 +271,8 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
 
     known, there = torch.tensor(list(three_medians().values())).log().double().flatten(), ~signals.isnan().any(0)
     if not there.any():
-        return known.exp().float().view(3, 3), torch.ones(len(signals)), torch.tensor(list(ANYBODY.values()))
+        unknown = torch.ones(len(signals)) if gains is None else gains
+        return known.exp().float().view(3, 3), unknown, torch.tensor(list(ANYBODY.values()))
     measured, noise, settings = signals[:, there].double(), noise.double()[:, None], settings[None].double()
     doubt = MEDIAN_ERROR * measured.abs() + 0.3 * noise
     sd = torch.tensor(list(ANYBODY.values())).double().flatten()
@@ -287,7 +294,8 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
         line = (pd + (a + b * (-t1).exp()).log()) / LINE_SD
         off = ((predicted - measured) / doubt).flatten(1) / far
         off = far * off * (torch.log1p(off**2) / (off**2 + 1e-12)).sqrt()  # squared it is Cauchy's
-        return torch.cat([off, (logs - known) @ whiten.T, line], 1)
+        told = [] if gains is None else [(log_gains - gains.double().log()) / GAIN_SD]
+        return torch.cat([off, (logs - known) @ whiten.T, line, *told], 1)
 
     def fit_from(start: np.ndarray, far: float):
         def at(x: np.ndarray) -> np.ndarray:
@@ -304,8 +312,8 @@ def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor) -> tuple
     for moved in VALLEYS:
         start = known.clone()
         start[[1, 4]] += moved
-        gains = (measured.abs() / predict(start[None])[0].abs().clamp_min(1e-9)).clamp_min(1e-9).log().median(1).values
-        start = torch.cat([start, gains]).numpy()
+        ratio = (measured.abs() / predict(start[None])[0].abs().clamp_min(1e-9)).clamp_min(1e-9)
+        start = torch.cat([start, ratio.log().median(1).values]).numpy()
         found.append(fit_from(start, FAR))
         found.append(fit_from(fit_from(start, EVERYTHING).x, FAR))  # far from all signals none would pull
     best = min(found, key=lambda fit: fit.cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..composition import Composition, CompositionVAE, compose, csf_share
 from ..diffusion import Latents
-from ..inference import INFERENCE_BATCH, encode, infer
+from ..inference import INFERENCE_BATCH, encode, explain, infer
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..people.anatomy import smooth_field
@@ -64,21 +64,34 @@ def apart(slices: Slices, slice_mm: float) -> Tensor:
     return torch.cat([rows[i % step :: step] for i, rows in enumerate(people)])
 
 
-def composed(
-    vae: PoEVAE, slices: Slices, level: Tensor, tissues: tuple[str, ...], cell: int, common_scale: bool = True
-) -> Composed:
-    """Infer the maps of all slices, whose :func:`slices.brightness` is ``level``, and tell them apart into tissues."""
-    half, rest = best_precision() == "bf16", []
+def composed(maps: Iterable[TissueMaps], height: Tensor, tissues: tuple[str, ...], cell: int) -> Composed:
+    """Tell inferred maps, each ``(part, y, x)``, of slices at ``height`` ``(n,)`` apart into tissues."""
+    rest = []
 
     def shares() -> Iterator[Tensor]:
-        for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
-            with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                _, maps = infer(vae, slices[rows], common_scale, scale=level[rows])
-            found = compose(TissueMaps(*(m.float() for m in maps)), tissues, cell)
+        for part in maps:
+            found = compose(part, tissues, cell)
             rest.append((found.values, found.texture))
             yield (255 * found.shares).round().byte()
 
-    return Composed(in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), slices.position)
+    return Composed(in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), height)
+
+
+def seen_maps(vae: PoEVAE, slices: Slices, level: Tensor) -> Iterator[TissueMaps]:
+    """What the encoder alone infers of slices on a common scale, whose :func:`slices.brightness` is ``level``."""
+    half = best_precision() == "bf16"
+    for rows in torch.arange(len(slices)).split(INFERENCE_BATCH):
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
+            _, maps = infer(vae, slices[rows], True, scale=level[rows])
+        yield TissueMaps(*(m.float() for m in maps))
+
+
+def explained_maps(vae: PoEVAE, slices: Slices, level: Tensor, common_scale: bool = True) -> Iterator[TissueMaps]:
+    """What the scans say, person by person; arguments as :func:`seen_maps`, the scale as told."""
+    gain = torch.ones(slices.images.shape[1]) if common_scale else None
+    for person in slices.subject.unique_consecutive():
+        rows = (slices.subject == person).nonzero()[:, 0]
+        yield explain(vae, slices[rows], scale=level[rows], gain=gain).maps
 
 
 BENT = 3

@@ -37,7 +37,7 @@ from ..vae import PoEVAE
 from ..weights import Weights
 from .describe import describe
 from .honest import measure_sd
-from .latents import BENT, Composed, apart, composed, csf_quantiles, joined, latents
+from .latents import BENT, Composed, apart, composed, csf_quantiles, explained_maps, joined, latents, seen_maps
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
 
@@ -177,15 +177,19 @@ class Run:
         return self._encoded[split]
 
     def compositions(self, split: str) -> Composed:
-        """What the trained VAE infers from a split's scans, told apart into tissues; inferred once."""
+        """What is inferred from a split's scans, told apart into tissues; inferred once.
+
+        By the encoder alone where it learned from these very people, and else through the physics.
+        """
         if split not in self._composed:
             vae, slices, network = self.vae(), self.scans(split), make_composition(self.profile)
             level = brightness(slices.images, slices.observed, slices.subject)
             rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
+            at_home = self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe)
+            given = vae, slices[rows], level[rows]
+            maps = seen_maps(*given) if at_home else explained_maps(*given, self.common_scale)
             cell = network.downsampling // 2
-            self._composed[split] = composed(
-                vae, slices[rows], level[rows], network.config.tissues, cell, self.common_scale
-            )
+            self._composed[split] = composed(maps, slices.position[rows], network.config.tissues, cell)
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:

@@ -17,9 +17,10 @@ from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
 from phyldm_core.running.export import export_weights
-from phyldm_core.running.latents import BENT, apart, latents
+from phyldm_core.running.latents import BENT, apart, composed, explained_maps, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run, reopen
+from phyldm_core.slices import brightness
 from phyldm_core.vae import PoEVAE
 from phyldm_core.weights import load_weights
 
@@ -111,6 +112,22 @@ def test_a_given_vae_is_taken_and_not_trained(smoke_run, tmp_path):
     assert reopen(run.folder).pipeline().config == run.pipeline().config
     with pytest.raises(BadInput, match="its VAE knows slices of 6 mm of the brain alone, profile release has others"):
         open_run(tmp_path / "other", "release", given=given)
+
+
+def test_people_whom_the_vae_does_not_know_are_inferred_through_the_physics(smoke_run, tmp_path):
+    given = open_run(tmp_path / "run", "smoke", given=export_weights(smoke_run, tmp_path / "weights")).given
+    abroad = replace(smoke_run, folder=tmp_path / "abroad", given=(given[0], given[1] | {"cohort": {"of": "others"}}))
+    shutil.copytree(smoke_run.cohort_folder, abroad.cohort_folder)
+    assert list(abroad.train_vae()) == []
+    slices = smoke_run.scans("val")
+    level = brightness(slices.images, slices.observed, slices.subject)
+    explained = list(explained_maps(smoke_run.vae(), slices, level))
+    assert len(explained) == SMOKE.cohort.n_val  # a person at a time
+    tissues, cell = smoke_run.composition().config.tissues, smoke_run.composition().downsampling // 2
+    wanted = composed(explained, slices.position, tissues, cell)
+    found, at_home = abroad.compositions("val"), smoke_run.compositions("val")
+    assert torch.equal(found.shares, wanted.shares) and torch.equal(found.height, wanted.height)
+    assert not torch.equal(found.values, at_home.values)
 
 
 def test_training_is_kept_as_a_table(smoke_run):

@@ -160,7 +160,7 @@ def opened(request, browser, tmp_path):
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     # a server too busy to list its kernels in time: JupyterLab asks which one
-    page.add_locator_handler(page.get_by_role("button", name="Select", exact=True), lambda button: button.click())
+    page.add_locator_handler(page.locator(".jp-Dialog button.jp-mod-accept"), lambda button: button.click())
 
     def open_page(name: str):
         begin = time.perf_counter()
@@ -182,17 +182,18 @@ def opened(request, browser, tmp_path):
 
 
 def run_all(page):
-    """Run all cells, again where the kernel called itself idle before it listened."""
+    """Run all cells, again where the kernel called itself idle before it listened, or a dialog closed the menu."""
     from playwright.sync_api import TimeoutError
 
     begun = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(prompt => /[*0-9]/.test(prompt.innerText))"
     for patience in (15_000, 15_000, PATIENCE):
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
         with suppress(TimeoutError):
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=patience)
+            page.get_by_text("Run All Cells", exact=True).click(timeout=patience)
             page.wait_for_function(begun, timeout=patience)
             return
+    pytest.fail("no cell has begun to run")
 
 
 END_KERNELS = """async () => {
@@ -334,7 +335,9 @@ def test_contrasts(opened, run_dir, tmp_path):
     image, at_first = shown.locator("img").first, table(shown)
     box, row, column = image.bounding_box(), n_y // 3, n_x // 3
     image.click(position={"x": (column + 0.5) / n_x * box["width"], "y": (row + 0.5) / n_y * box["height"]})
-    named = wait_for(lambda: next((key for key in table(shown) if key.startswith("voxel [") and key not in at_first), ""))
+    named = wait_for(
+        lambda: next((key for key in table(shown) if key.startswith("voxel [") and key not in at_first), "")
+    )
     voxel = (middle, *map(int, re.findall(r"\d+", named)))
     assert voxel[1:] == pytest.approx((n_y - 1 - row, n_x - 1 - column), abs=1)  # a voxel is 1.25 pixels of the screen
     read = table(shown)[named]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from sklearn.mixture import GaussianMixture
@@ -23,7 +24,7 @@ from torch.nn import functional
 from .losses import WATER_SPREAD
 from .physics import TissueMaps, shown_signal
 from .slices import Slices, brightness
-from .tissue import NOISE_SQUARED, fit_three_tissues, water_line
+from .tissue import NOISE_SQUARED, ThreeTissues, fit_three_tissues, three_medians, water_line
 from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, covered
 
 INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
@@ -175,16 +176,11 @@ def explain(
     scans = Scans(slices.images / scale[..., None, None], slices.settings, shown)
     used = shown.any(0)
     _, alone = infer(vae, slices, False, shown, scale)
-    masks = three_tissues(alone.stack(), scans)
-    signals = torch.full((len(used), 3), torch.nan)
-    for k, mask in enumerate(masks):
-        if mask.sum() >= ENOUGH:
-            there = mask[:, None] & scans.measured
-            signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
     unit = (shown * scale).sum(0) / shown.sum(0).clamp_min(1)
     known = None if gain is None else (gain / unit.clamp_min(1e-9))[used]
-    gain = torch.ones(len(used))
-    tissues, gain[used], unsure = fit_three_tissues(signals[used], slices.settings[0, used], scans.noise[used], known)
+    masks, found = _best_explained(three_tissues(alone.stack(), scans), scans, used, known)
+    tissues, unsure, gain = found.values, found.sd, torch.ones(len(used))
+    gain[used] = found.gains
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
     start = infer(vae, on_one_scale, True, shown)[1].stack()
     for mask, values in zip(masks, tissues, strict=True):
@@ -226,43 +222,76 @@ class Scans:
         return (square / 2).sqrt().clamp(*NOISE_RANGE)
 
 
-def three_tissues(maps: Tensor, scans: Scans) -> list[Tensor]:
-    """Where WM, GM and CSF are: three ``(n, y, x)`` bool. Pixels at borders are left out.
+def _best_explained(
+    candidates: list[list[Tensor]], scans: Scans, used: Tensor, gains: Tensor | None
+) -> tuple[list[Tensor], ThreeTissues]:
+    """Of several opinions on where the three tissues are, the one whose signals tissue explains best."""
+    opinions = []
+    for masks in candidates:
+        signals = torch.full((len(used), 3), torch.nan)
+        for k, mask in enumerate(masks):
+            if mask.sum() >= ENOUGH:
+                there = mask[:, None] & scans.measured
+                signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
+        opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
+    return min(opinions, key=lambda opinion: opinion[1].cost)
 
-    The encoder's maps ``(n, 3, y, x)`` tell the brain, its pure fluid, and where the other groups start; a mixture of
-    Gaussians of the signals tells white from grey matter. Where the signals cannot, the encoder does.
+
+def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
+    """Where WM, GM and CSF are: one or two opinions of three ``(n, y, x)`` bool each. Borders are left out.
+
+    The encoder's maps ``(n, 3, y, x)`` tell the brain. A mixture of Gaussians of the signals tells the tissues. It
+    starts from the encoder's groups, and once more from the signals that the literature's tissues would have; the
+    second counts only if it finds all three.
     """
     brain = _brain(maps, scans.inside)
     fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))
     used = scans.shown.all(0)
-    images = scans.images[:, used] if used.any() else scans.images
+    used = used if used.any() else torch.ones_like(used)
+    images = scans.images[:, used]
     level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
     flat = brain & (_range_of(images / level).amax(1) < FLAT)
     solid = flat & ~fluid
     long = maps[:, 1] >= (threshold_otsu(maps[:, 1][solid].numpy()) if solid.sum() > ENOUGH else 0)
     starts = [solid & ~long, solid & long]
-    pure = flat & (maps[:, 1] > PURE_T1)
     if min(start.sum() for start in starts) < ENOUGH:
-        return [solid, torch.zeros_like(solid), fluid]
+        return [[solid, torch.zeros_like(solid), fluid]]
     starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
     signals = images.movedim(1, -1).numpy().astype(float)
     groups = [signals[start.numpy()] for start in starts]
     middle = [np.median(group, 0) for group in groups]
     width = [1.5 * np.median(np.abs(group - m), 0) + NARROWEST for group, m in zip(groups, middle, strict=True)]
-    near = [(np.abs(signals - m) < OUTLYING * w).all(-1) for m, w in zip(middle, width, strict=True)]
-    flat = flat & torch.from_numpy(np.any(near, 0))  # without scalp, vessels and what else the encoder took for brain
+    white, grey, *_ = _mixture(signals, flat, middle, [OUTLYING * w for w in width])
+    pure = flat & (maps[:, 1] > PURE_T1)  # most fluid lies in sulci and is shared: it has no Gaussian
+    seen = [white & ~pure, grey & ~pure]
+    if min(mask.sum() for mask in seen) < FEWEST * sum(mask.sum() for mask in seen):
+        seen = [start & ~pure for start in starts[:2]]
     inside = signals[flat.numpy()]
+    known = torch.tensor(list(three_medians().values()))[:, :, None, None]  # (tissue, quantity, 1, 1)
+    expected = shown_signal(known.unbind(1), scans.settings[:1, used].expand(3, -1, -1))[..., 0, 0].numpy()
+    expected *= np.median(np.abs(inside), 0) / np.maximum(np.abs(expected[:2]).mean(0), 1e-9)
+    likely = _mixture(signals, flat, list(expected), [3 * inside.std(0)] * 3)
+    return [[*seen, pure]] + ([likely] if min(mask.sum() for mask in likely) >= ENOUGH else [])
+
+
+def _mixture(signals: NDArray, flat: Tensor, middle: list[NDArray], reach: list[NDArray]) -> list[Tensor]:
+    """Of each group, the pixels ``(n, y, x)`` that are surely its: Gaussians that start at ``middle`` ``(m,)``.
+
+    What is farther than ``reach`` from all starts is scalp, vessel, or what else the encoder took for brain.
+    """
+    near = [(np.abs(signals - m) < r).all(-1) for m, r in zip(middle, reach, strict=True)]
+    near = flat & torch.from_numpy(np.any(near, 0))
+    sure = [torch.zeros_like(flat) for _ in middle]
+    inside = signals[near.numpy()]
+    if len(inside) < ENOUGH:
+        return sure
     spread = inside.std(0) + 1e-9
-    some, middle = inside[:: max(1, len(inside) // AT_MOST)] / spread, [m / spread for m in middle]
-    mixture = GaussianMixture(len(starts), means_init=middle, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
-    sure = torch.from_numpy(mixture.predict_proba(inside / spread)) > SURE
-    found = [torch.zeros_like(flat), torch.zeros_like(flat)]
-    for k in range(2):  # most fluid lies in sulci and is shared: it has no Gaussian
-        found[k][flat] = sure[:, k]
-        found[k] &= ~pure
-    if min(mask.sum() for mask in found) < FEWEST * sum(mask.sum() for mask in found):
-        found = [start & flat & ~pure for start in starts[:2]]
-    return [*found, pure]
+    some, starts = inside[:: max(1, len(inside) // AT_MOST)] / spread, [m / spread for m in middle]
+    mixture = GaussianMixture(len(starts), means_init=starts, reg_covar=1e-3, max_iter=60, random_state=0).fit(some)
+    chances = torch.from_numpy(mixture.predict_proba(inside / spread))
+    for k, mask in enumerate(sure):
+        mask[near] = chances[:, k] > SURE
+    return sure
 
 
 FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone

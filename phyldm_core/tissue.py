@@ -6,8 +6,10 @@ file states the rule by which they become a distribution to draw subjects from.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -243,9 +245,26 @@ SLOPE_STEP = 1e-5
 """Of a logarithm, for slopes in double precision."""
 
 
-def fit_three_tissues(
-    signals: Tensor, settings: Tensor, noise: Tensor, gains: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+class ThreeTissues(NamedTuple):
+    """What :func:`fit_three_tissues` found.
+
+    Parameters
+    ----------
+    values, sd
+        ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s), and the SD of their logarithms.
+    gains
+        ``(m,)``: signal of tissue → scan.
+    cost
+        Half the sum of squares that is left: how badly the signals are explained.
+    """
+
+    values: Tensor
+    gains: Tensor
+    sd: Tensor
+    cost: float
+
+
+def fit_three_tissues(signals: Tensor, settings: Tensor, noise: Tensor, gains: Tensor | None = None) -> ThreeTissues:
     """What WM, GM and CSF of a person are, and each scan's gain, from their median signals.
 
     Robust least squares (trust region) over nine logarithms and the gains: the signals' misfit, :data:`ANYBODY`
@@ -264,15 +283,14 @@ def fit_three_tissues(
 
     Returns
     -------
-        Values ``(3, 3)``: a row a tissue, PD, T1 (s), T2 (s). Gains ``(m,)``: signal of tissue → scan. SD ``(3, 3)`` of
-        the values' logarithms. Where no tissue is there: the literature's, 1, and :data:`ANYBODY`.
+        Where no tissue is there: the literature's values, gains of 1, and :data:`ANYBODY`.
     """
     from scipy.optimize import least_squares
 
     known, there = torch.tensor(list(three_medians().values())).log().double().flatten(), ~signals.isnan().any(0)
     if not there.any():
         unknown = torch.ones(len(signals)) if gains is None else gains
-        return known.exp().float().view(3, 3), unknown, torch.tensor(list(ANYBODY.values()))
+        return ThreeTissues(known.exp().float().view(3, 3), unknown, torch.tensor(list(ANYBODY.values())), math.inf)
     measured, noise, settings = signals[:, there].double(), noise.double()[:, None], settings[None].double()
     doubt = MEDIAN_ERROR * measured.abs() + 0.3 * noise
     sd = torch.tensor(list(ANYBODY.values())).double().flatten()
@@ -319,4 +337,4 @@ def fit_three_tissues(
     best = min(found, key=lambda fit: fit.cost)
     values = torch.from_numpy(best.x).exp().float()
     sd = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac, hermitian=True))[:9])  # a gain may be anything
-    return values[:9].view(3, 3), values[9:], torch.from_numpy(sd).float().view(3, 3)
+    return ThreeTissues(values[:9].view(3, 3), values[9:], torch.from_numpy(sd).float().view(3, 3), float(best.cost))

@@ -113,7 +113,7 @@ training: {last["total"].mean():.3f}. On validation people, with averaged weight
 # %%
 def infer_and_draw(model, name, part):
     """F1 of a model: maps of the first test person, and the median error of T1 and T2 in its slice."""
-    posterior, maps = infer(model.vae, model.test)
+    maps = model.inferred(model.test)
     again, i = tables.rescan(maps, model.test), model.recipe.n_slices // 2
     scans, predicted = ({m: images[i, k] for k, m in enumerate(MODALITIES)} for images in (model.test.images, again))
     brain, truth = model.truth.brain[i], model.truth.maps[i]
@@ -143,7 +143,8 @@ whatever T1 and T2 are, so they are not drawn there.""")
 # %% [markdown]
 # ## The same by the release
 # The weights in `data/weights/release` were trained for hours on many heads at 1 mm, with the head kept and on an open
-# field of protocols. Below is a person made from a head that they have never seen.
+# field of protocols. They are used as `phyldm fit` uses them: the encoder starts, and each pixel moves until the signal
+# equations explain the scans. Below is a person made from a head that they have never seen.
 #
 # **Predict:** will errors at 1 mm be larger or smaller than those at 2 mm?
 

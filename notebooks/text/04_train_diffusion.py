@@ -204,7 +204,7 @@ publish(fig, "fig17_noise_to_tissue", caption, alt)
 
 # %% [markdown]
 # **Figure 17.** The first guess already has the outline of a head: it is an average brain, since nothing else can be
-# known from pure noise. Ventricles follow, and the folds come last. The release has seen 43 heads for hours instead of
+# known from pure noise. Ventricles follow, and the folds come last. The release has seen 58 heads for hours instead of
 # one head for minutes, and its slices have 1 mm and a skull.
 #
 # ## How many steps?

@@ -41,7 +41,6 @@ import torch
 from phyldm_core import figures, tissue
 from phyldm_core.evaluation import metrics, tables
 from phyldm_core.explorers.contrasts import ContrastExplorer
-from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import REFERENCE, UNSEEN, Protocol, TissueMaps, null_ti, render
 from phyldm_core.running.chapter import open_chapter, open_model, say
@@ -68,7 +67,7 @@ expected
 # %%
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 model = open_model(run)
-voxel_mm, vae, test, truth = model.voxel_mm, model.vae, model.test, model.truth
+voxel_mm, test, truth = model.voxel_mm, model.test, model.truth
 drawn = model.pipeline(1, seed=seed, num_inference_steps=model.steps, height=0.0)
 sample, inside = TissueMaps(*(m[0] for m in drawn)), segmentation.brain_of(drawn)[0]
 fig = figures.unseen(UNSEEN, [render(sample, p) for p in UNSEEN], brain=inside, voxel_mm=voxel_mm)
@@ -96,7 +95,7 @@ publish(fig, "fig04_unseen", caption, alt)
 # **Predict:** which setting will be predicted worst?
 
 # %%
-inferred = infer(vae, test)[1]
+inferred = model.inferred(test)
 errors = tables.unseen_errors(inferred, truth, test)
 psnr = errors[(errors.metric == "psnr") & (errors.quantity != tables.MEAN_OF_SIGNAL)].set_index("quantity")
 shown = errors.assign(text=[f"{r.value:.3g} ({r.low:.3g} to {r.high:.3g})" for r in errors.itertuples()])
@@ -147,8 +146,8 @@ hold finer detail. Errors of a whole tissue come from a wrong T1, T2 or PD.""")
 labels, by_subset = ("T1w", "T1w+T2w", "T1w+FLAIR", ALL_SCANS), []
 for label in labels:
     seen = torch.tensor(SUBSETS[label]).expand(len(test), -1)
-    by_subset.append(tables.unseen_errors(infer(vae, test, shown=seen)[1], truth, test, inputs=label))
-free, label = infer(vae, model.raw, common_scale=False)[1], f"{ALL_SCANS}, own gains"
+    by_subset.append(tables.unseen_errors(model.inferred(test, shown=seen), truth, test, inputs=label))
+free, label = model.inferred(model.raw, common_scale=False), f"{ALL_SCANS}, own gains"
 by_subset.append(tables.unseen_errors(free, truth, model.raw, common_scale=False, inputs=label))
 by_inputs = pandas.concat(by_subset, ignore_index=True)
 run.write_metrics("unseen", by_inputs)

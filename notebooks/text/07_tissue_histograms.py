@@ -40,7 +40,6 @@ import torch
 from phyldm_core import figures, physics, tissue
 from phyldm_core.evaluation import metrics, tables
 from phyldm_core.explorers.histograms import HistogramExplorer
-from phyldm_core.inference import infer
 from phyldm_core.people import segmentation
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running.chapter import open_chapter, open_model, say
@@ -80,7 +79,7 @@ about one paper.""")
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 model = open_model(run)
 truth, test, samples = model.truth, model.test, model.samples
-inferred, n_people = infer(model.vae, test)[1], len(test.subject.unique())
+inferred, n_people = model.inferred(test), len(test.subject.unique())
 populations = {"true": TissueMaps.from_stack(truth.maps), "generated": samples, "inferred": inferred}
 values = {name: segmentation.segmented_values(maps) for name, maps in populations.items()}
 distances = tables.sample_histograms(samples, truth, test)

@@ -112,8 +112,8 @@ brain, lesion = (torch.from_numpy(window.of_volume(volume)) for volume in (prepa
 # %% [markdown]
 # ## PD, T1 and T2
 # `phyldm fit FOLDER --out MAPS` infers whole volumes and writes them as BIDS quantitative maps with their SD. It starts
-# from the encoder. Three tissues then tell the gain of each scan, and the latent moves until decoder and signal
-# equations explain the scans (`inference.explain`). So any sequence that the physics can render is taken at its word,
+# from the encoder. Three tissues then tell the gain of each scan, and each pixel moves until the signal equations
+# explain the scans (`inference.explain`). So any sequence that the physics can render is taken at its word,
 # also one that no training scan had. Below are eight slices.
 #
 # **Predict:** lesions have lost myelin and hold more water. Which maps should show them, and how?

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..figures.style import save_figure, use_house_style
+from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..machine.files import made_with, whole_folder
 from ..people.anatomy import Folders
@@ -113,6 +114,16 @@ class Model:
         if self.weights is None:
             return self.run.scans("test", common_scale=False)
         return joined_people([p.scanned for p in self._people])
+
+    def inferred(self, slices: Slices, common_scale: bool = True, shown: torch.Tensor | None = None) -> TissueMaps:
+        """Maps of people: by the encoder of a run, which knows their protocols, by the release through the physics."""
+        if self.weights is None:
+            return infer(self.vae, slices, common_scale, shown)[1]
+        gain, parts = torch.ones(slices.images.shape[1]) if common_scale else None, []
+        for person in slices.subject.unique_consecutive():
+            rows = slices.subject == person
+            parts.append(explain(self.vae, slices[rows], None if shown is None else shown[rows], gain=gain).maps)
+        return TissueMaps(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
     @cached_property
     def truth(self) -> Truth:

@@ -94,7 +94,7 @@ def explained_maps(vae: PoEVAE, slices: Slices, level: Tensor, common_scale: boo
         yield explain(vae, slices[rows], scale=level[rows], gain=gain).maps
 
 
-BENT = 3
+BENT = 2
 """Bent copies of each training slice: slices are few, and a flow that sees the same ones again learns them by heart."""
 
 ROTATION, LOG_SCALE = 0.03, 0.04  # SD: radians; of the logarithm, each axis

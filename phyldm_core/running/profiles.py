@@ -93,7 +93,7 @@ RELEASE = Profile(
     name="release",
     why="Hours on two cores: 1 mm, the head kept, several heads; what data/weights/release was trained with.",
     cohort=CohortRecipe(
-        n_train=344, n_val=10, n_test=12, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=1.0,
+        n_train=928, n_val=10, n_test=12, test_anatomies=3, val_anatomies=2, voxel_mm=1.0, slice_mm=1.0,
         shape=(224, 160), head=True, lesions=0.3,
         complete=True,  # without all three, T2 of CSF is a fifth too short, and so would be that of drawn brains
     ),
@@ -109,11 +109,11 @@ RELEASE = Profile(
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_kl=LAPTOP.composition_kl,
-    composition_schedule=Schedule(steps=3200, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
+    composition_schedule=Schedule(steps=5200, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=7000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    diffusion_schedule=Schedule(steps=14_000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
     n_samples=64,

@@ -124,11 +124,38 @@ def test_nobody_s_tissue_is_found_where_there_is_too_little(person, monkeypatch)
     assert found.maps.stack().isfinite().all() and found.tissues.isfinite().all()
 
 
-def test_pixels_that_are_called_a_tissue_hold_it(person):
+@pytest.mark.parametrize("lost", [False, True])
+def test_pixels_that_are_called_a_tissue_hold_it(person, lost):
+    """Also where the encoder takes fluid for grey matter: then the literature's signals tell it."""
     slices, truth = person
     scans = Scans(slices.images / slices.images.amax((0, 2, 3))[:, None, None], slices.settings, slices.observed)
-    masks = three_tissues(wrong(truth), scans)
-    for name, mask in zip(("WM", "GM", "CSF"), masks, strict=True):
-        assert mask.sum() >= ENOUGH
-        assert float((truth.tissue(name, 0.5)[mask]).float().mean()) > 0.85
-    assert not (masks[0] & masks[1]).any() and not (masks[1] & masks[2]).any()
+    seen = wrong(truth)
+    if lost:
+        seen[:, 1].clamp_(max=1.8)
+        seen[:, 2].clamp_(max=0.1)
+    opinions = three_tissues(seen, scans)
+    assert len(opinions) == 2
+    for masks in opinions[int(lost) :]:
+        for name, mask in zip(("WM", "GM", "CSF"), masks, strict=True):
+            assert mask.sum() >= ENOUGH
+            assert float((truth.tissue(name, 0.5)[mask]).float().mean()) > 0.85
+        assert not (masks[0] & masks[1]).any() and not (masks[1] & masks[2]).any()
+
+
+def test_the_opinion_that_tissue_explains_best_is_taken(person, monkeypatch):
+    slices, truth = person
+    seeing(monkeypatch, wrong(truth))
+    white, grey, fluid = (truth.tissue(name, 0.95) for name in ("WM", "GM", "CSF"))
+    maps = []
+    for opinions in ([[white, grey, fluid]], [[grey, fluid, white], [white, grey, fluid], [fluid, white, grey]]):
+        monkeypatch.setattr(inference, "three_tissues", lambda *_, said=opinions: said)
+        maps.append(explain(None, slices).maps.stack())
+    assert torch.equal(*maps)
+
+
+def test_gains_that_are_known_are_kept(person, monkeypatch):
+    slices, truth = person
+    seeing(monkeypatch, wrong(truth))
+    free = explain(None, slices)
+    known = explain(None, slices, gain=1.3 * free.gain)
+    torch.testing.assert_close(known.gain, 1.3 * free.gain, rtol=0.05, atol=0)

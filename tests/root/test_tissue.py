@@ -175,7 +175,7 @@ def somebody(t1: float = 1.0, t2: float = 1.0) -> torch.Tensor:
 @pytest.mark.parametrize("times", [0.85, 1.0, 1.15])
 def test_an_inversion_recovery_pair_tells_t1_and_the_gains_of_anybody(times):
     tissues = somebody(t1=times)
-    found, gain, _ = fit_three_tissues(*signals_of(tissues, INVERSIONS), torch.full((3,), 0.005))
+    found, gain, *_ = fit_three_tissues(*signals_of(tissues, INVERSIONS), torch.full((3,), 0.005))
     torch.testing.assert_close(found[:2, 1], tissues[:2, 1], rtol=0.03, atol=0)
     torch.testing.assert_close(gain, GAINS, rtol=0.05, atol=0)
 
@@ -185,7 +185,7 @@ def test_a_real_part_tells_as_much_as_a_magnitude():
     tissues = somebody(t1=1.1)
     signals, settings = signals_of(tissues, signed)
     assert signals[0, 0] < 0
-    found, gain, _ = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
+    found, gain, *_ = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
     torch.testing.assert_close(found[:2, 1], tissues[:2, 1], rtol=0.03, atol=0)
     torch.testing.assert_close(gain, GAINS, rtol=0.05, atol=0)
 
@@ -193,12 +193,12 @@ def test_a_real_part_tells_as_much_as_a_magnitude():
 def test_two_spin_echoes_tell_little_of_t1_and_say_what_is_usual():
     echoes = (Protocol(Sequence.SPIN_ECHO, te=0.01, tr=5.0), Protocol(Sequence.SPIN_ECHO, te=0.09, tr=5.0))
     tissues, usual = somebody(t1=1.15, t2=1.15), somebody()
-    found, _, sd = fit_three_tissues(*signals_of(tissues, echoes), torch.full((2,), 0.005))
+    found, _, sd, _ = fit_three_tissues(*signals_of(tissues, echoes), torch.full((2,), 0.005))
     moved = (found / usual).log()[:2] / (tissues / usual).log()[:2]
     assert (moved[:, 1] < 0.6).all()  # of the way in T1
     torch.testing.assert_close(found[:2, 1], usual[:2, 1], rtol=0.08, atol=0)
     assert (moved[:, 2] > 0.5).all()  # of the way in T2
-    _, _, told = fit_three_tissues(*signals_of(tissues, INVERSIONS), torch.full((3,), 0.005))
+    _, _, told, _ = fit_three_tissues(*signals_of(tissues, INVERSIONS), torch.full((3,), 0.005))
     assert (sd[:2, 1] > 2 * told[:2, 1]).all()  # and it knows
 
 
@@ -206,9 +206,9 @@ def test_a_tissue_that_is_not_there_is_as_in_anybody_and_does_not_disturb():
     tissues = somebody(t1=1.1)
     signals, settings = signals_of(tissues, INVERSIONS)
     signals[:, 0] = torch.nan
-    found, gain, _ = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
+    found, gain, *_ = fit_three_tissues(signals, settings, torch.full((3,), 0.005))
     torch.testing.assert_close(found[1, 1], tissues[1, 1], rtol=0.04, atol=0)
     torch.testing.assert_close(gain, GAINS, rtol=0.06, atol=0)
-    found, gain, _ = fit_three_tissues(torch.full_like(signals, torch.nan), settings, torch.full((3,), 0.005))
+    found, gain, *_ = fit_three_tissues(torch.full_like(signals, torch.nan), settings, torch.full((3,), 0.005))
     torch.testing.assert_close(found, torch.tensor(list(three_medians().values())))
     assert gain.tolist() == [1, 1, 1]

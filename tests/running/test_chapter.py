@@ -8,6 +8,7 @@ import pandas
 import pytest
 import torch
 
+from phyldm_core.inference import explain, infer
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.people.held_out import Heads
 from phyldm_core.running import chapter
@@ -41,6 +42,19 @@ def test_an_untrained_run_shows_the_release_with_new_people_and_draws_once(smoke
         type(weights), "pipeline", lambda self: type("Pipe", (), {"usual_steps": 20, "__call__": never})()
     )
     torch.testing.assert_close(chapter.open_model(open_run(tmp_path, "smoke")).samples.t1, first.t1)
+
+
+def test_the_release_infers_as_fit_does_and_a_run_by_its_encoder(smoke_run):
+    own, release = chapter.Model(smoke_run), chapter.Model(smoke_run, load_weights(smoke_run.folder))
+    slices = smoke_run.scans("test")
+    t1w = torch.tensor([True, False, False]).expand(len(slices), -1)
+    for shown in (None, t1w):
+        found = release.inferred(slices, shown=shown)
+        rows = slices.subject == slices.subject[-1]
+        gain, only = torch.ones(3), None if shown is None else shown[rows]
+        assert torch.equal(found.t1[rows], explain(own.vae, slices[rows], only, gain=gain).maps.t1)
+        assert torch.equal(own.inferred(slices, shown=shown).t1, infer(own.vae, slices, shown=shown)[1].t1)
+    assert not torch.equal(release.inferred(slices, common_scale=False).pd, release.inferred(slices).pd)
 
 
 def test_without_a_release_a_training_chapter_goes_on(smoke_run, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from conftest import ROOT
 
 from phyldm_core.evaluation import ablations, variants
 from phyldm_core.evaluation.ablations import VARIANT_KEYS, t2_asked_for
@@ -247,6 +248,16 @@ def test_variants_are_judged_once_on_the_same_people(trained):
     kept = (runs[UNCHANGED.name].folder / "vae" / "judged.csv").stat().st_mtime_ns
     pandas.testing.assert_frame_equal(ablations.measure(run, runs), people)
     assert (runs[UNCHANGED.name].folder / "vae" / "judged.csv").stat().st_mtime_ns == kept
+
+
+def test_the_table_of_the_repository_is_made_again(trained, tmp_path):
+    run, runs = trained
+    ablations.remake(run, tmp_path / "ablations.csv", [of.variant for of in runs.values()])
+    made, kept = pandas.read_csv(tmp_path / "ablations.csv"), pandas.read_csv(ROOT / "data" / "ablations.csv")
+    assert list(made.columns) == list(kept.columns)
+    known = set(zip(kept.metric, kept.variant, kept.scans, kept.scale, strict=True))
+    assert set(zip(made.metric, made.variant, made.scans, made.scale, strict=True)) <= known
+    assert set(made.metric) == {"error_ratio", "psnr"}  # no variant here has another prior
 
 
 def test_a_variant_of_another_name_with_the_same_settings_is_the_same_training(trained):

@@ -203,7 +203,7 @@ def fit(
         bool, typer.Option("--refine", help="From the encoder, each voxel moved to where its own signals want it.")
     ] = False,
     fast: Annotated[
-        bool, typer.Option("--fast", help="The encoder alone: for the protocols of its training, in less time.")
+        bool, typer.Option("--fast", help="The encoder alone: quicker, and of the release no better than known means.")
     ] = False,
 ):
     """PD, T1 and T2 maps with their SD from any scans of a session, several protocols of a contrast, too."""

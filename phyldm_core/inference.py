@@ -180,7 +180,7 @@ def explain(
     known = None if gain is None else (gain / unit.clamp_min(1e-9))[used]
     masks, found = _best_explained(three_tissues(alone.stack(), scans), scans, used, known)
     tissues, unsure, gain = found.values, found.sd, torch.ones(len(used))
-    gain[used] = found.gains
+    gain[used] = found.gains.clamp_min(1e-6)
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
     start = infer(vae, on_one_scale, True, shown)[1].stack()
     for mask, values in zip(masks, tissues, strict=True):
@@ -231,7 +231,7 @@ def _best_explained(
         signals = torch.full((len(used), 3), torch.nan)
         for k, mask in enumerate(masks):
             if mask.sum() >= ENOUGH:
-                there = mask[:, None] & scans.measured
+                there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
         opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
     return min(opinions, key=lambda opinion: opinion[1].cost)
@@ -257,15 +257,20 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
     if min(start.sum() for start in starts) < ENOUGH:
         return [[solid, torch.zeros_like(solid), fluid]]
     starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
+    pure = flat & (maps[:, 1] > PURE_T1)  # most fluid lies in sulci and is shared: it has no Gaussian
+    seen = [start & ~pure for start in starts[:2]]
+    flat &= (images != 0).all(1)  # what a scan does not cover is no signal
+    if min((start & flat).sum() for start in starts) < ENOUGH:
+        return [[*seen, pure]]
+    starts = [start & flat for start in starts]
     signals = images.movedim(1, -1).numpy().astype(float)
     groups = [signals[start.numpy()] for start in starts]
     middle = [np.median(group, 0) for group in groups]
     width = [1.5 * np.median(np.abs(group - m), 0) + NARROWEST for group, m in zip(groups, middle, strict=True)]
     white, grey, *_ = _mixture(signals, flat, middle, [OUTLYING * w for w in width])
-    pure = flat & (maps[:, 1] > PURE_T1)  # most fluid lies in sulci and is shared: it has no Gaussian
-    seen = [white & ~pure, grey & ~pure]
-    if min(mask.sum() for mask in seen) < FEWEST * sum(mask.sum() for mask in seen):
-        seen = [start & ~pure for start in starts[:2]]
+    told = [white & ~pure, grey & ~pure]
+    if min(mask.sum() for mask in told) >= FEWEST * sum(mask.sum() for mask in told):
+        seen = told
     inside = signals[flat.numpy()]
     known = torch.tensor(list(three_medians().values()))[:, :, None, None]  # (tissue, quantity, 1, 1)
     expected = shown_signal(known.unbind(1), scans.settings[:1, used].expand(3, -1, -1))[..., 0, 0].numpy()

@@ -201,7 +201,7 @@ def _fit_alone(
         provenance["Resolution"] = f"{weights.voxel_mm:g} mm isotropic, the grid of the weights"
     low, high = fit.trained_heights
     spread = f"standard deviation over {options.n_samples} decoded posterior samples"
-    true_of, moved = "is the model's own, not its error", ""
+    true_of, start, moved = "is the model's own, not its error", "decoded from the mean of the latent posterior", ""
     if options.refined:
         spread = "standard deviation that the scans' noise and the trust in the decoded maps leave to each voxel"
         true_of, moved = (
@@ -210,7 +210,7 @@ def _fit_alone(
         )
     elif not options.fast:
         spread = "standard deviation that the scans' noise, and people's usual differences, leave to each voxel"
-        moved = ", moved until it explains the scans through the signal equations"
+        start, moved = "a voxel's tissue, or what the encoder sees there", ", moved until it explains the scans"
         if "explained" in (weights.calibration or {}):
             spread += ", scaled to hold on simulated people under random protocols"
             true_of = "covers errors as large as on simulated people"
@@ -233,7 +233,7 @@ def _fit_alone(
     shutil.rmtree(part, ignore_errors=True)
     try:
         written = {"like": scans[0].stored, "skull_stripped": not weights.head} | provenance
-        meaning = {"Description": f"decoded from the mean of the latent posterior{moved}"}
+        meaning = {"Description": f"{start}{moved}"}
         write_maps(part / f"{session.name}{grid}", fit.mean, fit.affine, **written | meaning)
         write_maps(part / f"{session.name}{grid}_desc-sd", fit.sd, fit.affine, **written | {"Description": spread})
         meaning = {"Type": "Brain", "Description": "where maps were inferred"}

@@ -269,7 +269,7 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
     width = [1.5 * np.median(np.abs(group - m), 0) + NARROWEST for group, m in zip(groups, middle, strict=True)]
     white, grey, *_ = _mixture(signals, flat, middle, [OUTLYING * w for w in width])
     told = [white & ~pure, grey & ~pure]
-    if min(mask.sum() for mask in told) >= LEAST_SHARE * sum(mask.sum() for mask in told):
+    if min(mask.sum() for mask in told) >= SMALLEST_PART * sum(mask.sum() for mask in told):
         seen = told
     inside = signals[flat.numpy()]
     known = torch.tensor(list(three_medians().values()))[:, :, None, None]  # (tissue, quantity, 1, 1)
@@ -305,7 +305,7 @@ FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more i
 NARROWEST, OUTLYING = 0.03, 6.0  # of a scan's brightness, beside a group's spread; and how many of both it reaches
 AT_MOST = 15_000  # pixels that a mixture is fitted to
 SURE = 0.9
-LEAST_SHARE = 0.15  # of white and grey matter together: a smaller part is a mixture's mistake
+SMALLEST_PART = 0.15  # of white and grey matter together: a smaller part is a mixture's mistake
 
 
 def _range_of(images: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def explain(
     known = None if gain is None else (gain / unit.clamp_min(1e-9))[used]
     masks, found = _best_explained(three_tissues(alone.stack(), scans), scans, used, known)
     tissues, unsure, gain = found.values, found.sd, torch.ones(len(used))
-    gain[used] = found.gains.clamp_min(1e-6)
+    gain[used] = found.gains
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
     start = infer(vae, on_one_scale, True, shown)[1].stack()
     for mask, values in zip(masks, tissues, strict=True):

@@ -32,7 +32,7 @@ SHOWN = ("T1w", "T1w+T2w", ALL_SCANS)
 """What every variant is judged from; the reference from all seven of :data:`slices.SUBSETS`."""
 
 ON_ONE = ", on one protocol"
-IMAGES = "images, no physics"
+IMAGES = next(variant.name for variant in VARIANTS if not variant.physics)
 
 VARIANT_KEYS = ["metric", "quantity", "tissue", "variant", "scans", "scale"]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..figures.style import save_figure, use_house_style
-from ..inference import explain, infer
+from ..inference import infer
 from ..machine.errors import BadInput
 from ..machine.files import made_with, whole_folder
 from ..people.anatomy import Folders
@@ -20,6 +20,7 @@ from ..people.held_out import choose_heads, draw_people, recipe_of
 from ..physics import TissueMaps
 from ..slices import Person, Slices, Truth
 from ..weights import RELEASE_FOLDER, Weights, load_weights
+from .latents import explained_maps
 from .run import MissingResult, Run, open_run
 
 N_PEOPLE, N_BRAINS = 3, 8
@@ -119,10 +120,7 @@ class Model:
         """Maps of people: by the encoder of a run, which knows their protocols, by the release through the physics."""
         if self.weights is None:
             return infer(self.vae, slices, common_scale, shown)[1]
-        gain, parts = torch.ones(slices.images.shape[1]) if common_scale else None, []
-        for person in slices.subject.unique_consecutive():
-            rows = slices.subject == person
-            parts.append(explain(self.vae, slices[rows], None if shown is None else shown[rows], gain=gain).maps)
+        parts = explained_maps(self.vae, slices, common_scale, shown)
         return TissueMaps(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
     @cached_property

@@ -86,12 +86,15 @@ def seen_maps(vae: PoEVAE, slices: Slices, level: Tensor) -> Iterator[TissueMaps
         yield TissueMaps(*(m.float() for m in maps))
 
 
-def explained_maps(vae: PoEVAE, slices: Slices, level: Tensor, common_scale: bool = True) -> Iterator[TissueMaps]:
-    """What the scans say, person by person; arguments as :func:`seen_maps`, the scale as told."""
+def explained_maps(
+    vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: Tensor | None = None, level: Tensor | None = None
+) -> Iterator[TissueMaps]:
+    """What the scans say (:func:`inference.explain`), person by person; arguments as :func:`inference.infer`."""
     gain = torch.ones(slices.images.shape[1]) if common_scale else None
     for person in slices.subject.unique_consecutive():
         rows = (slices.subject == person).nonzero()[:, 0]
-        yield explain(vae, slices[rows], scale=level[rows], gain=gain).maps
+        part, scale = (None if given is None else given[rows] for given in (shown, level))
+        yield explain(vae, slices[rows], part, scale, gain).maps
 
 
 BENT = 2

@@ -186,10 +186,13 @@ class Run:
             level = brightness(slices.images, slices.observed, slices.subject)
             rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
             at_home = self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe)
-            given = vae, slices[rows], level[rows]
-            maps = seen_maps(*given) if at_home else explained_maps(*given, self.common_scale)
+            slices, level = slices[rows], level[rows]
+            if at_home:
+                maps = seen_maps(vae, slices, level)
+            else:
+                maps = explained_maps(vae, slices, self.common_scale, level=level)
             cell = network.downsampling // 2
-            self._composed[split] = composed(maps, slices.position[rows], network.config.tissues, cell)
+            self._composed[split] = composed(maps, slices.position, network.config.tissues, cell)
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:

@@ -121,7 +121,7 @@ def test_people_whom_the_vae_does_not_know_are_inferred_through_the_physics(smok
     assert list(abroad.train_vae()) == []
     slices = smoke_run.scans("val")
     level = brightness(slices.images, slices.observed, slices.subject)
-    explained = list(explained_maps(smoke_run.vae(), slices, level))
+    explained = list(explained_maps(smoke_run.vae(), slices, level=level))
     assert len(explained) == SMOKE.cohort.n_val  # a person at a time
     tissues, cell = smoke_run.composition().config.tissues, smoke_run.composition().downsampling // 2
     wanted = composed(explained, slices.position, tissues, cell)

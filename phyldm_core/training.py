@@ -43,6 +43,10 @@ class Schedule:
     seed: int = 0
 
 
+HALFWAY = "halfway.safetensors"
+"""The file in the folder of a training with the averaged weights of half of its steps."""
+
+
 class Step(NamedTuple):
     """What one training step reports."""
 
@@ -57,6 +61,7 @@ def training_loop(
     schedule: Schedule,
     folder: str | Path,
     validation=None,
+    halfway: bool = False,
 ) -> Iterator[Step]:
     """Train ``objective`` on ``data``, yielding every step.
 
@@ -69,6 +74,8 @@ def training_loop(
     folder
         Holds ``checkpoint/`` while training and ``log.csv``; a run that was killed goes on from the
         last checkpoint and yields the same losses as one that was not.
+    halfway
+        Also keep the averaged weights of half of the steps, as :data:`HALFWAY`.
 
     Afterwards ``objective`` holds the averaged weights. Started by ``torchrun`` or ``accelerate launch``, the processes
     share each batch; losses and weights are those of one process, to rounding, and a checkpoint serves any number.
@@ -133,6 +140,8 @@ def training_loop(
         report = Step(step, values, time.perf_counter() - start)
         if log:
             log.write(report)
+            if halfway and step + 1 == schedule.steps // 2:
+                save_file(averaged(objective, ema), folder / HALFWAY)  # before the checkpoint: a killed run has both
             if (step + 1) % schedule.save_every == 0 and not last:
                 checkpoint.save(step + 1, report.seconds)
         yield report
@@ -140,6 +149,15 @@ def training_loop(
     if log:
         log.close()
         checkpoint.remove()
+
+
+def averaged(objective: nn.Module, ema: EMAModel) -> dict[str, torch.Tensor]:
+    """A copy of the objective's state with the averaged weights."""
+    ema.store(objective.parameters())
+    ema.copy_to(objective.parameters())
+    state = {name: value.detach().cpu().clone() for name, value in objective.state_dict().items()}
+    ema.restore(objective.parameters())
+    return state
 
 
 @torch.no_grad()

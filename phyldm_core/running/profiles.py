@@ -35,6 +35,7 @@ class Profile:
     denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
     diffusion_schedule: Schedule
     sampling_steps: int
+    guidance: float  # of diffusion.TissuePipeline; 1: no guide
     n_samples: int  # drawn for figures and histograms
     why: str = field(default="", compare=False)
 
@@ -57,6 +58,7 @@ SMOKE = Profile(
     denoiser={"width": 32, "layers": 2, "heads": 2},
     diffusion_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     sampling_steps=4,
+    guidance=2.0,
     n_samples=8,
 )  # fmt: skip
 
@@ -86,6 +88,7 @@ LAPTOP = Profile(
     denoiser={"width": 192, "layers": 8, "heads": 4},
     diffusion_schedule=Schedule(steps=1400, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
     sampling_steps=20,
+    guidance=3.0,  # thickness of cortex
     n_samples=64,
 )
 
@@ -116,6 +119,7 @@ RELEASE = Profile(
     diffusion_schedule=Schedule(steps=14_000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
+    guidance=LAPTOP.guidance,
     n_samples=64,
 )  # fmt: skip
 
@@ -141,6 +145,7 @@ PAPER = Profile(
     diffusion_schedule=Schedule(steps=100_000, batch_size=16, learning_rate=2.5e-5, warmup=500, ema_decay=0.9999,
                                 validate_every=2000, save_every=2000),
     sampling_steps=50,  # DDIM, as in the paper
+    guidance=1.0,  # none in the paper
     n_samples=256,
 )  # fmt: skip
 

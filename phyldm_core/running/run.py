@@ -1,8 +1,7 @@
 """A run: one profile, one folder, and in it the cohort, the VAE, the diffusion model and the numbers.
 
-Each part is made by one notebook and used by the later ones. A part is reused as long as the
-settings it was made with are those asked for; a changed setting makes it anew. ``config.json`` and
-``training.json`` say what is trained, so that the folder can be loaded as weights (:func:`weights.load_weights`).
+Each part is made by one notebook and used by the later ones, and made anew where its settings have changed.
+``config.json`` and ``training.json`` describe it, so that the folder loads as weights (:func:`weights.load_weights`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ..people.cohort import CohortRecipe
 from ..people.scanned import ScanRecipe, read_scan_recipe
 from ..physics import TissueMaps
 from ..slices import Slices, Truth, brightness
-from ..training import Schedule, Step, training_loop
+from ..training import HALFWAY, Schedule, Step, training_loop
 from ..vae import PoEVAE
 from ..weights import Weights
 from .describe import describe
@@ -186,25 +185,31 @@ class Run:
             level = brightness(slices.images, slices.observed, slices.subject)
             rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
             at_home = self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe)
-            slices, level = slices[rows], level[rows]
             if at_home:
-                maps = seen_maps(vae, slices, level)
+                maps = seen_maps(vae, slices[rows], level[rows])
             else:
-                maps = explained_maps(vae, slices, self.common_scale, level=level)
-            cell = network.downsampling // 2
-            self._composed[split] = composed(maps, slices.position, network.config.tissues, cell)
+                maps = explained_maps(vae, slices[rows], self.common_scale, level=level[rows])
+            self._composed[split] = composed(
+                maps, slices.position[rows], network.config.tissues, network.downsampling // 2
+            )
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:
         """Train the autoencoder of compositions on inferred maps; nothing happens in a profile without one."""
-        settings, profile = self._composition_settings(), self.profile
-        if profile.composition is None or made_with(self.folder / "composition") == settings:
+        settings = self._composition_settings()
+        if self.profile.composition is None or made_with(self.folder / "composition") == settings:
             return
-        train, held_out = (CompositionData(self.compositions(split).shares) for split in ("train", "val"))
+        train, held_out = (self._composition_data(split) for split in ("train", "val"))
         torch.manual_seed(self.seed)
-        network = make_composition(profile)
-        objective, schedule = CompositionObjective(network, profile.composition_kl), profile.composition_schedule
-        yield from self._train("composition", settings, schedule, objective, train, held_out, network.save_pretrained)
+        objective, schedule = self._composition_objective(), self.profile.composition_schedule
+        keep = objective.autoencoder.save_pretrained
+        yield from self._train("composition", settings, schedule, objective, train, held_out, keep)
+
+    def _composition_data(self, split: str) -> CompositionData:
+        return CompositionData(self.compositions(split).shares)
+
+    def _composition_objective(self) -> CompositionObjective:
+        return CompositionObjective(make_composition(self.profile), self.profile.composition_kl)
 
     def composition(self) -> CompositionVAE | None:
         """The trained autoencoder of compositions; None in a profile without one."""
@@ -219,7 +224,7 @@ class Run:
         profile = self.profile
         return _as_json(
             composition=self._composition_settings(), process=profile.process, denoiser=profile.denoiser,
-            schedule=asdict(profile.diffusion_schedule),
+            guidance=profile.guidance, schedule=asdict(profile.diffusion_schedule),
         )  # fmt: skip
 
     def drawn_latents(self, split: str) -> Latents:
@@ -248,11 +253,16 @@ class Run:
         objective = DiffusionObjective(denoiser, self.profile.process)
 
         def keep(folder: Path):
+            guide, early = None, folder / HALFWAY
+            if early.exists():
+                guide = make_denoiser(self.profile, channels, size)
+                DiffusionObjective(guide, self.profile.process).load_state_dict(load_file(early))
             pipeline = TissuePipeline(
                 denoiser, make_scheduler(self.profile.process), decoder, train.mean.tolist(), train.scale.tolist(),
-                size, self.recipe.voxel_mm, csf_quantiles(train),
+                size, self.recipe.voxel_mm, csf_quantiles(train), guide, self.profile.guidance,
             )  # fmt: skip
             pipeline.to(torch.float16).save_pretrained(folder)  # half the size; it is loaded as float32
+            early.unlink(missing_ok=True)
 
         yield from self._train("pipeline", settings, self.profile.diffusion_schedule, objective, train, held_out, keep)
 
@@ -268,8 +278,8 @@ class Run:
         """The profile's generated brains, ``(n, y, x)`` a map: drawn from the seed where they are not there yet."""
         folder, settings = self.folder / "samples", self._sample_settings()
         if made_with(folder) != settings:
-            profile = self.profile
-            maps = self.pipeline()(profile.n_samples, seed=self.seed, num_inference_steps=profile.sampling_steps)
+            n, steps = self.profile.n_samples, self.profile.sampling_steps
+            maps = self.pipeline()(n, seed=self.seed, num_inference_steps=steps)
             with whole_folder(folder, settings) as part:
                 save_file({name: m.contiguous() for name, m in maps._asdict().items()}, part / "maps.safetensors")
         return self.samples()
@@ -280,8 +290,8 @@ class Run:
         return TissueMaps(**load_file(folder / "maps.safetensors"))
 
     def _sample_settings(self) -> dict:
-        profile = self.profile
-        return _as_json(pipeline=self.diffusion_settings(), n=profile.n_samples, steps=profile.sampling_steps)
+        n, steps = self.profile.n_samples, self.profile.sampling_steps
+        return _as_json(pipeline=self.diffusion_settings(), n=n, steps=steps)
 
     # --- parts that are whole or absent ----------------------------------------------------------
 
@@ -291,9 +301,10 @@ class Run:
     ) -> Iterator[Step]:  # fmt: skip
         """Train a part, yielding every step, and let ``keep`` write what was learned; a killed training goes on."""
         folder = self.folder / part
+        halfway = part == "pipeline" and self.profile.guidance != 1
         with main_first():
             work = unfinished(folder, settings)
-        yield from training_loop(objective, train, replace(schedule, seed=self.seed), work, held_out)
+        yield from training_loop(objective, train, replace(schedule, seed=self.seed), work, held_out, halfway)
         with main_first():
             if made_with(folder) != settings:
                 with whole_folder(folder, settings) as work:
@@ -311,10 +322,8 @@ class Run:
     def _describe(self):
         describe(self)
 
-    # --- what was measured -----------------------------------------------------------------------
-
     def training_log(self, part: str) -> pandas.DataFrame:
-        """``log.csv`` of "vae" or "pipeline": step, seconds, loss, value."""
+        """``log.csv`` of a part: step, seconds, loss, value."""
         return pandas.read_csv(self.folder / part / "log.csv")
 
     def write_metrics(self, name: str, table: pandas.DataFrame) -> Path:

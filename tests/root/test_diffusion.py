@@ -302,6 +302,42 @@ def test_saved_and_loaded_without_pickles_it_draws_the_same_brains(pipe, tmp_pat
     torch.testing.assert_close(its, mine, rtol=1e-5, atol=1e-5)
 
 
+# --- guided by half of the training -----------------------------------------------------------------
+
+
+def guided(pipe: TissuePipeline, guide, guidance: float) -> TissuePipeline:
+    said = {name: pipe.config[name] for name in ("latent_mean", "latent_scale", "latent_size", "voxel_mm")}
+    other = TissuePipeline(**pipe.components | {"guide": guide}, **said, guidance=guidance)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def test_a_guide_that_agrees_changes_nothing(pipe):
+    alone, same = (p(2, seed=1, num_inference_steps=6).stack() for p in (pipe, guided(pipe, pipe.denoiser, 3.0)))
+    torch.testing.assert_close(same, alone)
+
+
+def test_guidance_goes_on_in_the_direction_of_training():
+    """At a σ where the guide is asked: answer + (w − 1)·(answer − the guide's)."""
+    one, other = Oracle(), Oracle()
+    other.clean.data += 0.5
+    x, free, clock = torch.zeros(1, C, Y, X), torch.full((1, 2), torch.nan), torch.tensor(500.0)
+    alone = pipeline(one)._answer(x, free, clock)
+    further = guided(pipeline(one), other, 3.0)._answer(x, free, clock)
+    torch.testing.assert_close(further - alone, 2 * (alone - other(x, clock).sample))
+    torch.testing.assert_close(guided(pipeline(one), other, 3.0)._answer(x, free, 2 * clock), one(x, 2 * clock).sample)
+
+
+def test_a_guide_is_saved_and_loaded(pipe, tmp_path):
+    torch.manual_seed(5)
+    other = guided(pipe, TissueTransformer(C + 4, C, (Y, X), **SMOKE.denoiser), 2.0)
+    other.save_pretrained(tmp_path)
+    again = TissuePipeline.from_pretrained(tmp_path, local_files_only=True)
+    again.set_progress_bar_config(disable=True)
+    mine, its = (p(2, seed=2, num_inference_steps=6).stack() for p in (other, again))
+    torch.testing.assert_close(its, mine, rtol=1e-5, atol=1e-5)
+
+
 def test_a_number_of_the_person_is_half_as_wide_as_a_cell():
     """Told by every cell, it would else be read off long before anything else is."""
     pattern, number = torch.randn(500, 1, 6, 5), 0.3 * torch.randn(500, 1, 1, 1).expand(-1, -1, 6, 5)

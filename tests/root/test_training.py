@@ -33,7 +33,7 @@ from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, signe
 from phyldm_core.running.profiles import SMOKE
 from phyldm_core.slices import LAYERS, Slices
 from phyldm_core.tissue import TISSUES, in_vivo_3t
-from phyldm_core.training import Schedule, training_loop
+from phyldm_core.training import HALFWAY, Schedule, training_loop
 from phyldm_core.vae import TYPICAL_SIGNAL, PoEVAE
 
 N, SIZE = 6, 32
@@ -400,6 +400,24 @@ def test_averaging_weights_changes_what_is_kept_and_not_what_is_learned(slices, 
     (a, last), (b, averaged) = kept
     assert a == b
     assert not torch.equal(last, averaged)
+
+
+def test_weights_of_half_the_steps_are_kept_where_asked_for_also_by_a_run_that_was_killed(slices, tmp_path):
+    trained, data = vae_training(slices)
+    for _ in training_loop(trained, data, SCHEDULE, tmp_path / "a", halfway=True):
+        pass
+    assert not (tmp_path / "a" / "checkpoint").exists()
+    half = load_file(tmp_path / "a" / HALFWAY)
+    assert half.keys() == trained.state_dict().keys()
+    assert any(not torch.equal(half[name], value) for name, value in trained.state_dict().items())
+    run = training_loop(*vae_training(slices), SCHEDULE, tmp_path / "b", halfway=True)
+    for _ in range(SCHEDULE.steps // 2):
+        next(run)
+    run.close()
+    for _ in training_loop(*vae_training(slices), SCHEDULE, tmp_path / "b", halfway=True):
+        pass
+    again = load_file(tmp_path / "b" / HALFWAY)
+    assert all(torch.equal(again[name], value) for name, value in half.items())
 
 
 def test_the_seed_decides(slices, tmp_path):

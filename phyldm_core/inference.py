@@ -58,7 +58,7 @@ def infer(
     shown: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
 ):
-    """Posterior and tissue maps of every slice, from the encoder alone.
+    """Posterior ``(n, c, y, x)`` and tissue maps ``(n, y, x)`` of its mean, of every slice, from the encoder alone.
 
     Parameters
     ----------
@@ -68,41 +68,10 @@ def infer(
         ``(n, m)`` bool, the scans the encoder may see; None: all that exist.
     scale
         ``(n, m)``, what each scan is divided by; None: :func:`slices.brightness` over these very slices.
-
-    Returns
-    -------
-    Posterior
-        ``(n, c, y, x)``.
-    TissueMaps
-        ``(n, y, x)``, decoded from the posterior mean.
     """
     posterior = encode(vae, slices, common_scale, shown, scale)
     maps = torch.cat([vae.decode(part).stack() for part in posterior.mean.split(INFERENCE_BATCH)])
     return posterior, TissueMaps.from_stack(maps)
-
-
-@torch.no_grad()
-def posterior_sd(vae: PoEVAE, posterior: Posterior, n_samples: int, generator: torch.Generator) -> TissueMaps:
-    """SD of PD, T1 (s) and T2 (s) over decoded samples of the posterior, each ``(n, y, x)``.
-
-    It is how sure the model is, not how right: an error that all samples share does not show. On a simulated whole
-    brain, weights of the laptop profile had one in twenty true values within two of these SDs.
-
-    Parameters
-    ----------
-    n_samples
-        At least 2; the SD itself is known to a fraction 1/√(2(n − 1)).
-    """
-    spread = []
-    for mean, log_variance in zip(*(t.split(INFERENCE_BATCH) for t in posterior), strict=True):
-        part, middle = Posterior(mean, log_variance), vae.decode(mean).stack()
-        total, squares = torch.zeros_like(middle), torch.zeros_like(middle)
-        for _ in range(n_samples):
-            off = vae.decode(part.sample(generator)).stack() - middle  # small numbers: their squares keep all digits
-            total += off
-            squares += off**2
-        spread.append(((squares - total**2 / n_samples) / (n_samples - 1)).clamp_min(0).sqrt())
-    return TissueMaps.from_stack(torch.cat(spread))
 
 
 # --- through the physics --------------------------------------------------------------------------
@@ -115,6 +84,7 @@ INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no 
 NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
 AT_A_TIME = 8  # slices: what a processor keeps near
 ENOUGH = 100  # pixels of a tissue, for its median
+SWAPPED = 3.0  # by so much in the cost must white and grey matter be explained better where they are swapped
 
 
 class Explained(NamedTuple):
@@ -158,16 +128,11 @@ def explain(
     Parameters
     ----------
     slices
-        Of one session.
+        Of one session; ValueError if they are of several.
     shown, scale
         As :func:`infer` takes them.
     gain
         ``(m,)``, where it is known: of scans on the scale of PD it is 1. None: each scan has its own, unknown.
-
-    Raises
-    ------
-    ValueError
-        The slices are of several sessions.
     """
     if len(slices.subject.unique()) > 1:
         raise ValueError("slices of several sessions: explain one session at a time")
@@ -182,15 +147,47 @@ def explain(
     tissues, unsure, gain = found.values, found.sd, torch.ones(len(used))
     gain[used] = found.gains
     on_one_scale = replace(slices, images=scans.images / gain[:, None, None])
-    start = infer(vae, on_one_scale, True, shown)[1].stack()
+    start = toward_fluid(infer(vae, on_one_scale, True, shown)[1].stack(), tissues)
+    start = where_signals_are(start, tissues, scans, gain)
     for mask, values in zip(masks, tissues, strict=True):
         if mask.sum() >= ENOUGH:
             start = torch.where(mask[:, None], values[:, None, None], start)
-    moved = [
-        sharpened(start[rows], scans[rows], gain, scans.noise) for rows in torch.arange(len(slices)).split(AT_A_TIME)
-    ]
-    maps, misfit = (torch.cat(parts) for parts in zip(*moved, strict=True))
-    return Explained(TissueMaps.from_stack(maps), tissues, unsure, gain * unit, scans.noise * unit, misfit)
+    parts = torch.arange(len(slices)).split(AT_A_TIME)
+    maps = torch.cat([sharpened(start[rows], scans[rows], gain, scans.noise) for rows in parts])
+    counted = (scans.measured.any(1) & scans.inside).sum((1, 2)).clamp_min(1)
+    left = torch.cat([misfit(maps[rows], scans[rows], gain, scans.noise).sum((1, 2)) for rows in parts]) / counted
+    return Explained(TissueMaps.from_stack(maps), tissues, unsure, gain * unit, scans.noise * unit, left)
+
+
+def toward_fluid(maps: Tensor, tissues: Tensor) -> Tensor:
+    """Maps ``(n, 3, y, x)`` whose fluid has at least the T2 that its T1 implies between grey matter and CSF.
+
+    Hardly any scan tells T2 of fluid, so it stays near where it starts. ``tissues``: the person's WM, GM and CSF.
+    """
+    (_, t1, t2), (_, fluid_t1, fluid_t2) = tissues[1:].log()
+    part = ((maps[:, 1].log() - t1) / (fluid_t1 - t1)).clamp(0, 1)
+    implied = (t2 + part * (fluid_t2 - t2)).exp() * (maps[:, 1] > FLUID_T1)
+    return torch.stack([maps[:, 0], maps[:, 1], torch.maximum(implied, maps[:, 2])], 1)
+
+
+BETWEEN = (0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0)
+"""Where else a pixel may start: at white matter (0), grey matter (1), fluid (2), or between two of them."""
+
+WORSE = 6.0
+"""By so much in the misfit the encoder must be wrong for that: far from home it may take cortex for fluid."""
+
+
+def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor) -> Tensor:
+    """Maps ``(n, 3, y, x)``, pixels whose signals are far from those of ``start`` moved to one of :data:`BETWEEN`."""
+    noise, logs = scans.noise, tissues.log()
+    best, least = start, misfit(start, scans, gain, noise) - WORSE
+    for at in BETWEEN:
+        i = min(int(at), 1)
+        values = logs[i].lerp(logs[i + 1], at - i).exp()[:, None, None].expand(start.shape)
+        cost = misfit(values, scans, gain, noise)
+        best = torch.where((cost < least)[:, None], values, best)
+        least = torch.minimum(cost, least)
+    return best
 
 
 @dataclass(frozen=True)
@@ -214,6 +211,11 @@ class Scans:
         """``(n, y, x)`` bool: the head, as far as any scan shows it."""
         return ((self.images.abs() > INSIDE) & self.measured).any(1)
 
+    @property
+    def counted(self) -> Tensor:
+        """``(n, m, y, x)``: 1 where a scan measures the head, else 0."""
+        return (self.inside[:, None] & self.measured).float()
+
     @cached_property
     def noise(self) -> Tensor:
         """``(m,)``: SD, told from air, where magnitudes are Rayleigh: SD² = mean square / 2."""
@@ -225,16 +227,20 @@ class Scans:
 def _best_explained(
     candidates: list[list[Tensor]], scans: Scans, used: Tensor, gains: Tensor | None
 ) -> tuple[list[Tensor], ThreeTissues]:
-    """Of several opinions on where the three tissues are, the one whose signals tissue explains best."""
+    """Of several opinions on where the three tissues are, the one whose signals tissue explains best.
+
+    Also with white and grey matter swapped (:data:`SWAPPED`): far from home the encoder may take one for the other.
+    """
     opinions = []
-    for masks in candidates:
+    for masks in [*candidates, *([grey, white, fluid] for white, grey, fluid in candidates)]:
         signals = torch.full((len(used), 3), torch.nan)
         for k, mask in enumerate(masks):
             if mask.sum() >= ENOUGH:
                 there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
         opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
-    return min(opinions, key=lambda opinion: opinion[1].cost)
+    handicap = [0.0] * len(candidates) + [SWAPPED] * len(candidates)
+    return min(zip(opinions, handicap, strict=True), key=lambda pair: pair[0][1].cost + pair[1])[0]
 
 
 def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
@@ -334,34 +340,41 @@ ROUNDS, FARTHEST = 4, 0.15  # Gauss–Newton steps and the longest of them, in l
 
 
 @torch.no_grad()
-def sharpened(start: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps ``(n, 3, y, x)``, each pixel where its signals, :data:`OWN_SPREAD` and the water line agree best, and what
-    is left: each slice's robust misfit ``(n,)`` per pixel, in units of the noise's variance.
+def sharpened(start: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> Tensor:
+    """Maps ``(n, 3, y, x)``, each pixel where its signals, :data:`OWN_SPREAD` and the water line agree best.
 
     Gauss–Newton in log PD, log T1 and log T2 from ``start``.
     """
-    first, noise = start.log(), noise[:, None, None]
-    counted = (scans.inside[:, None] & scans.measured).float()
-    doubt = (noise**2 + (SIGNAL_ERROR * scans.images) ** 2).sqrt()
-    signed, held = scans.settings[..., 5, None, None] > 0, start.new_tensor(OWN_SPREAD) ** -2
+    first, held = start.log(), start.new_tensor(OWN_SPREAD) ** -2
     at = first
     for _ in range(ROUNDS):
         here, slopes = signal_slopes(at, scans.settings, gain)
-        floored = (here**2 + NOISE_SQUARED * noise**2).sqrt()
-        slopes = slopes * torch.where(signed, 1, here / floored)[..., None] / doubt[..., None]
-        off = (scans.images - torch.where(signed, here, floored)) / doubt
-        weight = counted / (1 + (off / HUBER) ** 2).sqrt()
+        off, steepness = misfits(here, scans, noise)
+        slopes = slopes * steepness[..., None]
+        weight = scans.counted / (1 + (off / HUBER) ** 2).sqrt()
         line, from_line = water_slope(at)
         curvature = torch.einsum("nmyxp,nmyxq,nmyx->nyxpq", slopes, slopes, weight) + torch.diag(held)
         curvature = curvature + line[..., :, None] * line[..., None, :]
         wanted = torch.einsum("nmyxp,nmyx->nyxp", slopes, off * weight) - line * from_line[..., None]
         wanted = wanted - ((at - first) * held[:, None, None]).movedim(1, -1)
         at = at + torch.linalg.solve(curvature, wanted).clamp(-FARTHEST, FARTHEST).movedim(-1, 1)
-    maps = torch.minimum(at.exp(), at.new_tensor(WATER)[:, None, None])
-    here = gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings)
-    off = (scans.images - torch.where(signed, here, (here**2 + NOISE_SQUARED * noise**2).sqrt())) / doubt
-    misfit = (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum((1, 2, 3))
-    return maps, misfit / counted.amax(1).sum((1, 2)).clamp_min(1)
+    return torch.minimum(at.exp(), at.new_tensor(WATER)[:, None, None])
+
+
+def misfits(here: Tensor, scans: Scans, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """How far scans are from signals ``here`` ``(n, m, y, x)``, in SDs, and the slope of that."""
+    noise, signed = noise[:, None, None], scans.settings[..., 5, None, None] > 0
+    doubt = (noise**2 + (SIGNAL_ERROR * scans.images) ** 2).sqrt()
+    floored = (here**2 + NOISE_SQUARED * noise**2).sqrt()
+    expected = torch.where(signed, here, floored)
+    return (scans.images - expected) / doubt, torch.where(signed, 1, here / floored) / doubt
+
+
+@torch.no_grad()
+def misfit(maps: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> Tensor:
+    """``(n, y, x)``: how badly maps explain scans, robust, in units of the noise's variance; 0 outside the head."""
+    off, _ = misfits(gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings), scans, noise)
+    return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * scans.counted).sum(1)
 
 
 def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import tissue
-from ..inference import infer, posterior_sd
+from ..calibration import posterior_sd
+from ..inference import infer
 from ..losses import gain_per_scan
 from ..machine.files import write_atomically
 from ..physics import UNSEEN, Protocol, TissueMaps, render

@@ -18,11 +18,13 @@ import torch
 from IPython.display import Image as StillImage
 from safetensors import SafetensorError
 
+from ..calibration import posterior_sd
 from ..evaluation import metrics
 from ..figures.style import percentile_window, to_png
-from ..inference import infer, posterior_sd
+from ..inference import infer
 from ..machine.errors import BadInput
 from ..physics import REFERENCE, TissueMaps, effective_protocol, render
+from ..running.chapter import open_model
 from ..running.run import Run, reopen
 from ..slices import MAPS, MODALITIES, Slices, Truth
 from ..tissue import AIR_PD
@@ -329,7 +331,7 @@ class ExpertSwitchboard(Slow):
 
 
 class LatentExplorer(widgets.VBox):
-    """Both explorers of a run; where a part is missing or damaged, one sentence stands in its place.
+    """Brains drawn by the release, sharper than a laptop's, and a run's experts; a sentence where a part is missing.
 
     Parameters
     ----------
@@ -343,7 +345,9 @@ class LatentExplorer(widgets.VBox):
 
         def noise():
             run = opened_run()
-            return NoiseExplorer(run.pipeline(), (run.seed, run.seed + 1), run.profile.sampling_steps)
+            run.pipeline()  # a run without one says so
+            model = open_model(run)
+            return NoiseExplorer(model.pipeline, (run.seed, run.seed + 1), model.steps)
 
         def experts():
             run = opened_run()

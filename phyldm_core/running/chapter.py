@@ -145,8 +145,14 @@ class Model:
         return TissueMaps(**load_file(folder / "maps.safetensors"))
 
 
-def open_model(run: Run) -> Model:
-    """The run's own networks where both are trained, those of the release elsewhere: so a chapter opens in seconds."""
+def open_model(run: Run, own: bool = False) -> Model:
+    """What chapters after 04 show: the networks of the release, or those that the run trained.
+
+    The release where nothing is trained, so that a chapter opens in seconds, and in place of profile laptop, whose half
+    hour is for chapters 03 and 04. Other profiles, and runs on real scans, show their ``own``, and all where asked to.
+    """
+    if run.profile.name == "laptop" and run.common_scale and not own:
+        return Model(run, load_weights("release"))
     try:
         run.vae(), run.pipeline()
     except MissingResult:

@@ -16,7 +16,7 @@ from ..vae import PoEVAE
 N_CALIBRATED = 5
 """People who tell what the SD of the posterior misses."""
 
-N_SESSIONS = 12
+N_SESSIONS = 24
 """Of random protocols, which tell what the SD of explained maps is to be multiplied by."""
 
 

@@ -17,8 +17,8 @@ import torch
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from ..calibration import calibrated, honest_sd, local_sd
-from ..inference import explain, infer, posterior_sd
+from ..calibration import calibrated, honest_sd, local_sd, posterior_sd
+from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..physics import TissueMaps
 from ..slices import Slices, brightness

@@ -135,6 +135,14 @@ def test_what_no_scan_tells_is_as_wide_as_people_are(people):
     assert after_t2w.median() < 0.6 * PEOPLE_SD[2]
 
 
+def test_a_scan_that_was_not_shown_has_no_gain_and_leaves_the_sd_finite(people):
+    slices, maps = people[0].common, people[0].truth.maps
+    found = explained_as(slices, maps)
+    hidden = found._replace(gain=torch.tensor([1.0, 0.0, 0.0]), noise=torch.tensor([0.01, 0.0, 0.0]))
+    sd = local_sd(hidden, slices, shown(slices, True, False, False)).stack()
+    torch.testing.assert_close(sd, local_sd(found, slices, shown(slices, True, False, False)).stack())
+
+
 def test_factors_make_an_sd_cover_new_people(people, monkeypatch):
     generator, off = torch.Generator().manual_seed(0), torch.tensor([0.02, 0.1, 0.3])[:, None, None]
     made = {}

@@ -159,3 +159,34 @@ def test_gains_that_are_known_are_kept(person, monkeypatch):
     free = explain(None, slices)
     known = explain(None, slices, gain=1.3 * free.gain)
     torch.testing.assert_close(known.gain, 1.3 * free.gain, rtol=0.05, atol=0)
+
+
+def test_white_and_grey_matter_that_the_encoder_swaps_are_swapped_back(person, monkeypatch):
+    slices, truth = person
+    seeing(monkeypatch, wrong(truth))
+    white, grey, fluid = (truth.tissue(name, 0.95) for name in ("WM", "GM", "CSF"))
+    found = []
+    for opinion in ([white, grey, fluid], [grey, white, fluid]):
+        monkeypatch.setattr(inference, "three_tissues", lambda *_, said=opinion: [said])
+        found.append(explain(None, slices))
+    torch.testing.assert_close(found[1].tissues, found[0].tissues)
+    torch.testing.assert_close(found[1].maps.stack(), found[0].maps.stack())
+
+
+def test_cortex_that_the_encoder_takes_for_fluid_becomes_cortex(person, monkeypatch):
+    """Its signals are far from those of fluid, and from there no small step leads back."""
+    slices, truth = person
+    seen, grey = wrong(truth), truth.tissue("GM", 0.95)
+    seen[:, 1][grey], seen[:, 2][grey] = 3.5, 1.0
+    seeing(monkeypatch, seen)
+    found = explain(None, slices).maps.stack()
+    assert error(found, truth, "GM", 1) < 0.06
+    assert error(found, truth, "GM", 2) < 0.1
+
+
+def test_fluid_starts_at_the_t2_that_its_t1_implies():
+    """Between grey matter and fluid in proportion, at fluid's own where it is fluid; tissue is left as it is."""
+    tissues = torch.tensor([[0.7, 0.9, 0.07], [0.8, 1.4, 0.08], [1.0, 4.2, 2.0]])
+    seen = torch.tensor([[0.8, 1.5, 0.1], [0.95, (1.4 * 4.2**3) ** 0.25, 0.5], [1.0, 4.2, 1.0]]).T[None, :, :, None]
+    found = inference.toward_fluid(seen, tissues)[0, 2, :, 0]
+    torch.testing.assert_close(found, torch.tensor([0.1, (0.08 * 2.0**3) ** 0.25, 2.0]), rtol=1e-4, atol=0)

@@ -44,6 +44,12 @@ def test_an_untrained_run_shows_the_release_with_new_people_and_draws_once(smoke
     torch.testing.assert_close(chapter.open_model(open_run(tmp_path, "smoke")).samples.t1, first.t1)
 
 
+def test_a_laptop_s_half_hour_is_for_the_chapters_that_train(tmp_path):
+    """Trained or not, later chapters show the release."""
+    run = open_run(tmp_path, "laptop")
+    assert chapter.open_model(run).weights.identity == load_weights("release").identity
+
+
 def test_the_release_infers_as_fit_does_and_a_run_by_its_encoder(smoke_run):
     own, release = chapter.Model(smoke_run), chapter.Model(smoke_run, load_weights(smoke_run.folder))
     slices = smoke_run.scans("test")

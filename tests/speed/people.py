@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from phyldm_core.inference import infer, posterior_sd
+from phyldm_core.calibration import posterior_sd
+from phyldm_core.inference import infer
 from phyldm_core.people.cohort import load_scans, load_truth, make_cohort, simulate
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running.profiles import LAPTOP

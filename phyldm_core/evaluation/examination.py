@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from .. import __version__, tissue
-from ..calibration import honest_sd
-from ..inference import infer, posterior_sd
+from ..calibration import calibrated, honest_sd, local_sd, posterior_sd
+from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
 from ..people.anatomy import Folders
@@ -35,7 +35,7 @@ from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, features, novelty, pictures, thumbnails
 from .brain_shapes import measure_shapes, share_in_range
-from .protocol_sets import SetsExam, by_set, examine_sets, read_sets
+from .protocol_sets import EXPLAINED, SetsExam, by_set, examine_sets, read_sets
 from .told_apart import N_FOLDS, auc_of_features, auc_of_network, screens
 
 KEYS = ["metric", "quantity", "tissue", "inputs"]
@@ -173,7 +173,10 @@ def _csv(table: pandas.DataFrame) -> bytes:
 
 
 def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
-    """The network's maps from each subset of scans on either scale; the rivals'; the paper's own choices."""
+    """From each subset of scans on either scale the network's maps, those through the physics, and the rivals'.
+
+    And once the paper's own choices.
+    """
     generator = torch.Generator().manual_seed(exam.seed)
     brain = person.truth.brain
     everything, some = SUBSETS[ALL_SCANS], some_voxels(person.truth, N_FITTED, exam.seed)
@@ -189,6 +192,10 @@ def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
                 yield Estimate(NETWORK, scans, scale, maps, sd)
                 if exam.weights.calibration:
                     yield Estimate(SAMPLED_SD, scans, scale, maps, sampled, some)
+                found = explain(vae, slices, shows, gain=torch.ones(len(shown)) if common else None)
+                local = local_sd(found, slices, shows)
+                local = calibrated(local, found.maps, (exam.weights.calibration or {}).get("explained"))
+                yield Estimate(EXPLAINED, scans, scale, found.maps, local)
                 refined = refine(maps, slices, brain, exam.weights.voxel_mm, common, shows, where)
                 yield Estimate(REFINED, scans, scale, *refined, where)
             fitted = baselines.least_squares(slices, brain, shown, common, where=where)
@@ -236,11 +243,12 @@ def examine_person(exam: Examination, vae, person: Person) -> tuple[pandas.DataF
         judges = [metrics.psnr]
         if whole and min(truth.brain.shape[-2:]) >= tables.SMALLEST_FOR_MS_SSIM:
             judges.append(metrics.ms_ssim)
-        shows_images = found.where is None and (whole or found.method == NETWORK and common)
+        ours = found.method in (NETWORK, EXPLAINED)
+        shows_images = found.where is None and (whole or ours and common)
         if shows_images:
             unseen = tables.unseen_errors(found.maps, truth, slices, judges=judges, **scale)
-            parts.append(unseen if found.method in (NETWORK, REFINED) and whole else _mean_rows(unseen))
-        if found.method == NETWORK or found.method == REFINED and whole:
+            parts.append(unseen if (ours or found.method == REFINED) and whole else _mean_rows(unseen))
+        if ours or found.method == REFINED and whole:
             parts.append(tables.contrast_order(found.maps, *about))
             if shows_images:
                 parts.append(tables.reconstruction_errors(found.maps, slices, truth.brain, common, found.label))

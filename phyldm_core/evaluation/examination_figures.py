@@ -74,14 +74,15 @@ def error_by_scans(table: pandas.DataFrame, methods: Sequence[str], scans: Seque
     """Median absolute error for each subset of scans: a mark a method, filled on a common scale, open with any gain."""
     rows = table[table.metric == "median_absolute_error"]
     fig, axes = plt.subplots(2, 3, figsize=(FIGURE_WIDTH, 3.9), sharex=True, layout="constrained")
-    x, looks = np.arange(len(scans)), (("o", "0.2"), ("s", "#d55e00"), ("^", "#cc78bc"), ("v", "#56b4e9"))
+    x = np.arange(len(scans))
+    looks = (("o", "0.2"), ("D", "#009e73"), ("s", "#d55e00"), ("^", "#cc78bc"), ("v", "#56b4e9"))
     for i, tissue in enumerate(("WM", "GM")):
         for j, quantity in enumerate(("T1", "T2", "PD")):
             ax, here = axes[i, j], rows[(rows.quantity == quantity) & (rows.tissue == tissue)]
             for k, (method, (mark, colour)) in enumerate(zip(methods, looks, strict=False)):
                 for scale, face in zip(SCALES, (colour, "white"), strict=True):
                     of = here[(here.method == method) & (here.scale == scale)].set_index("scans").reindex(scans)
-                    at = x + 0.16 * (k - 1.5)  # subsets have no order: nothing joins them
+                    at = x + 0.14 * (k - 2)  # subsets have no order: nothing joins them
                     label = method if face == colour else None
                     ax.plot(at, 100 * of.value, mark, ms=3, mec=colour, mfc=face, mew=0.8, label=label)
                     if face == colour:

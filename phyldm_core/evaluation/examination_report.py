@@ -31,10 +31,11 @@ from .examination import (
     kept_voxels,
     split_inputs,
 )
-from .protocol_sets import HIGH, OASIS3, RANDOM, SETS, SPOILED_WAYS
+from .protocol_sets import EXPLAINED, HIGH, OASIS3, RANDOM, SETS, SPOILED_WAYS
 
 NEEDS_OF = {
     NETWORK: ("training", "priors"),
+    EXPLAINED: ("training", "priors"),
     REFINED: ("training", "segmentation", "priors"),
     f"{NETWORK}, a sampled latent": ("training", "priors"),
     f"{NETWORK}, nominal TE": ("training", "priors"),
@@ -154,7 +155,7 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
     who = f"n = {n} simulated people from {heads}, scanned with protocols of OASIS-3"
     whole = rows[(rows.scans == ALL_SCANS) | (rows.method == PAINTED) & (rows.scans == "T1w")]
     needs = {name: of for name, of in NEEDS_OF.items() if name in set(whole.method)}
-    honest = [name for name in (NETWORK, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
+    honest = [name for name in (NETWORK, EXPLAINED, REFINED, SAMPLED_SD, BAYES) if name in set(whole.method)]
     network = NETWORK in set(whole[whole.scale == SCALES[0]].method)
     scale = SCALES[0] if network else SCALES[1]
     made = {
@@ -162,13 +163,13 @@ def draw_figures(exam: Examination, table: pandas.DataFrame, folder: str | Path)
             examination_figures.accuracy_and_needs(whole, needs),
             f"Median absolute error of T1, T2 and PD (relative to CSF) from T1w, T2w and FLAIR, {who}; means with 95 % "
             "bootstrap intervals over people. Right: what each method needs. All rivals are told where the brain is.",
-            "Dots with intervals for ten methods in six panels, and a grid of what each needs.",
+            "Dots with intervals for all methods in six panels, and a grid of what each needs.",
         ),
         "fig82_error_by_scans": (
-            examination_figures.error_by_scans(rows, (NETWORK, PRIORS, BAYES, REFINED), list(SUBSETS)),
+            examination_figures.error_by_scans(rows, (NETWORK, EXPLAINED, PRIORS, BAYES, REFINED), list(SUBSETS)),
             f"Median absolute error by the scans that were shown, {who}; solid: common scale with its 95 % interval, "
             "dotted: any gain. Scans that do not tell a quantity leave it to the priors.",
-            "Six panels of errors falling as more scans are shown, for four methods.",
+            "Six panels of errors falling as more scans are shown, for five methods.",
         ),
         "fig83_honesty": (
             examination_figures.honesty(rows[rows.scans == ALL_SCANS], honest, scale),

@@ -1,7 +1,7 @@
 """The test that needs no truth: hide one scan of a session, predict it from the others, compare.
 
-The model goes through tissue: it infers PD, T1 and T2 from the other scans and renders the hidden protocol, with one
-number fitted to the hidden scan, its gain. Its rival knows no physics: the best weighted sum of the other scans plus a
+The model goes through tissue: PD, T1 and T2 that explain the other scans render the hidden protocol, with one number
+fitted to the hidden scan, its gain. Its rival knows no physics: the best weighted sum of the other scans plus a
 constant, every weight fitted to the hidden scan itself.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..inference import infer
+from ..inference import explain
 from ..machine.errors import BadInput
 from ..slices import Slices
 from ..vae import PoEVAE
@@ -42,7 +42,7 @@ def predict_scan(vae: PoEVAE, slices: Slices, brain: Tensor, m: int, scale: Tens
     shown[:, m] = False
     if not slices.observed[:, m].all() or not shown.any(1).all():
         raise BadInput("leaving one scan out takes two scans in every slice: give slices that both cover")
-    maps = infer(vae, slices, False, shown, scale)[1]
+    maps = explain(vae, slices, shown, scale).maps
     model = tables.rescan(maps, slices, False, brain)[:, m] * brain
     others = [slices.images[:, k] for k in range(shown.shape[1]) if shown[:, k].any()] + [torch.ones_like(model)]
     known = torch.stack([image[brain].double() for image in others], 1)

@@ -100,17 +100,6 @@ def axial_grid(
     return Grid(shape, affine)
 
 
-def axial_slices(scan: Scan, grid: Grid) -> np.ndarray:
-    """``(n, y, x)`` float32: a scan on a grid of :func:`axial_grid`, as :func:`resample` brings it there.
-
-    Raises
-    ------
-    BadInput
-        The scan and the grid do not overlap.
-    """
-    return volume_to_slices(resample(scan, grid))
-
-
 def resample(scan: Scan, grid: Grid) -> np.ndarray:
     """``(x, y, z)`` float32: a scan on another grid, 0 outside what was scanned.
 

@@ -177,7 +177,7 @@ def test_oblique_anisotropic_scan_lands_on_the_world_grid(tmp_path):
     affine[:3, 3] = -110, -120, -70
     scan = scan_of(ellipsoid(affine, (220, 220, 40)), affine, tmp_path)
     grid = grids.axial_grid(scan, shape_yx=(112, 80), voxel_mm=2.0, z=(0.0, 8.0))
-    slices = grids.axial_slices(scan, grid)
+    slices = grids.volume_to_slices(grids.resample(scan, grid))
     assert slices.shape == (5, 112, 80) and slices.dtype == np.float32
     expected = grids.volume_to_slices(ellipsoid(grid.affine, grid.shape))
     inside = grids.volume_to_slices(ellipsoid(grid.affine, grid.shape, radii=(55, 72, 60))) > 0
@@ -191,13 +191,13 @@ def test_scan_already_on_the_grid_is_only_cut(tmp_path):
     grid = grids.axial_grid(scan, (64, 48), 1.0, z=4)
     start = np.round(grid.affine[:3, 3]).astype(int)
     cut = scan.image[tuple(slice(s, s + n) for s, n in zip(start, grid.shape, strict=True))]
-    np.testing.assert_allclose(grids.axial_slices(scan, grid), grids.volume_to_slices(cut), atol=0.01)
+    np.testing.assert_allclose(grids.resample(scan, grid), cut, atol=0.01)
 
 
 def test_coarser_grid_averages_instead_of_picking(tmp_path):
     noise = np.random.default_rng(1).normal(500, 100, (80, 80, 80))
     scan = scan_of(noise, np.eye(4), tmp_path)
-    slices = grids.axial_slices(scan, grids.axial_grid(scan, (20, 20), 2.0, z=8, centre=(40, 40, 40)))
+    slices = grids.resample(scan, grids.axial_grid(scan, (20, 20), 2.0, z=8, centre=(40, 40, 40)))
     assert slices.mean() == pytest.approx(500, abs=5)
     assert slices.std() < 55  # a Gaussian of that variance, centred on a voxel, leaves half
 
@@ -205,7 +205,7 @@ def test_coarser_grid_averages_instead_of_picking(tmp_path):
 def test_scans_that_do_not_overlap_are_told(tmp_path):
     scan = scan_of(head((30, 30, 30)), np.eye(4), tmp_path)
     far = grids.axial_grid(scan, (10, 10), 1.0, centre=(500, 0, 0))
-    assert "does not overlap" in refusal(grids.axial_slices, scan, far)
+    assert "does not overlap" in refusal(grids.resample, scan, far)
 
 
 # --- images that cannot be used, and some that look as if ------------------------------------------
@@ -594,7 +594,7 @@ def test_open_ms_images_lie_in_mni_space(patient):
         assert scan.image.min() < 0 < scan.image.max()
     np.testing.assert_allclose(grids.head_centre(patient[0]), (0, -18, 4), atol=8)  # MNI mm
     grid = grids.axial_grid(patient[0], (112, 80), 2.0, z=8)
-    t1w, t2w, flair = (grids.axial_slices(scan, grid) for scan in patient)
+    t1w, t2w, flair = (grids.volume_to_slices(grids.resample(scan, grid)) for scan in patient)
     brain = t1w > 0.3 * np.percentile(t1w, 99)
     assert 0.3 < brain.mean() < 0.7
     assert (np.corrcoef(t1w[brain], t2w[brain])[0, 1]) < -0.3  # long T1 is long T2

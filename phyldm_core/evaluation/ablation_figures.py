@@ -67,3 +67,45 @@ def draw_shares(ax, shares: pandas.DataFrame):
     ax.set_yticks(range(len(keys)), labels=[f"{symbol(q)} {t}" for q, t in keys])
     ax.set(ylim=(len(keys) - 0.5, -0.5), title="share of the prior", xlabel="0: scans, 1: prior")
     ax.legend(loc="upper right", fontsize=6, handletextpad=0.1)
+
+
+LOOKS = {"drawn, guided": ("o", "0.2", "0.2"), "drawn, no guide": ("o", "0.2", "white"),
+         "autoencoder alone": ("x", "#0072b2", "#0072b2")}  # fmt: skip
+"""Which slices → mark, edge and face."""
+
+
+def generator_parts(table: pandas.DataFrame) -> Figure:
+    """What each part of the generator is worth, and its distance against minutes of training.
+
+    Parameters
+    ----------
+    table
+        As ``data/generators/generators.csv`` has it, the reference first.
+    """
+    variants = list(dict.fromkeys(table.variant))
+    fig, axes = plt.subplots(1, 4, figsize=(FIGURE_WIDTH, 2.6), layout="constrained", width_ratios=(1, 1, 1, 1))
+    values = table[table.quantity.isna()].set_index(["slices", "metric", "variant"])
+    for ax, metric in zip(axes, ("frechet", "density", "thickness"), strict=False):
+        for slices, (mark, edge, face) in LOOKS.items():
+            of = values.loc[slices, metric].value.reindex(variants)
+            ax.plot(of, range(len(variants)), mark, ms=4, mec=edge, mfc=face, mew=0.9, label=slices)
+        ax.set_yticks(range(len(variants)), labels=variants if metric == "frechet" else [])
+        ax.set_ylim(len(variants) - 0.5, -0.5)
+        ax.grid(axis="y", color="0.92", lw=0.5)
+    people = float(values.loc["inferred people", "thickness"].value.iloc[0])
+    for ax, at in zip(axes, (1, 1, people), strict=False):
+        ax.axvline(at, color="0.5", lw=0.6)
+    axes[0].set(title="Fréchet distance", xlabel="over split-half", xscale="log")
+    axes[1].set(title="density", xlabel="over split-half")
+    axes[2].set(title="cortical thickness", xlabel="mm")
+    lengths = [name for name in variants if "as long" in name or name == variants[0]]
+    minutes = values.loc["both trainings", "minutes"].value.reindex(lengths)
+    for slices, (mark, edge, face) in LOOKS.items():
+        of = values.loc[slices, "frechet"].value.reindex(lengths)
+        axes[3].plot(minutes, of, mark, ms=4, mec=edge, mfc=face, mew=0.9)
+    axes[3].axhline(1, color="0.5", lw=0.6)
+    axes[3].set(title="Fréchet distance", xlabel="minutes of training", yscale="log")
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=3)
+    letter_panels(axes)
+    return fig

@@ -18,8 +18,8 @@
 #
 # **Question.** Given PD, T1 and T2, what does a scanner show, and what do TE, TR, TI and the flip angle change?
 #
-# **You will** draw the three signal equations of the paper, null CSF, meet two traps that spoil a fitted T2, read off
-# which scan tells which property, and drag every setting in an explorer. *Seconds.*
+# **You will** plot the three signal equations of the paper, null CSF, see two pitfalls that spoil a fitted T2, find
+# which scan determines which property, and change every setting in an explorer. *Runs in seconds.*
 #
 # [Contents](00_overview.ipynb) · next: [02 The cohort](02_cohort.ipynb) · the explorer as one file, without Python:
 # [explore.html](../figures/explore.html)
@@ -58,8 +58,8 @@ pd, t1, t2 = torch.tensor(list(tissues.values()), dtype=torch.float64).T
 pandas.DataFrame(tissues, index=["PD (of water)", "T1 (s)", "T2 (s)"]).T
 
 # %% [markdown]
-# The paper (section 2.2) renders every scan by one of three equations. Each has a factor for the number of protons, one
-# for the recovery along the field (T1), and one for the signal that is left at the echo (T2).
+# The paper (section 2.2) renders every scan by one of three equations. Each is a product of three factors: the proton
+# density ρ (PD), the recovery along the field (T1), and the signal that is left at the echo (T2).
 #
 # $$\text{MPRAGE:}\quad S = \rho\,\Big(1 - \frac{2e^{-TI/T_1}}{1 + e^{-TR/T_1}}\Big)\,e^{-TE/T_2} \qquad (1)$$
 #
@@ -67,7 +67,7 @@ pandas.DataFrame(tissues, index=["PD (of water)", "T1 (s)", "T2 (s)"]).T
 #
 # $$\text{FLAIR:}\quad S = \rho\,\big(1 - 2e^{-TI/T_1} + e^{-TR/T_1}\big)\,e^{-TE/T_2} \qquad (3)$$
 #
-# TR of an inversion sequence runs from inversion to inversion.
+# In an inversion sequence, TR is the time from one inversion to the next.
 #
 # **Predict:** CSF holds the most water of the three. In which of the panels below is it the darkest tissue all the
 # same?
@@ -94,7 +94,8 @@ pandas.DataFrame(at_usual, index=list(tissues)).round(2)
 # %% [markdown]
 # **Figure 6.** At the dotted settings CSF is the darkest tissue in (a) and (b), because it recovers most slowly: these
 # images are T1 weighted. In (c) it is the brightest, because it decays most slowly: this image is T2 weighted. TI and
-# TR separate the tissues by T1, and TE separates them by T2. With a long TR and a short TE only PD is left.
+# TR separate the tissues by T1, and TE separates them by T2. With a long TR and a short TE, the contrast depends on PD
+# only.
 #
 # ## Null points, and a sign that is lost
 # After an inversion every tissue crosses zero once, where $2e^{-TI/T_1} = 1 + e^{-TR/T_1}$ in (1) and in (3):
@@ -128,11 +129,11 @@ publish(fig, "fig07_null_points", caption, alt)
 # %% [markdown]
 # **Figure 7.** The FLAIR is read out earlier: at 2.48 s instead of 2.98 s. At TR 9 s CSF has regrown to only 0.78 of
 # its magnetisation when the next inversion comes, so it starts from −0.78 and reaches zero sooner. Panels (c) and (d)
-# are one acquisition. The published code compares a signed prediction with a magnitude image, although a scan has lost
-# the sign. Here the physics keeps the sign, and `render` takes the magnitude as its last step.
+# show one acquisition, signed and as magnitude. A scan is a magnitude image and has no sign. The published code
+# compares it with a signed prediction. Our code keeps the sign, and `render` takes the magnitude as its last step.
 #
-# One of the paper's nine "unseen" settings has TI 1 s within TR 0.1 s. No scanner can run it, and `Protocol` refuses
-# it.
+# One of the paper's nine "unseen" settings has TI 1 s and TR 0.1 s. TI cannot be longer than TR: no scanner can run it,
+# and `Protocol` refuses it.
 #
 # ## Which TE: nominal or effective?
 # Most T2w scans of OASIS-3 have a TE of 455 ms in the header.
@@ -145,9 +146,9 @@ left = 100 * torch.exp(-nominal / t2)
 print("left at TE 455 ms:", ", ".join(f"{n} {v:.2f} %" for n, v in zip(tissues, left, strict=True)))
 
 # %% [markdown]
-# On the real images white matter is clearly visible. These scans are long echo trains whose refocusing pulses are far
-# below 180°. Such a pulse stores a part of the magnetisation along the field, where it decays with T1, which is ten
-# times slower than T2. An *extended phase graph* follows these paths.
+# On the real images white matter is clearly visible. These scans use long echo trains with refocusing pulses far below
+# 180°. Such a pulse stores a part of the magnetisation along the field. There it decays with T1, ten times slower than
+# with T2. An *extended phase graph* computes the signal of all these pathways.
 
 # %%
 def echo_train(flip_deg, spacing, t1, t2):
@@ -167,7 +168,7 @@ def echo_train(flip_deg, spacing, t1, t2):
 
 # %% [markdown]
 # The angle falls from 180° to a plateau within eight pulses, which is the simplest train of this kind. The
-# *contrast-equivalent* TE is the time of plain decay that costs a tissue as much as relaxation in the train does (Busse
+# *contrast-equivalent* TE is the TE at which plain T2 decay loses as much signal as relaxation in the train does (Busse
 # et al. 2006).
 
 # %%
@@ -200,27 +201,27 @@ publish(fig, "fig08_effective_te", caption, alt)
 ratios.loc[[15, 20, 30, 60, 180]].rename_axis("plateau (°)").round(2)
 
 # %% [markdown]
-# **Figure 8.** By plain decay 0.2 % would be left, as in (c). Real scans look like (d). A model that has to explain (d)
-# alone with 455 ms must report a T2 that is 4.5 times too long. With a FLAIR beside it, whose own TE is correct, the
-# two scans disagree and no T2 fits both ([09](09_how_right_is_it.ipynb) shows what happens). In (b) white and grey
-# matter share a ratio of 0.23 to 0.31 for plateaus of 15° to 30°, and CSF has 0.66 to 0.70. The cohort assumes 0.22,
-# just below this range. The angles are in no header, so T2 from such a scan is known only up to the assumed ratio.
+# **Figure 8.** With plain decay, 0.2 % of white matter's signal is left, as in (c). Real scans look like (d). From (d)
+# alone and TE 455 ms, a model infers a T2 that is 4.5 times too long. If a FLAIR with a correct TE is added, no T2 fits
+# both scans ([09](09_how_right_is_it.ipynb) shows what happens). In (b), for plateaus of 15° to 30°, the ratio is 0.23
+# to 0.31 in white and grey matter and 0.66 to 0.70 in CSF. The cohort assumes 0.22, just below this range. No header
+# gives the angles, so T2 from such a scan is only as right as the assumed ratio.
 #
-# Equation 3 is an approximation, too. It leaves out what the refocusing pulses do to the magnetisation that regrows
-# under them. For a train of length $D$ the missing term is $e^{-TR/T_1}(e^{D/T_1} - 1)$.
+# Equation 3 is an approximation, too. It ignores the effect of the refocusing pulses on the magnetisation that regrows
+# during the train. For a train of length $D$ the missing term is $e^{-TR/T_1}(e^{D/T_1} - 1)$.
 
 # %%
 missing = {f"TR {tr:g} s": 100 * np.exp(-tr / t1.numpy()) * np.expm1(0.4 / t1.numpy()) for tr in (5.0, 9.0)}
 pandas.DataFrame(missing, index=list(tissues)).rename_axis("left out by equation 3, train of 0.4 s (%)").round(2)
 
 # %% [markdown]
-# White and grey matter lose less than a per cent at either TR. CSF is off by 1.2 % at TR 9 s and by 3 % at TR 5 s,
-# which some OASIS-3 FLAIR scans use. So equation 3 does not say how well a real FLAIR nulls CSF.
+# In white and grey matter the missing term is below 1 % at either TR. In CSF it is 1.2 % at TR 9 s, and 3 % at TR 5 s,
+# which some OASIS-3 FLAIR scans use. So equation 3 cannot predict how well a real FLAIR nulls CSF.
 #
 # ## Which scan tells which property?
-# The derivatives of the equations say what can be learned from scans. With noise of 1 % of water's signal and the
-# paper's prior (a log-normal of unit SD on each property), the expected error is the square root of the diagonal of
-# $(J^\top J/\sigma^2 + I)^{-1}$, where $J$ holds the change of each signal per relative change of a property.
+# The derivatives of the signal equations give the error to expect. The noise SD σ is 1 % of water's signal. The paper's
+# prior is log-normal with unit SD for each property. The expected error is then the square root of the diagonal of
+# $(J^\top J/\sigma^2 + I)^{-1}$. $J$ holds the change of each signal per relative change of a property.
 #
 # **Predict:** T1w, T2w and FLAIR are three numbers per voxel, and tissue has three unknowns. Are they all determined?
 
@@ -261,10 +262,10 @@ run.write_metrics("expected_error", errors.rename_axis("scans (error in %)").res
 errors.loc[["all three"]].round(0).astype(int)
 
 # %% [markdown]
-# **Figure 9.** No. With all three scans, T1 of white matter keeps an error of 27 % and its PD one of 42 %, as the table
-# shows. T2w and FLAIR say nearly the same about white and grey matter, since both rise with PD and with T2. T2 of CSF
-# is not known at all: no echo is late enough. A smaller error from these scans must come from somewhere else: from
-# neighbouring voxels, or from a tighter prior. The network of chapter 03 uses both.
+# **Figure 9.** No. With all three scans, the error in white matter is still 27 % for T1 and 42 % for PD (table). T2w
+# and FLAIR carry nearly the same information about white and grey matter, since both rise with PD and with T2. T2 of
+# CSF is not determined: no TE is long enough. A smaller error needs other information: neighbouring voxels, or a
+# tighter prior. The network of chapter 03 uses both.
 #
 # ## The flip angle
 # A *spoiled gradient echo* turns the magnetisation by an angle α only, and returns after milliseconds:
@@ -285,10 +286,10 @@ by_angle.assign(**{"Ernst angle (°)": [round(float(np.degrees(physics.ernst_ang
 #
 # ## Explore
 # Choose a preset, drag the times, and watch image, curves, null points and the voxel under the cross. Tick *two
-# protocols* to compare two. Sliders stop where no scanner can follow, and the line on top says why. Without a running
-# kernel the controls stay dark; the picture below them shows the start. By keyboard: Tab to a slider, then the arrow
-# keys. **Predict** before each drag: spin echo, TE from 10 to 400 ms; FLAIR, TI from 2.5 s down to 0.2 s; MPRAGE at TI
-# 0.63 s.
+# protocols* to compare two. Sliders stop at settings that no scanner can run, and the top line gives the reason.
+# Without a running kernel the controls do not work. The picture below them shows the first setting. By keyboard: Tab to
+# a slider, then the arrow keys. **Predict** before each drag: spin echo, TE from 10 to 400 ms; FLAIR, TI from 2.5 s
+# down to 0.2 s; MPRAGE at TI 0.63 s.
 
 # %%
 subjects = {"simulated person": maps} | find_subjects(run_dir, seed=seed)
@@ -303,8 +304,8 @@ explorer.still()
 # ## What we learned
 # - TI and TR separate tissue by T1, and TE separates it by T2 (Figure 6).
 # - At TR 9 s CSF is nulled at 2.48 s and not at $T_1 \ln 2$ = 2.98 s (Figure 7).
-# - A nominal TE of 455 ms leaves white matter 0.2 % of its signal. Without a FLAIR it makes T2 4.5 times too long
-#   (Figure 8).
+# - Plain decay for a nominal TE of 455 ms leaves 0.2 % of white matter's signal. Fitted with this TE and without a
+#   FLAIR, T2 is 4.5 times too long (Figure 8).
 # - The usual three scans leave T1 of white matter uncertain by a quarter and T2 of CSF unknown (Figure 9).
 #
 # ## Exercises

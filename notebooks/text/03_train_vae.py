@@ -42,9 +42,10 @@ import torch
 from IPython.display import clear_output
 
 from phyldm_core import figures
+from phyldm_core.calibration import posterior_sd
 from phyldm_core.evaluation import metrics, tables
 from phyldm_core.explorers.latents import ExpertSwitchboard
-from phyldm_core.inference import infer, posterior_sd
+from phyldm_core.inference import infer
 from phyldm_core.physics import Protocol
 from phyldm_core.running.chapter import Model, open_chapter, release_beside, say
 from phyldm_core.slices import ALL_SCANS, MODALITIES, SUBSETS, Truth

@@ -98,6 +98,9 @@ composition = run.composition()
 # level σ is $x_\sigma = (1 - \sigma)\,x_0 + \sigma\,\varepsilon$, and a small transformer answers with a guess of the
 # clean latent. In profile `paper` a U-Net works on 1000 steps. Two numbers can be asked for: the height of the slice
 # and the share of CSF.
+#
+# The weights of half of the training are kept as a *guide*. Where the finished network and the guide differ, a step goes
+# on in the direction from the guide to the network (autoguidance, Karras et al. 2024). This sharpens the cortex.
 
 # %%
 train(run.train_diffusion(), "diffusion")
@@ -181,8 +184,9 @@ def way_of(model, n_shown=7):
     shown, free = np.unique(np.linspace(0, n - 1, n_shown).round().astype(int)), torch.tensor([[0.0, torch.nan]])
     guesses = [guess(pipe, frames[i], pipe.scheduler.timesteps[i].float(), free) for i in shown]
     states = torch.cat([*(frames[i] for i in shown), frames[-1], *guesses, frames[-1]])
-    images = render(pipe.decode(states), REFERENCE["T1w"])
-    window, titles = figures.percentile_window(images[-1]), [*(f"step {i + 1}" for i in shown), "result"]
+    maps, titles = pipe.decode(states), [*(f"step {i + 1}" for i in shown), "result"]
+    images = render(maps, REFERENCE["T1w"])
+    window = figures.percentile_window(images[-1], segmentation.brain_of(maps)[-1])
     named = zip(images, titles + [""] * len(titles), strict=True)
     panels = [figures.Panel(image, window=window, title=title) for image, title in named]
     return panels[: len(titles)], panels[len(titles) :]
@@ -299,3 +303,4 @@ memory.round(3)
 #   *Latent Diffusion*, 2022, arXiv 2112.10752.
 # - Y. Lipman et al., *Flow Matching*, 2023, arXiv 2210.02747. C. Lu et al., *DPM-Solver++*, 2022, arXiv 2211.01095.
 # - N. Carlini et al., *Extracting Training Data from Diffusion Models*, 2023, arXiv 2301.13188: why to look for copies.
+# - T. Karras et al., *Guiding a Diffusion Model with a Bad Version of Itself*, 2024, arXiv 2406.02507: autoguidance.

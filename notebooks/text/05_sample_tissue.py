@@ -50,8 +50,8 @@ from phyldm_core.running.chapter import open_chapter, open_model, say
 # %% [markdown]
 # ## From noise to tissue
 # A sample starts as Gaussian noise in a small latent. The network of chapter 04 removes the noise in a few steps, and a
-# decoder turns the result into PD, T1 and T2. No scan is involved. Heights are spread evenly over the stack of slices
-# that was trained on.
+# decoder turns the result into PD, T1 and T2. No scan is involved. The samples are spread evenly over the slice heights
+# of the training data.
 #
 # **Predict:** will T1w, T2w and FLAIR of one sample agree about where the ventricles are?
 
@@ -88,14 +88,14 @@ def fluid_agrees(person, brain):
 
 
 agree = np.mean([fluid_agrees(person, brains[i]) for person, i in zip(people, chosen, strict=True)])
-say(f"""**Figure 3 (F3 of the paper).** They agree: of the darkest tenth of the T1w, {100 * agree:.0f} % is among the
-brightest fifth of the T2w. The three scans are views of one tissue, so the agreement needs no learning. The paper
-renders T2w at its nominal TE of 450 ms; we take the effective one ([01](01_signal_physics.ipynb)).""")
+say(f"""**Figure 3 (F3 of the paper).** They agree: {100 * agree:.0f} % of the darkest tenth of the T1w is among the
+brightest fifth of the T2w. All three scans are rendered from one tissue, so the agreement needs no learning. The paper
+renders T2w at its nominal TE of 450 ms. We use the effective TE ([01](01_signal_physics.ipynb)).""")
 
 # %% [markdown]
 # ## Can you tell?
-# Below are T1w images rendered from the true maps of test people, and as many generated ones from the same heights,
-# shuffled.
+# The T1w images below are shuffled. Half are rendered from true maps of test people, half from generated maps of the
+# same heights.
 #
 # **Predict:** which are generated? Write down the letters before you read on.
 
@@ -106,13 +106,14 @@ level = ((heights + 1) / 2 * (n_z - 1)).round().long()
 true_rows = torch.arange(n_samples) % n_people * n_z + level  # for each sample a true slice of the same height
 shown = torch.linspace(0, n_samples - 1, min(8, n_samples)).long()
 pool = [("generated", take(samples, i), brains[i]) for i in shown]
-pool += [("true", take(true_maps, i), model.truth.brain[i]) for i in true_rows[shown]]
+inside = segmentation.brain_of(take(true_maps, true_rows[shown]))
+pool += [("true", take(true_maps, i), mask) for i, mask in zip(true_rows[shown], inside, strict=True)]
 order = np.random.default_rng(seed).permutation(len(pool))
 
 # %%
 letters, panels = "abcdefghijklmnop", []
 for letter, k in zip(letters, order, strict=False):
-    image = render(pool[k][1], REFERENCE["T1w"])
+    image = render(pool[k][1], REFERENCE["T1w"]) * pool[k][2]
     panels.append(Panel(image, window=percentile_window(image, pool[k][2]), note=letter))
 fig = figures.map_grid([panels[: len(panels) // 2], panels[len(panels) // 2 :]], voxel_mm=voxel_mm)
 caption = f"""Can you tell? True and generated T1w images, shuffled: {settings["T1w"]}, n = {len(shown)} and
@@ -123,15 +124,15 @@ publish(fig, "fig18_can_you_tell", caption, "T1-weighted slices in two rows, hal
 answer = ", ".join(letter for letter, k in zip(letters, order, strict=False) if pool[k][0] == "generated")
 detail = [float(np.mean([render(m, REFERENCE["T1w"])[b].diff().abs().mean() for kind, m, b in pool if kind == name]))
           for name in ("generated", "true")]  # fmt: skip
-say(f"""**Figure 18.** Generated are **{answer}**. Most readers find them at a glance: the large forms are right, and
-the cortex, one to three voxels thick, is not. From voxel to voxel the T1w of generated brains changes by
-{100 * detail[0] / detail[1]:.0f} % of what it does in true ones.""")
+say(f"""**Figure 18.** The generated images are **{answer}**. Their large forms are right. Their cortex, one to three
+voxels thick, is wrong, and this gives them away. The mean change of the T1w from voxel to voxel is
+{100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
 
 # %% [markdown]
 # ## Can a classifier tell?
-# A classifier makes "can you tell" a number: the area under the curve (AUC) is 0.5 for two sets of one kind and 1 for
-# sets that are always told apart. Here logistic regression looks at full-resolution slices through fixed random
-# filters. It never learns and is asked on slices of the same person.
+# The area under the ROC curve (AUC) measures how well a classifier separates two sets: 0.5 is chance, and 1 is always
+# right. Here logistic regression sees full-resolution slices through fixed random filters. No person has slices in both
+# its training set and its test set.
 #
 # **Predict:** what AUC do you expect after the figure above: 0.6, 0.8 or 1?
 
@@ -141,8 +142,7 @@ features = {name: brain_sets.features(brain_sets.pictures(maps)) for name, maps 
 groups = 1000 + np.arange(n_samples), (true_rows // n_z).numpy()
 if n_people >= 3 and n_samples >= 3:
     auc = told_apart.auc_of_features(features["generated"], features["true"], groups, seed)
-    say(f"""The AUC is {auc:.2f}, with {n_samples} slices of each kind. A coarser test would be kinder: averaged over
-    4 × 4 voxels the cortex is gone, and what differs with it.""")
+    say(f"""The AUC is {auc:.2f}, with {n_samples} slices of each kind.""")
 
 # %% [markdown]
 # ## Is it a copy?
@@ -154,8 +154,8 @@ if n_people >= 3 and n_samples >= 3:
 
 # %%
 def coarse(maps):
-    """``(n, k)``: the reference T1w of each slice on a grid four times coarser."""
-    t1w = render(maps, REFERENCE["T1w"])
+    """``(n, k)``: the reference T1w of each slice's brain on a grid four times coarser."""
+    t1w = render(maps, REFERENCE["T1w"]) * segmentation.brain_of(maps)
     return torch.nn.functional.avg_pool2d(t1w[:, None], 4).flatten(1).numpy()
 
 
@@ -175,14 +175,14 @@ averaged over 4 × 4 voxels), each beside its nearest of {len(true_maps.pd)} sli
 publish(fig, "fig19_nearest", caption, "Four pairs of T1-weighted slices: sample and nearest true slice.")
 finite = among.min(1)[np.isfinite(among.min(1))]
 people_apart = f"{np.median(finite):.2f}" if finite.size else "unknown"
-say(f"""**Figure 19.** The median sample lies {np.median(apart.min(1)):.2f} from its nearest true slice; true slices
-of different people lie {people_apart} from each other. Outline and ventricles agree in these pairs, and the folds
-differ.""")
+say(f"""**Figure 19.** The median distance from a sample to its nearest true slice is {np.median(apart.min(1)):.2f}.
+From a true slice to the nearest slice of another person it is {people_apart}. In the pairs shown, outline and
+ventricles agree, and the folds differ.""")
 
 # %% [markdown]
 # ## Anatomy in numbers
-# Two properties of a slice can be measured without a template: how much of each tissue it holds, and how symmetric it
-# is. Tissue is told by thresholds on the rendered T1w, in the same way for samples and truth.
+# How much of each tissue a slice holds can be measured without a template. Tissue is told by thresholds on the rendered
+# T1w, in the same way for samples and truth.
 #
 # **Predict:** will generated brains hold as much CSF as true ones?
 
@@ -201,7 +201,7 @@ held.round(1)
 # %%
 more = held.generated["CSF"] / held.true["CSF"]
 say(f"""CSF fills {held.generated["CSF"]:.0f} % of generated brains and {held.true["CSF"]:.0f} % of true ones,
-{more:.2f} times as much. The shares of the true column scatter by a few per cent from person to person.""")
+{more:.2f} times as much.""")
 
 # %% [markdown]
 # ## Explore: noise to tissue, and the way between two brains
@@ -219,8 +219,8 @@ explorer
 explorer.still()
 
 # %% [markdown]
-# One brain. In many dimensions noise lies close to a sphere, and the network has only seen noise from there. The great
-# circle stays on the sphere, and the straight line leaves it:
+# There is one brain. In many dimensions Gaussian noise lies close to a sphere, and the network was trained on such
+# noise only. A great circle from A to B stays on the sphere, and a straight line leaves it:
 
 # %%
 shape = (1, len(pipe.config.latent_mean), *pipe.config.latent_size)
@@ -232,8 +232,10 @@ pandas.DataFrame(length, index=["A", "1/4", "1/2", "3/4", "B"]).T.round(2)  # re
 # %% [markdown]
 # ## What we learned
 # - Noise, a few steps and a decoder give PD, T1 and T2, and any scan follows by physics (Figure 3).
-# - Generated slices are told from true ones at a glance, by their cortex (Figure 18), and by a classifier.
-# - The nearest true slice of each sample is shown (Figure 19), and the share of CSF is measured.
+# - Generated slices are told from true ones by their cortex (Figure 18), and by a classifier.
+# - Four samples are shown beside their nearest true slices (Figure 19), and the share of CSF is measured.
+# - What each part of the generator is worth, and what another output layer costs: [a
+#   page](../data/generators/README.md).
 #
 # ## Exercises
 # 1. **Predict first:** two seeds stand for two latents `a` and `b`. What does the brain of $(a + b)/2$ look like?
@@ -256,13 +258,13 @@ pandas.DataFrame(length, index=["A", "1/4", "1/2", "3/4", "B"]).T.round(2)  # re
 # beyond = [take(pipe(1, seed=seed, num_inference_steps=model.steps, height=z), 0) for z in (0.5, 1.0, 1.5, 2.5)]
 # figures.mosaic([m.t1 for m in beyond], "T1", labels=["0.5", "1.0", "1.5", "2.5"], columns=4, voxel_mm=voxel_mm)
 # ```
-# Just beyond the stack the trend goes on. Far outside the brain stops changing or breaks up. A condition is to be
-# trusted where there was data.
+# Just beyond the trained heights the trend goes on. Far outside them, the brain stops changing or breaks up. Trust a
+# condition only in the range of the training data.
 # </details>
 #
 # ## Limits
-# A slice is not a head: neighbouring slices share only their noise. "True" means true to the simulation. Sixteen
-# pictures and an hour of a radiologist's time would say more than a distance here.
+# The model draws slices and not heads: neighbouring slices share only their noise. "True" means simulated. A
+# radiologist who looks at sixteen pictures for an hour would tell us more than a distance does.
 #
 # ## References
 # - S. Lüpke et al., *Physics-Informed Latent Diffusion for Multimodal Brain MRI Synthesis*, 2024, arXiv 2409.13532: F3.

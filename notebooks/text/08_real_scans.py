@@ -19,9 +19,8 @@
 # **Question.** Everything so far was simulated. How does a folder of real scans become tissue maps, and what are the
 # maps worth?
 #
-# **You will** read a session, lay its scans over each other, infer PD, T1 and T2, look at lesions, and predict each
-# scan from the others. Whatever fails is shown as it comes out. *A few minutes; with the networks of your run, or of
-# the release.*
+# **You will** read a session, align its scans, infer PD, T1 and T2, look at lesions, and predict each scan from the
+# others. Failures are shown, too. *Takes a few minutes. It uses the networks of your run, or of the release.*
 #
 # [Contents](00_overview.ipynb) · before: [07 Tissue histograms](07_tissue_histograms.ipynb) · next:
 # [09 How right is it, and why?](09_how_right_is_it.ipynb)
@@ -57,9 +56,9 @@ from phyldm_core.weights import load_weights
 
 # %% [markdown]
 # ## What is in the folder
-# A scan needs three things: voxels, where they lie, and its protocol (TE, TR, TI and, of a gradient echo, the flip
-# angle). The protocol comes from the sidecar (`…_T1w.json` beside `…_T1w.nii.gz`, in seconds), or by hand: `phyldm fit
-# a.nii.gz --protocol "a.nii.gz: spin echo, te 0.1, tr 3.2"`. A session may hold several scans of one contrast; the
+# A scan needs three things: voxel values, voxel positions, and its protocol (TE, TR, TI and, for a gradient echo, the
+# flip angle). The protocol comes from the sidecar (`…_T1w.json` beside `…_T1w.nii.gz`, in seconds), or by hand: `phyldm
+# fit a.nii.gz --protocol "a.nii.gz: spin echo, te 0.1, tr 3.2"`. A session may hold several scans of one contrast; the
 # second is then called "T1w 2". `phyldm check FOLDER` prints this table, and what is doubtful.
 
 # %%
@@ -83,10 +82,10 @@ pandas.DataFrame(rows).T
 
 # %% [markdown]
 # ## Prepare
-# The scans are laid over each other by one rigid movement each (Mattes mutual information). The brain is taken from a
-# mask, or seen from a scan without skull, or found. On the command line: `phyldm prepare FOLDER --out PREPARED`. The
-# paper used UniRes (Brudfors et al. 2019), which also sharpens thick slices and removes noise. Here nothing is
-# estimated: thick slices stay blurred and noise stays, and it takes seconds.
+# One rigid movement aligns each scan with the first one (Mattes mutual information). The brain comes from a mask, from
+# a scan without skull, or from a template. On the command line: `phyldm prepare FOLDER --out PREPARED`. The paper used
+# UniRes (Brudfors et al. 2019), which also sharpens thick slices and removes noise. This step does neither: thick
+# slices stay blurred, and noise stays. It takes seconds.
 #
 # **Predict:** scans of one session were taken minutes apart. By how many millimetres did the head move?
 
@@ -111,10 +110,10 @@ brain, lesion = (torch.from_numpy(window.of_volume(volume)) for volume in (prepa
 
 # %% [markdown]
 # ## PD, T1 and T2
-# `phyldm fit FOLDER --out MAPS` infers whole volumes and writes them as BIDS quantitative maps with their SD. It starts
-# from the encoder. Three tissues then tell the gain of each scan, and each pixel moves until the signal equations
-# explain the scans (`inference.explain`). So any sequence that the physics can render is taken at its word,
-# also one that no training scan had. Below are eight slices.
+# `phyldm fit FOLDER --out MAPS` infers whole volumes and writes them as BIDS quantitative maps with their SD. The
+# encoder gives the first values. The gain of each scan is then fitted in white matter, grey matter and CSF. Last, PD,
+# T1 and T2 of each pixel are changed until the signal equations fit the scans (`inference.explain`). So any sequence
+# with a signal equation can be used, even if no training scan had it. Eight slices are fitted below.
 #
 # **Predict:** lesions have lost myelin and hold more water. Which maps should show them, and how?
 
@@ -156,15 +155,16 @@ inside = {key: tissue.OUTER_BAND[key][0] <= found["median"][key] <= tissue.OUTER
 told = ", ".join(f"{q} of {t} {'inside' if yes else 'outside'}" for (t, q), yes in inside.items())
 ratio = {q: found["median"]["lesion", q] / found["median"]["WM", q] for q in figures.MAPS}
 seen = "".join(f" {q} × {r:.2f}" for q, r in ratio.items()) if lesion.any() else " no lesion is outlined here"
-say(f"""**Figure 23.** Against the measured bands: {told}. Lesion over white matter:{seen}. Lesions should be longer
-in T1 and T2 and hold more water. Tissue is told by thresholds on the {names[0]}, and a band of healthy tissue is no
-truth: to lie in it is necessary and not sufficient.""")
+say(f"""**Figure 23.** Medians against the ranges measured in healthy tissue: {told}. Lesion divided by white
+matter:{seen}. Lesions should have a longer T1 and T2 and a higher PD. Thresholds on the {names[0]} define the tissue
+classes. A median outside its range is suspect, and a median inside it may still be wrong.""")
 
 # %% [markdown]
 # ## The physics against the encoder alone
 # The encoder answers from what it has seen in training.
 #
-# **Predict:** on protocols that training has seen, will the physics move the answer by more than a few per cent?
+# **Predict:** on protocols that training has seen, will the fit of the signal equations change the medians by more than
+# a few per cent?
 
 # %%
 alone = inference.infer(model.vae, slices, False, scale=scale)[1]
@@ -174,19 +174,20 @@ rows = {f"{q} of {t} (s)": {n: float(getattr(m, q.lower())[masks[t]].nanmedian()
 table = pandas.DataFrame(rows).T
 change = (table["through the physics"] / table["encoder alone"] - 1) * 100
 say(
-    f"""The medians move by {change.min():.0f} to {change.max():.0f} %. The mean misfit of the explained slices is
-{float(explained.misfit.mean()):.2f} in units of the noise's variance; a value far above 1 says that the equations do
-not hold for these scans.""".replace("-", "−")
+    f"""The medians change by {change.min():.0f} to {change.max():.0f} %. The mean misfit of the fitted slices is
+{float(explained.misfit.mean()):.2f} in units of the noise's variance. If it is far above 1, the equations do not hold
+for these scans.""".replace("-", "−")
 )
 table.round(3)
 
 # %% [markdown]
 # ## Predict each scan from the others
-# This test has a truth. Hide one scan, infer the tissue from the others, render the hidden protocol, and compare inside
-# the brain. One number is fitted to the hidden scan, its gain. The other method knows no physics: it is the best
-# weighted sum of the other scans plus a constant, with all weights fitted to the hidden scan itself.
+# In this test the right answer is known: it is a scan. Hide one scan, infer the tissue from the others, render the
+# hidden protocol, and compare inside the brain. Only the gain is fitted to the hidden scan. The other method uses no
+# physics: it is the best weighted sum of the other scans plus a constant. All its weights are fitted to the hidden scan
+# itself.
 #
-# **Predict:** which scan will be predicted worst, and which of the two methods is ahead?
+# **Predict:** which scan will be predicted worst, and which of the two methods has the higher PSNR?
 
 # %%
 whole = slices.observed.all(1)
@@ -224,26 +225,27 @@ if rows:
     dB = {n: wide.loc[n, "psnr"] for n in names}
     ways = "{model:.1f} dB through tissue, {rival:.1f} dB by the weighted sum."
     of = [f"{n}: {ways.format(**v)}" for n, v in dB.items()]
-    say(f"""**Figure 24.** {" ".join(of)} The weighted sum has its grey levels given. Where the model is behind in PSNR
-    and equal in correlation, it has the pattern and not the level: check TE, TR and TI of that sidecar first. Where it
-    is behind in both, the scan is of a kind that the equations do not hold.""")
+    say(f"""**Figure 24.** {" ".join(of)} The weighted sum is fitted to the hidden scan, so its grey levels are
+    right. If the model has a lower PSNR and an equal correlation, its pattern is right and its grey levels are wrong:
+    check TE, TR and TI of that sidecar first. If both are lower, the equations do not hold for that scan.""")
 
 # %% [markdown]
 # ## A contrast that nobody acquired
-# `phyldm render --maps MAPS --sequence FLAIR --te 0.09 --tr 9 --ti 2.5 --out NEW_FLAIR.nii.gz` writes an image with its
-# sidecar from the maps alone, in seconds, and any tool that takes a scan takes it. `phyldm explore` shows your maps
-# under every protocol.
+# `phyldm render --maps MAPS --sequence FLAIR --te 0.09 --tr 9 --ti 2.5 --out NEW_FLAIR.nii.gz` writes an image and its
+# sidecar from the maps alone, in seconds. Any tool that reads scans can read it. `phyldm explore` shows the contrast of
+# your maps with any protocol.
 #
 # ## What we learned
 # - A folder with sidecars becomes aligned scans, maps and new contrasts. What could not be used is named, with the
 #   reason.
-# - Medians of white and grey matter stand beside measured bands (Figure 23). That is necessary and not sufficient.
-# - Each scan is predicted from the others, beside a weighted sum that saw the answer (Figure 24). This check needs no
-#   truth.
+# - Medians of white and grey matter are compared with measured ranges (Figure 23). A wrong map can also lie within
+#   them.
+# - Each scan is predicted from the others and compared with a weighted sum fitted to the hidden scan (Figure 24). This
+#   check needs no true maps.
 #
 # ## Exercises
-# 1. **Predict first:** explain the first scan alone. Which of the three maps changes most?
-# 2. Claim half of the true TR for the first scan. Which number shows it?
+# 1. **Predict first:** fit the maps to the first scan alone. Which of the three maps changes most?
+# 2. Give the first scan half of its true TR. Which number shows the error?
 #
 # <details><summary>Solution 1</summary>
 #
@@ -253,7 +255,7 @@ if rows:
 # one = inference.explain(model.vae, slices, shown=first, scale=scale).maps
 # {q: float((100 * (a - b).abs() / b)[brain].nanmedian()) for q, a, b in zip(figures.MAPS, one, maps)}
 # ```
-# A T1w says nothing of T2 except what usually goes with its T1. The prior fills in the rest.
+# A T1w says nothing about T2 itself. Its T1 suggests a usual T2, and the prior gives the rest.
 # </details>
 #
 # <details><summary>Solution 2</summary>
@@ -264,13 +266,13 @@ if rows:
 # lied = inference.explain(model.vae, replace(slices, settings=wrong), scale=scale)
 # float(explained.misfit.mean()), float(lied.misfit.mean())
 # ```
-# The misfit may rise. Where the gains can make up for the lie, it stays, and only the tissue is wrong: a good fit does
-# not prove a protocol.
+# The misfit may rise. If the gains can compensate for the wrong TR, the misfit stays the same and only the maps are
+# wrong. A good fit does not prove that the protocol is right.
 # </details>
 #
 # ## Limits
 # One person and no measured T1 or T2. Protocols are as good as their sidecars, and an effective TE is an assumption
-# ([01](01_signal_physics.ipynb)). The maps are nobody's measurement. Research only, nothing for a clinic.
+# ([01](01_signal_physics.ipynb)). No measurement has confirmed the maps. Research only, nothing for a clinic.
 #
 # ## References
 # - M. Brudfors et al., *A tool for super-resolving multimodal clinical MRI*, 2019, arXiv 1909.01140: UniRes.

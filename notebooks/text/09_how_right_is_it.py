@@ -37,10 +37,10 @@ import pandas
 import torch
 
 from phyldm_core import figures, tissue
-from phyldm_core.calibration import honest_sd, read_calibration
+from phyldm_core.calibration import honest_sd, posterior_sd, read_calibration
 from phyldm_core.evaluation import ablation_figures, ablations, examination_figures, examination_report, tables
 from phyldm_core.evaluation import examination as exam
-from phyldm_core.inference import infer, posterior_sd
+from phyldm_core.inference import explain, infer
 from phyldm_core.machine.carried import carried
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running.chapter import kept_evaluation, open_chapter, open_model, say
@@ -69,7 +69,7 @@ from phyldm_core.voxelwise import baselines, refine
 
 # %%
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
-model = open_model(run)
+model = open_model(run, own=True)
 few = torch.where(model.test.subject < 2)[0]  # two people
 truth = Truth(model.truth.maps[few], model.truth.fractions[few])
 slices, vae, brain = model.test[few], model.vae, truth.brain
@@ -89,6 +89,7 @@ def by_person(method):
 means = torch.from_numpy(tissue.in_vivo_3t().median[:3]).float()
 known = torch.einsum("nkyx,kq->nqyx", truth.fractions, means)
 ours = {exam.NETWORK: network, "known mean": TissueMaps.from_stack(known)}
+ours[exam.EXPLAINED] = by_person(lambda s, b, v, m: explain(model.vae, s, gain=torch.ones(3)).maps)
 ours[exam.REFINED] = by_person(lambda s, b, v, m: refine.refine(m, s, b, model.voxel_mm)[0])
 ours[exam.PRIORS] = by_person(lambda s, b, v, m: baselines.least_squares(s, b, everything, True, where=v))
 plain = {"priors": False}

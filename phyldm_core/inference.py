@@ -122,8 +122,8 @@ def explain(
 
     The encoder's maps tell where white matter, grey matter and fluid are. The median signals of these three tell the
     person's tissue and the gain of each scan (:func:`tissue.fit_three_tissues`). Then the encoder sees the scans on one
-    scale. Each pixel starts at its tissue, else at what the encoder sees, or where its signals are far from that at what
-    they are near (:func:`where_signals_are`), and moves until the signal equations explain it (:func:`sharpened`).
+    scale. Each pixel starts at its tissue, else at what the encoder sees, or where its signals are far from that at
+    what they are near (:func:`where_signals_are`), and moves until the equations explain it (:func:`sharpened`).
 
     Parameters
     ----------

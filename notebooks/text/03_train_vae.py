@@ -41,8 +41,7 @@ import pandas
 import torch
 from IPython.display import clear_output
 
-from phyldm_core import figures
-from phyldm_core.calibration import posterior_sd
+from phyldm_core import calibration, figures
 from phyldm_core.evaluation import metrics, tables
 from phyldm_core.explorers.latents import ExpertSwitchboard
 from phyldm_core.inference import infer
@@ -245,7 +244,7 @@ parts = []
 for label, flags in SUBSETS.items():
     posterior, few_maps = infer(vae, few, shown=torch.tensor(flags).expand(len(few), -1))
     parts.append(tables.map_errors(few_maps, few_truth, few, label))
-    sd = posterior_sd(vae, posterior, 8, torch.Generator().manual_seed(seed)).stack() / few_maps.stack()
+    sd = calibration.posterior_sd(vae, posterior, 8, torch.Generator().manual_seed(seed)).stack() / few_maps.stack()
     for name in ("WM", "GM"):
         for q, quantity in enumerate(figures.MAPS):
             row = {"metric": "posterior_sd", "quantity": quantity, "tissue": name, "inputs": label}

@@ -116,7 +116,7 @@ def test_what_was_judged_is_kept(smoke_run, tmp_path, monkeypatch):
         calls.append(of.variant.name)
         yield pandas.DataFrame([dict.fromkeys(generators.JUDGED[1:], 1.0)])
 
-    monkeypatch.setattr(generators, "judged_sets", judged)
+    monkeypatch.setattr(generators, "judged_sets", judged_sets)
     monkeypatch.setattr(generators.GeneratorRun, "make", lambda self: iter(()))
     run = replace(smoke_run, folder=tmp_path / "run")
     for _ in range(2):

@@ -44,7 +44,7 @@ from phyldm_core.running.run import MissingResult, open_run
 from phyldm_core.slices import MODALITIES
 
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
-recipe = run.recipe
+recipe = run.recipe if run.common_scale else run.profile.cohort  # the idea needs somebody simulated
 
 # %% [markdown]
 # ## The idea

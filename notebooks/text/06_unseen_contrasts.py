@@ -67,7 +67,7 @@ expected
 # %%
 run, publish = open_chapter(run_dir, figures_dir, profile, anatomies, seed)
 model = open_model(run)
-voxel_mm, test, truth = model.voxel_mm, model.test, model.truth
+voxel_mm = model.voxel_mm
 drawn = model.pipeline(1, seed=seed, num_inference_steps=model.steps, height=0.0)
 sample, inside = TissueMaps(*(m[0] for m in drawn)), segmentation.brain_of(drawn)[0]
 fig = figures.unseen(UNSEEN, [render(sample, p) for p in UNSEEN], brain=inside, voxel_mm=voxel_mm)
@@ -95,6 +95,7 @@ publish(fig, "fig04_unseen", caption, alt)
 # **Predict:** which setting will be predicted worst?
 
 # %%
+test, truth = model.test, model.truth
 inferred = model.inferred(test)
 errors = tables.unseen_errors(inferred, truth, test)
 psnr = errors[(errors.metric == "psnr") & (errors.quantity != tables.MEAN_OF_SIGNAL)].set_index("quantity")

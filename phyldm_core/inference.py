@@ -84,7 +84,7 @@ INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no 
 NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
 AT_A_TIME = 8  # slices: what a processor keeps near
 ENOUGH = 100  # pixels of a tissue, for its median
-SWAPPED = 3.0  # by so much in the cost must white and grey matter be explained better where they are swapped
+SWAPPED = 3.0  # white and grey matter are swapped where twice the cost and this is still less: real scans stray, too
 
 
 class Explained(NamedTuple):
@@ -239,8 +239,9 @@ def _best_explained(
                 there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
         opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
-    handicap = [0.0] * len(candidates) + [SWAPPED] * len(candidates)
-    return min(zip(opinions, handicap, strict=True), key=lambda pair: pair[0][1].cost + pair[1])[0]
+    n = len(candidates)
+    costs = [found.cost if k < n else 2 * found.cost + SWAPPED for k, (_, found) in enumerate(opinions)]
+    return opinions[int(np.argmin(costs))]
 
 
 def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:

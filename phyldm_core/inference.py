@@ -239,8 +239,7 @@ def _best_explained(
                 there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
         opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
-    n = len(candidates)
-    costs = [found.cost if k < n else 2 * found.cost + SWAPPED for k, (_, found) in enumerate(opinions)]
+    costs = [found.cost + (k >= len(candidates)) * (found.cost + SWAPPED) for k, (_, found) in enumerate(opinions)]
     return opinions[int(np.argmin(costs))]
 
 

@@ -84,7 +84,7 @@ def generator_parts(table: pandas.DataFrame) -> Figure:
     """
     variants = list(dict.fromkeys(table.variant))
     fig, axes = plt.subplots(1, 4, figsize=(FIGURE_WIDTH, 2.6), layout="constrained", width_ratios=(1, 1, 1, 1))
-    values = table[table.quantity.isna()].set_index(["slices", "metric", "variant"])
+    values = table[table.quantity.isna()].set_index(["slices", "metric", "variant"]).sort_index()
     for ax, metric in zip(axes, ("frechet", "density", "thickness"), strict=False):
         for slices, (mark, edge, face) in LOOKS.items():
             of = values.loc[slices, metric].value.reindex(variants)

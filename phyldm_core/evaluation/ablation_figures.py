@@ -85,18 +85,18 @@ def generator_parts(table: pandas.DataFrame) -> Figure:
     variants = list(dict.fromkeys(table.variant))
     fig, axes = plt.subplots(1, 4, figsize=(FIGURE_WIDTH, 2.6), layout="constrained", width_ratios=(1, 1, 1, 1))
     values = table[table.quantity.isna()].set_index(["slices", "metric", "variant"]).sort_index()
-    for ax, metric in zip(axes, ("frechet", "density", "thickness"), strict=False):
+    for ax, metric in zip(axes, ("frechet", "folding", "thickness"), strict=False):
         for slices, (mark, edge, face) in LOOKS.items():
             of = values.loc[slices, metric].value.reindex(variants)
             ax.plot(of, range(len(variants)), mark, ms=4, mec=edge, mfc=face, mew=0.9, label=slices)
         ax.set_yticks(range(len(variants)), labels=variants if metric == "frechet" else [])
         ax.set_ylim(len(variants) - 0.5, -0.5)
         ax.grid(axis="y", color="0.92", lw=0.5)
-    people = float(values.loc["inferred people", "thickness"].value.iloc[0])
-    for ax, at in zip(axes, (1, 1, people), strict=False):
+    folds, thick = (float(values.loc["inferred people", metric].value.iloc[0]) for metric in ("folding", "thickness"))
+    for ax, at in zip(axes, (1, folds, thick), strict=False):
         ax.axvline(at, color="0.5", lw=0.6)
     axes[0].set(title="Fréchet distance", xlabel="over split-half", xscale="log")
-    axes[1].set(title="density", xlabel="over split-half")
+    axes[1].set(title="folding", xlabel="line: people")
     axes[2].set(title="cortical thickness", xlabel="mm")
     lengths = [name for name in variants if "as long" in name or name == variants[0]]
     minutes = values.loc["both trainings", "minutes"].value.reindex(lengths)

@@ -26,6 +26,7 @@ from ..figures.style import use_house_style
 from ..machine.files import read_json, write_atomically
 from ..machine.processes import drawn, mean
 from ..people import cohort
+from ..people.segmentation import brain_of
 from ..physics import TissueMaps
 from ..running.latents import Composed, apart, seen_maps
 from ..running.run import Run, reopen
@@ -294,13 +295,17 @@ def output_layers(runs: dict[str, GeneratorRun], n: int = 6) -> Figure:
     of, rows = runs[UNVARIED.name], []
     for name, title in ((UNVARIED.name, "a choice among tissues"), ("regression of maps", "a regression of maps")):
         drawn_maps = runs[name].pipeline()(n, seed=of.seed)
-        rows.append([Panel(t1, "T1", side=title * (i == 0)) for i, t1 in enumerate(drawn_maps.t1)])
+        rows.append([Panel(t1, "T1", side=title * (i == 0)) for i, t1 in enumerate(_t1_of_brain(drawn_maps))])
     slices = of.scans("test")
     where = torch.linspace(0, len(slices) - 1, n).long()
     level = brightness(slices.images, slices.observed, slices.subject)
-    inferred = torch.cat([maps.t1 for maps in seen_maps(of.vae(), slices, level)])[where]
+    inferred = torch.cat([_t1_of_brain(maps) for maps in seen_maps(of.vae(), slices, level)])[where]
     rows.append([Panel(t1, "T1", side="people, inferred" * (i == 0)) for i, t1 in enumerate(inferred)])
     return map_grid(rows, voxel_mm=of.recipe.voxel_mm)
+
+
+def _t1_of_brain(maps: TissueMaps) -> Tensor:
+    return maps.t1 * brain_of(maps)
 
 
 if __name__ == "__main__":

@@ -98,10 +98,10 @@ def test_the_figure_shows_every_variant_and_minutes():
         (v, s, m, 2.0)
         for v in ("reference", "half as long")
         for s in LOOKS
-        for m in ("frechet", "density", "thickness")
+        for m in ("frechet", "folding", "thickness")
     ]
     rows += [(v, "both trainings", "minutes", 9.0) for v in ("reference", "half as long")]
-    rows += [("reference", "inferred people", "thickness", 4.0)]
+    rows += [("reference", "inferred people", m, 4.0) for m in ("thickness", "folding")]
     table = pandas.DataFrame(rows, columns=["variant", "slices", "metric", "value"]).assign(quantity=None)
     fig = generator_parts(table)
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["reference", "half as long"]

@@ -33,7 +33,7 @@ T1_NODES = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
 """s. Between them the missing part is interpolated, beyond them it stays."""
 
 LEVEL = 0.9
-SO_MANY = 0.75
+SO_MANY = 0.75  # of the sessions
 N_SAMPLES = 4
 
 
@@ -227,3 +227,10 @@ def calibrated(sd: TissueMaps, maps: TissueMaps, factors: dict[str, list[float]]
     log_t1, nodes = np.log(maps.t1.clamp_min(1e-3).numpy()), np.log(T1_NODES)
     times = (torch.from_numpy(np.interp(log_t1, nodes, factors[name])).float() for name in MAPS)
     return TissueMaps(*(values * factor for values, factor in zip(sd, times, strict=True)))
+
+
+def explained_sd(
+    explained: Explained, slices: Slices, calibration: dict | None, shown: Tensor | None = None
+) -> TissueMaps:
+    """:func:`local_sd` times what ``calibration``, the content of :data:`NAME`, has for it; None leaves it as it is."""
+    return calibrated(local_sd(explained, slices, shown), explained.maps, (calibration or {}).get("explained"))

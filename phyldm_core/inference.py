@@ -154,7 +154,7 @@ def explain(
             start = torch.where(mask[:, None], values[:, None, None], start)
     parts = torch.arange(len(slices)).split(AT_A_TIME)
     maps = torch.cat([sharpened(start[rows], scans[rows], gain, scans.noise) for rows in parts])
-    counted = (scans.measured.any(1) & scans.inside).sum((1, 2)).clamp_min(1)
+    counted = scans.counted.amax(1).sum((1, 2)).clamp_min(1)
     left = torch.cat([misfit(maps[rows], scans[rows], gain, scans.noise).sum((1, 2)) for rows in parts]) / counted
     return Explained(TissueMaps.from_stack(maps), tissues, unsure, gain * unit, scans.noise * unit, left)
 
@@ -183,7 +183,7 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
     best, least = start, misfit(start, scans, gain, noise) - WORSE
     for at in BETWEEN:
         i = min(int(at), 1)
-        values = logs[i].lerp(logs[i + 1], at - i).exp()[:, None, None].expand(start.shape)
+        values = logs[i].lerp(logs[i + 1], at - i).exp()[None, :, None, None]  # one voxel, held against all
         cost = misfit(values, scans, gain, noise)
         best = torch.where((cost < least)[:, None], values, best)
         least = torch.minimum(cost, least)
@@ -211,7 +211,7 @@ class Scans:
         """``(n, y, x)`` bool: the head, as far as any scan shows it."""
         return ((self.images.abs() > INSIDE) & self.measured).any(1)
 
-    @property
+    @cached_property
     def counted(self) -> Tensor:
         """``(n, m, y, x)``: 1 where a scan measures the head, else 0."""
         return (self.inside[:, None] & self.measured).float()

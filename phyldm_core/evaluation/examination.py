@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from .. import __version__, tissue
-from ..calibration import calibrated, honest_sd, local_sd, posterior_sd
+from ..calibration import explained_sd, honest_sd, posterior_sd
 from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
@@ -193,9 +193,8 @@ def estimates(exam: Examination, vae, person: Person) -> Iterator[Estimate]:
                 if exam.weights.calibration:
                     yield Estimate(SAMPLED_SD, scans, scale, maps, sampled, some)
                 found = explain(vae, slices, shows, gain=torch.ones(len(shown)) if common else None)
-                local = local_sd(found, slices, shows)
-                local = calibrated(local, found.maps, (exam.weights.calibration or {}).get("explained"))
-                yield Estimate(EXPLAINED, scans, scale, found.maps, local)
+                sd = explained_sd(found, slices, exam.weights.calibration, shows)
+                yield Estimate(EXPLAINED, scans, scale, found.maps, sd)
                 refined = refine(maps, slices, brain, exam.weights.voxel_mm, common, shows, where)
                 yield Estimate(REFINED, scans, scale, *refined, where)
             fitted = baselines.least_squares(slices, brain, shown, common, where=where)

@@ -82,7 +82,7 @@ def error_by_scans(table: pandas.DataFrame, methods: Sequence[str], scans: Seque
             for k, (method, (mark, colour)) in enumerate(zip(methods, looks, strict=False)):
                 for scale, face in zip(SCALES, (colour, "white"), strict=True):
                     of = here[(here.method == method) & (here.scale == scale)].set_index("scans").reindex(scans)
-                    at = x + 0.14 * (k - 2)  # subsets have no order: nothing joins them
+                    at = x + 0.14 * (k - (len(methods) - 1) / 2)  # subsets have no order: nothing joins them
                     label = method if face == colour else None
                     ax.plot(at, 100 * of.value, mark, ms=3, mec=colour, mfc=face, mew=0.8, label=label)
                     if face == colour:

@@ -29,6 +29,7 @@ from ..people import cohort
 from ..people.segmentation import brain_of
 from ..physics import TissueMaps
 from ..running.latents import Composed, apart, seen_maps
+from ..running.profiles import make_composition
 from ..running.run import Run, reopen
 from ..slices import brightness
 from ..training import Step
@@ -139,7 +140,8 @@ class GeneratorRun(Run):
     def compositions(self, split: str) -> Composed:
         found = self.of.compositions(split)  # inferred once for all
         if split == "train" and self.variant.heads is not None:
-            found = Composed(*(of_all[self._rows()] for of_all in found))
+            rows = self._rows()
+            found = Composed(*(of_all[rows] for of_all in found))
         return found if self.variant.texture else found._replace(texture=torch.zeros_like(found.texture))
 
     def _rows(self) -> Tensor:
@@ -170,7 +172,7 @@ class GeneratorRun(Run):
         kl, halved = self.profile.composition_kl, self.variant.halved
         if self.variant.regression:
             return MapsObjective(MapsAutoencoder(("T1", "T2"), **self.profile.composition), kl, halved)
-        return CompositionObjective(super()._composition_objective().autoencoder, kl, halved)
+        return CompositionObjective(make_composition(self.profile), kl, halved)
 
     def pipeline(self) -> TissuePipeline:
         if not self.variant.regression:
@@ -220,7 +222,7 @@ def remake_generators(run: Run, path: Path, variants: Iterable[Generator] = GENE
     """
     rows = []
     for name, of in generator_runs(run, variants).items():
-        kept = of.folder / "judged.csv"
+        kept = of.folder / "pipeline" / "judged.csv"  # goes with the weights when they are made anew
         if not kept.exists():
             for _ in of.make():
                 pass

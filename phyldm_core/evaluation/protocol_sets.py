@@ -16,7 +16,7 @@ import pandas
 import torch
 from torch import Tensor
 
-from ..calibration import LEVEL, calibrated, local_sd
+from ..calibration import LEVEL, explained_sd
 from ..inference import explain, infer
 from ..machine.files import write_atomically
 from ..people import open_field
@@ -172,7 +172,7 @@ class Found:
 
 def _found(vae, calibration: dict | None, slices: Slices) -> Found:
     explained = explain(vae, slices)
-    sd = calibrated(local_sd(explained, slices), explained.maps, (calibration or {}).get("explained"))
+    sd = explained_sd(explained, slices, calibration)
     _, alone = infer(vae, slices, common_scale=False)
     maps = {ENCODER: alone.stack(), EXPLAINED: explained.maps.stack()}
     return Found(maps, sd.stack(), covered(slices.images).any(1))

@@ -185,13 +185,13 @@ class Run:
             level = brightness(slices.images, slices.observed, slices.subject)
             rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
             at_home = self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe)
+            slices, level = slices[rows], level[rows]
             if at_home:
-                maps = seen_maps(vae, slices[rows], level[rows])
+                maps = seen_maps(vae, slices, level)
             else:
-                maps = explained_maps(vae, slices[rows], self.common_scale, level=level[rows])
-            self._composed[split] = composed(
-                maps, slices.position[rows], network.config.tissues, network.downsampling // 2
-            )
+                maps = explained_maps(vae, slices, self.common_scale, level=level)
+            cell = network.downsampling // 2
+            self._composed[split] = composed(maps, slices.position, network.config.tissues, cell)
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:

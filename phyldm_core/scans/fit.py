@@ -17,7 +17,7 @@ import torch
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from ..calibration import calibrated, honest_sd, local_sd, posterior_sd
+from ..calibration import explained_sd, honest_sd, posterior_sd
 from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..physics import TissueMaps
@@ -208,9 +208,8 @@ def fit_session(
     scale = volume_brightness(slices)
     if not (fast or refined):
         explained = explain(vae, slices, scale=scale)
-        mean, sd = explained.maps, local_sd(explained, slices)
-        sd = calibrated(sd, mean, (weights.calibration or {}).get("explained"))
-        return _whole(prepared, weights, window, mean, sd)
+        sd = explained_sd(explained, slices, weights.calibration)
+        return _whole(prepared, weights, window, explained.maps, sd)
     posterior, mean = infer(vae, slices, common_scale=False, scale=scale)
     if refined:
         inside = torch.from_numpy(window.of_volume(prepared.brain))

@@ -20,7 +20,9 @@ from phyldm_core.evaluation.generators import (
     over_halves,
     without_guide,
 )
+from phyldm_core.people import cohort
 from phyldm_core.physics import TissueMaps
+from phyldm_core.running.latents import apart
 from phyldm_core.running.profiles import SMOKE
 
 
@@ -52,10 +54,16 @@ def test_variants_learn_from_one_vae_and_one_cohort_in_folders_of_their_own(runs
         assert of.cohort_folder == smoke_run.cohort_folder and of.vae_settings() == smoke_run.vae_settings()
 
 
-def test_fewer_heads_are_fewer_slices_and_no_texture_is_none(runs, smoke_run):
+def test_fewer_heads_are_fewer_slices_and_no_texture_is_none(runs, smoke_run, monkeypatch):
     few = replace(runs["10 heads"], variant=replace(runs["10 heads"].variant, heads=1))
-    everyone = smoke_run.compositions("train")
-    assert len(few.compositions("train").shares) <= len(everyone.shares)
+    everyone, people = smoke_run.compositions("train"), cohort.participants(smoke_run.cohort_folder)
+    split = people.split == "train"
+    told = people.assign(anatomy=["a", "b"] * (len(people) // 2))  # people in turn from two heads
+    monkeypatch.setattr(cohort, "participants", lambda _: told)
+    first = torch.from_numpy((told[split].anatomy == "a").to_numpy())
+    subject = smoke_run.scans("train").subject[apart(smoke_run.scans("train"), smoke_run.recipe.slice_mm)]
+    assert torch.equal(few.compositions("train").shares[:], everyone.shares[first[subject]])
+    assert 0 < len(few.compositions("train").shares) < len(everyone.shares)
     assert len(few.compositions("val").shares) == len(smoke_run.compositions("val").shares)
     assert not runs["no texture"].compositions("train").texture.any() and everyone.texture.any()
 

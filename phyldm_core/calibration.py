@@ -21,9 +21,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .inference import INFERENCE_BATCH, SIGNAL_ERROR, Explained, explain, infer, signal_slopes, water_slope
+from .inference import INFERENCE_BATCH, Explained, explain, infer, signal_slopes, water_slope
 from .physics import SEQUENCES, TissueMaps
-from .slices import MAPS, SUBSETS, Person, Slices, Truth
+from .slices import MAPS, SIGNAL_ERROR, SUBSETS, Person, Slices, Truth
 from .vae import PoEVAE, Posterior
 
 NAME = "posterior_sd.json"
@@ -177,7 +177,7 @@ PEOPLE_SD = (0.08, 0.25, 0.3)
 def local_sd(explained: Explained, slices: Slices, shown: Tensor | None = None) -> TissueMaps:
     """SD of PD, T1 (s) and T2 (s) in each voxel, each ``(n, y, x)``: how far its signals let its tissue go.
 
-    The curvature in log PD, log T1 and log T2 of the voxel's misfit (noise and :data:`inference.SIGNAL_ERROR`), of the
+    The curvature in log PD, log T1 and log T2 of the voxel's misfit (noise and :data:`slices.SIGNAL_ERROR`), of the
     water line, and of :data:`PEOPLE_SD`, inverted; and how unsure the person's nearest tissue is, and with it the
     gains. It knows nothing of partial volume: :func:`calibrate_local` measures what that amounts to.
     """

@@ -10,9 +10,7 @@ Inference never passes through it: it is what the diffusion model draws.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -22,8 +20,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .machine.processes import drawn, mean
-from .physics import TissueMaps
+from .inference import Explained
+from .physics import TissueMaps, shown_signal
+from .slices import Scans, Slices
 from .tissue import TISSUES, in_vivo_3t, mix
 from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior
 
@@ -141,10 +140,93 @@ def compose(maps: TissueMaps, tissues: tuple[str, ...], cell: int) -> Compositio
     values = own_values(stack, tissues)
     shares = unmix(stack, values, tissues)
     full = (shares[:, :1] < 0.1).float()  # at the rim PD is shared with air
+    return Composition(shares, values, _texture(stack, shares, values, full, cell))
+
+
+EMPTY, FULL = 0.12, 0.88
+"""Between these sums of shares a voxel goes from empty to full: noise in air is not tissue, and the field varies."""
+
+RARE = {("WM", "lesion"): 2.0}
+"""What scans tell apart better than maps do: cortex in noise is no lesion."""
+
+OVERFULL, UNFILLED = 0.1, 0.15
+"""SD of how much more than a voxel two tissues fill, and how much less white and grey matter do: fields, no holes."""
+
+
+def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` of air and of each tissue that explain scans on one scale: in a voxel signals add.
+
+    So what two tissues fill is a linear least-squares fit; of :data:`NEIGHBOURS` the pair that explains most wins. One
+    T1 for the whole voxel is not asked for: no single one explains T1w, T2w and FLAIR of cortex and fluid together.
+
+    Parameters
+    ----------
+    gain
+        ``(m,)``: takes the tissues' signals to the scans.
+    values
+        ``(k, 3)``: PD, T1 (s), T2 (s) of the person's tissues.
+    """
+    settings = scans.settings[:1].expand(len(values), -1, -1)
+    signals = gain[:, None, None] * shown_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
+    seen, weight = scans.over_noise, scans.weight
+    least = torch.full_like(seen[:, 0], float("inf"))
+    filled = seen.new_zeros(len(seen), len(tissues), *seen.shape[2:])
+    for (a, b), cost in (NEIGHBOURS | RARE).items():
+        if not {a, b} <= {*tissues}:
+            continue
+        i, j = tissues.index(a), tissues.index(b)
+        one, other = signals[i], signals[j]
+        aa, bb, ab = ((x * weight).sum(1) for x in (one * one, other * other, one * other))
+        at_a, at_b = ((seen * x * weight).sum(1) for x in (one, other))
+        det = (aa * bb - ab**2).clamp_min(1e-9)
+        first, second = (at_a * bb - at_b * ab) / det, (at_b * aa - at_a * ab) / det
+        alone = [(at / own.clamp_min(1e-9)).clamp_min(0) for at, own in ((at_a, aa), (at_b, bb))]
+        none = first < 0, second < 0  # neither is less than nothing
+        first = torch.where(none[1], alone[0], first.clamp_min(0))
+        second = torch.where(none[0], alone[1], second.clamp_min(0))
+        total = first + second
+        off = ((seen - first[:, None] * one - second[:, None] * other) ** 2 * weight).sum(1) + cost
+        off = off + ((total - 1).clamp_min(0) / OVERFULL) ** 2
+        if a in BRAIN_PARTS:
+            off = off + ((1 - total).clamp_min(0) / UNFILLED) ** 2
+        nearer = off < least
+        least = torch.where(nearer, off, least)
+        filled = torch.where(nearer[:, None], 0.0, filled)
+        filled[:, i] = torch.where(nearer, first, filled[:, i])
+        filled[:, j] = torch.where(nearer, second, filled[:, j])
+    whole = filled.sum(1, keepdim=True)
+    full = ((whole - EMPTY) / (FULL - EMPTY)).clamp(0, 1)
+    return torch.cat([1 - full, full * filled / whole.clamp_min(1e-6)], 1)
+
+
+def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...], cell: int) -> Composition:
+    """Tell a session's scans apart into tissues, as :func:`compose` does maps.
+
+    White matter, grey matter and CSF have the values that the session's signals told, other tissues their mode in the
+    explained maps. Texture is that of voxels of one tissue.
+
+    Parameters
+    ----------
+    explained
+        Of ``slices``, by :func:`inference.explain`.
+    """
+    stack = explained.maps.stack()
+    values = own_values(stack, tissues).median(0).values
+    values[: len(BRAIN_PARTS)] = explained.tissues
+    scans = Scans(slices.images / explained.gain[:, None, None], slices.settings, slices.observed)
+    shares = unmix_signals(scans, torch.ones_like(explained.gain), values, tissues)
+    values = values.expand(len(stack), -1, -1)
+    pure = (shares[:, 1:].amax(1, keepdim=True) > UNSHARED).float()
+    return Composition(shares, values, _texture(stack, shares, values, pure, cell))
+
+
+UNSHARED = 0.9  # of a voxel: less is shared, and has no T1 of its own
+
+
+def _texture(stack: Tensor, shares: Tensor, values: Tensor, where: Tensor, cell: int) -> Tensor:
     rest = (stack.clamp_min(1e-3).log() - mix(shares[:, 1:], values).clamp_min(1e-3).log()).clamp(-0.5, 0.5)
-    weight = functional.avg_pool2d(full, cell)
-    texture = functional.avg_pool2d(rest * full, cell) / (weight + 0.1)  # 0 where there is no tissue
-    return Composition(shares, values, texture)
+    weight = functional.avg_pool2d(where, cell)
+    return functional.avg_pool2d(rest * where, cell) / (weight + 0.1)  # 0 where there is no tissue
 
 
 def restore(composition: Composition) -> TissueMaps:
@@ -263,60 +345,3 @@ def _apply(layers: nn.ModuleList, h: Tensor) -> Tensor:
     for layer in layers:
         h = layer(h, None) if isinstance(layer, ResnetBlock2D) else layer(h)
     return h
-
-
-class CompositionBatch(NamedTuple):
-    shares: Tensor  # (n, 1 + k, y, x)
-
-
-class CompositionData:
-    """Draws batches of shares, half of them mirrored: left and right are alike in this anatomy.
-
-    ``shares`` ``(n, 1 + k, y, x)`` are bytes: 255 is 1.
-    """
-
-    def __init__(self, shares: Tensor):
-        self.shares = shares
-
-    def __len__(self):
-        return len(self.shares)
-
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self), (n,), generator=generator)
-
-    def batch(self, rows: Tensor, generator: torch.Generator) -> CompositionBatch:
-        shares = self.shares[rows].float() / 255
-        flip = torch.rand(len(rows), generator=generator) < 0.5
-        return CompositionBatch(torch.where(flip[:, None, None, None], shares.flip(-1), shares))
-
-
-class CompositionObjective(nn.Module):
-    """Squeeze a composition, restore it, and ask how likely its voxels are under the restored one.
-
-    Parameters
-    ----------
-    kl
-        Weight of the latent's divergence from the unit Gaussian beside the cross-entropy, both per voxel; 1 would be
-        the likelihood's own bound.
-    halved
-        In this part of the steps latent and target are both averaged over 2×2: a latent then means the same at every
-        scale, which makes it easier to learn for the diffusion model (Kouzelis et al. 2025, arXiv 2502.09509).
-    """
-
-    def __init__(self, autoencoder: CompositionVAE, kl: float = 0.5, halved: float = 0.3):
-        super().__init__()
-        self.autoencoder, self.kl, self.halved = autoencoder, kl, halved
-
-    def forward(self, batch: CompositionBatch, step: int) -> dict[str, Tensor]:
-        target = batch.shares.contiguous(memory_format=torch.channels_last)
-        posterior = Posterior(*(t.float() for t in self.autoencoder.encode(target)))
-        z = posterior.at(drawn(torch.randn, *posterior.mean.shape, device=target.device))
-        if torch.rand(()) < self.halved:
-            z, target = functional.avg_pool2d(z, 2), functional.avg_pool2d(target, 2)
-        logits = self.autoencoder.decode(z).float()
-        voxels = math.prod(batch.shares.shape[2:])
-        losses = {
-            "cross_entropy": -mean((target * logits.log_softmax(1)).sum(1)),
-            "kl": mean(posterior.kl().sum((1, 2, 3))) / voxels,
-        }
-        return {"total": losses["cross_entropy"] + self.kl * losses["kl"], **losses}

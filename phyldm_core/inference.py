@@ -8,8 +8,7 @@ encoder alone (:func:`infer`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,20 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from .losses import WATER_SPREAD
 from .physics import TissueMaps, shown_signal
-from .slices import Slices, brightness
-from .tissue import NOISE_SQUARED, ThreeTissues, fit_three_tissues, three_medians, water_line
-from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior, covered
+from .slices import SIGNAL_ERROR, Scans, Slices, brightness
+from .tissue import (
+    NOISE_SQUARED,
+    TISSUES,
+    WATER_SPREAD,
+    ThreeTissues,
+    fit_three_tissues,
+    implied_pd,
+    in_vivo_3t,
+    three_medians,
+    water_line,
+)
+from .vae import TYPICAL_SIGNAL, PoEVAE, Posterior
 
 INFERENCE_BATCH = 32  # slices at a time: fits any machine, and more is no faster
 
@@ -76,12 +84,7 @@ def infer(
 
 # --- through the physics --------------------------------------------------------------------------
 
-SIGNAL_ERROR = 0.03
-"""Of the signal: the coil's field and the signal equations are known to no better."""
-
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
-INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
-NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
 AT_A_TIME = 8  # slices: what a processor keeps near
 ENOUGH = 100  # pixels of a tissue, for its median
 SWAPPED = 3.0  # white and grey matter are swapped where twice the cost and this is still less: real scans stray, too
@@ -176,9 +179,18 @@ BETWEEN = (0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0)
 WORSE = 6.0
 """By so much in the misfit the encoder must be wrong for that: far from home it may take cortex for fluid."""
 
+DARKER = 2.0
+"""The same where no scan shows anything: that is bone and air, or fluid where there is no T2w."""
+
+LEAST_PART = 0.01  # of a voxel that fat or muscle fills: a logarithm needs something
+
 
 def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor) -> Tensor:
-    """Maps ``(n, 3, y, x)``, pixels whose signals are far from those of ``start`` moved to one of :data:`BETWEEN`."""
+    """Maps ``(n, 3, y, x)``, pixels whose signals are far from those of ``start`` moved to what they are near.
+
+    That is one of :data:`BETWEEN`. Outside the brain it may also be fat or muscle, of which there is as much as the
+    signals ask for: less than a voxel at the rim of the head, and next to nothing in bone and air.
+    """
     noise, logs = scans.noise, tissues.log()
     best, least = start, misfit(start, scans, gain, noise) - WORSE
     for at in BETWEEN:
@@ -187,41 +199,19 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
         cost = misfit(values, scans, gain, noise)
         best = torch.where((cost < least)[:, None], values, best)
         least = torch.minimum(cost, least)
+    brain = functional.max_pool2d(_brain(start, scans.inside)[:, None].float(), 3, 1, 1)[:, 0] > 0
+    around = scans.measured.any(1) & ~brain
+    least = torch.where(scans.inside, least, misfit(start, scans, gain, noise, scans.measured) - DARKER)
+    for tissue in ("fat", "muscle"):
+        values = torch.from_numpy(in_vivo_3t().median[TISSUES.index(tissue)]).float()[None, :, None, None]
+        whole = gain[:, None, None] * shown_signal(values.unbind(1), scans.settings[:1])
+        part = (scans.weight * whole * scans.over_noise).sum(1) / (scans.weight * whole**2).sum(1).clamp_min(1e-9)
+        values = values.repeat(len(part), 1, *part.shape[1:])
+        values[:, 0] *= part.clamp(LEAST_PART, 1)
+        cost = misfit(values, scans, gain, noise, scans.measured)
+        nearer = around & (cost < least)
+        best, least = torch.where(nearer[:, None], values, best), torch.where(nearer, cost, least)
     return best
-
-
-@dataclass(frozen=True)
-class Scans:
-    """Scans ``(n, m, y, x)`` over their brightness, and where they count."""
-
-    images: Tensor
-    settings: Tensor
-    shown: Tensor
-
-    def __getitem__(self, rows: Tensor) -> Scans:
-        return Scans(self.images[rows], self.settings[rows], self.shown[rows])
-
-    @cached_property
-    def measured(self) -> Tensor:
-        """``(n, m, y, x)`` bool: a scan that is shown, where it holds a measurement."""
-        return covered(self.images) & self.shown[..., None, None]
-
-    @cached_property
-    def inside(self) -> Tensor:
-        """``(n, y, x)`` bool: the head, as far as any scan shows it."""
-        return ((self.images.abs() > INSIDE) & self.measured).any(1)
-
-    @cached_property
-    def counted(self) -> Tensor:
-        """``(n, m, y, x)``: 1 where a scan measures the head, else 0."""
-        return (self.inside[:, None] & self.measured).float()
-
-    @cached_property
-    def noise(self) -> Tensor:
-        """``(m,)``: SD, told from air, where magnitudes are Rayleigh: SD² = mean square / 2."""
-        air = self.measured & ~self.inside[:, None]
-        square = (self.images**2 * air).sum((0, 2, 3)) / air.sum((0, 2, 3)).clamp_min(1)
-        return (square / 2).sqrt().clamp(*NOISE_RANGE)
 
 
 def _best_explained(
@@ -353,6 +343,7 @@ def sharpened(start: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> Tenso
         slopes = slopes * steepness[..., None]
         weight = scans.counted / (1 + (off / HUBER) ** 2).sqrt()
         line, from_line = water_slope(at)
+        line = line / (1 + (from_line / HUBER)[..., None] ** 2)  # fat is not on it
         curvature = torch.einsum("nmyxp,nmyxq,nmyx->nyxpq", slopes, slopes, weight) + torch.diag(held)
         curvature = curvature + line[..., :, None] * line[..., None, :]
         wanted = torch.einsum("nmyxp,nmyx->nyxp", slopes, off * weight) - line * from_line[..., None]
@@ -371,10 +362,14 @@ def misfits(here: Tensor, scans: Scans, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def misfit(maps: Tensor, scans: Scans, gain: Tensor, noise: Tensor) -> Tensor:
-    """``(n, y, x)``: how badly maps explain scans, robust, in units of the noise's variance; 0 outside the head."""
+def misfit(maps: Tensor, scans: Scans, gain: Tensor, noise: Tensor, where: Tensor | None = None) -> Tensor:
+    """``(n, y, x)``: how badly maps explain scans, robust, in units of the noise's variance; 0 outside the head.
+
+    ``where`` ``(n, m, y, x)`` counts instead, if given.
+    """
     off, _ = misfits(gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings), scans, noise)
-    return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * scans.counted).sum(1)
+    counted = scans.counted if where is None else where
+    return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum(1)
 
 
 def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,8 +388,7 @@ def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor,
 
 def water_slope(logs: Tensor) -> tuple[Tensor, Tensor]:
     """Slope ``(n, y, x, 3)`` of the water line at log maps ``(n, 3, y, x)``, and how far off they lie, in its SDs."""
-    a, b = water_line()
-    dry = a + b / logs[:, 1].exp()
-    share = b / logs[:, 1].exp() / dry  # of the line's slope that is T1's
+    (_, b, c), t1 = water_line(), logs[:, 1].exp()
+    share = implied_pd(t1) * (b / t1 + 2 * c / t1**2)  # of the line's slope, in logarithms
     slope = torch.stack([torch.ones_like(share), -share, torch.zeros_like(share)], -1) / WATER_SPREAD
-    return slope, (logs[:, 0] + dry.log()) / WATER_SPREAD
+    return slope, (logs[:, 0] - implied_pd(t1).log()) / WATER_SPREAD

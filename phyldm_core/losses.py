@@ -6,19 +6,22 @@ grey matter and fluid. Neither favours any T1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
+from .composition import SHARPEN, CompositionVAE
 from .machine.errors import BadInput
 from .machine.processes import drawn, mean
 from .physics import SEQUENCES, Sequence, shown_signal
-from .slices import LEAST_LEFT, Slices, brightness, spoiled
-from .tissue import fluid_line, water_line
-from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior, covered
+from .slices import LEAST_LEFT, Slices, brightness, covered, spoiled
+from .tissue import WATER_SPREAD, fluid_line, implied_pd
+from .vae import PRIOR_MEDIANS, TYPICAL_SIGNAL, PoEVAE, Posterior
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,13 @@ class VAEObjective(nn.Module):
 
     def __init__(self, vae: PoEVAE, weights: VAELoss):
         from monai.losses import SSIMLoss  # seconds of imports, for those who train
-        from monai.networks.nets import PatchDiscriminator
 
         super().__init__()
         if weights.gain not in ("solved", "fixed"):
             raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")
         self.vae, self.weights = vae, weights
         self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform", reduction="none")
-        self.adversary = None
-        if weights.adversarial:
-            self.adversary = PatchDiscriminator(
-                spatial_dims=2, channels=32, in_channels=1, num_layers_d=2, norm="INSTANCE"
-            )
+        self.adversary = patch_adversary(1, layers=2) if weights.adversarial else None
 
     def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
         inputs = batch.inputs
@@ -112,7 +110,7 @@ class VAEObjective(nn.Module):
         }
         total = sum(getattr(weights, name) * value for name, value in losses.items())
         if self.adversary is not None and step >= weights.adversarial_after:
-            fooled, judged = self._adversarial(predicted, target)
+            fooled, judged = against(self.adversary, predicted, target)
             losses |= {"adversarial": fooled, "adversary": judged}
             total = total + weights.adversarial * fooled + judged
         return {"total": total, **losses}
@@ -121,16 +119,20 @@ class VAEObjective(nn.Module):
         """The scans ``(n, m, y, x)`` that maps ``(n, 3, y, x)`` give, on their own scale: the physics layer."""
         return shown_signal(maps.unbind(1), settings)
 
-    def _adversarial(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Least-squares GAN: the VAE's loss against a frozen adversary, and the adversary's own."""
-        frozen = {name: p.detach() for name, p in self.adversary.named_parameters()}
-        fooled = mean((functional_call(self.adversary, frozen, (predicted,))[-1] - 1) ** 2)
-        on_real, on_fake = self.adversary(target)[-1], self.adversary(predicted.detach())[-1]
-        return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_fake**2))
+
+def patch_adversary(channels: int, layers: int) -> nn.Module:
+    """A network that says of every patch of images ``(n, channels, y, x)`` whether it is real (1) or not (0)."""
+    from monai.networks.nets import PatchDiscriminator  # seconds of imports, for those who train
+
+    return PatchDiscriminator(spatial_dims=2, channels=32, in_channels=channels, num_layers_d=layers, norm="INSTANCE")
 
 
-WATER_SPREAD = 0.05
-"""SD of log PD about the line, in healthy tissue."""
+def against(adversary: nn.Module, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares GAN: the maker's loss against a frozen adversary, and the adversary's own (Mao et al. 2017)."""
+    frozen = {name: p.detach() for name, p in adversary.named_parameters()}
+    fooled = mean((functional_call(adversary, frozen, (made,))[-1] - 1) ** 2)
+    on_real, on_made = adversary(real)[-1], adversary(made.detach())[-1]
+    return fooled, 0.5 * (mean((on_real - 1) ** 2) + mean(on_made**2))
 
 
 def water_prior(maps: Tensor) -> Tensor:
@@ -141,9 +143,8 @@ def water_prior(maps: Tensor) -> Tensor:
     saying so closes that gap without favouring any T1 or T2. A Student penalty, because fat and
     lesions are not on the line and must be free to leave it.
     """
-    a, b = water_line()
     pd, t1 = maps[:, 0].clamp_min(1e-3), maps[:, 1].clamp_min(1e-2)
-    off = (pd * (a + b / t1)).log()
+    off = (pd / implied_pd(t1)).log()
     return torch.log1p((off / WATER_SPREAD) ** 2)
 
 
@@ -250,3 +251,75 @@ class VAEData:
         level = level * (MISJUDGED * torch.randn(level.shape, generator=generator)).exp()
         told = level * (GAIN_ERROR * torch.randn(level.shape, generator=generator)).exp()
         return VAEBatch(images, inputs / level[..., None, None], told, unit, part.settings, observed, shown, common)
+
+
+# --- the autoencoder of compositions --------------------------------------------------------------
+
+
+class CompositionBatch(NamedTuple):
+    shares: Tensor  # (n, 1 + k, y, x)
+
+
+class CompositionData:
+    """Draws batches of shares, half of them mirrored: left and right are alike in this anatomy.
+
+    ``shares`` ``(n, 1 + k, y, x)`` are bytes: 255 is 1.
+    """
+
+    def __init__(self, shares: Tensor):
+        self.shares = shares
+
+    def __len__(self):
+        return len(self.shares)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self), (n,), generator=generator)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> CompositionBatch:
+        shares = self.shares[rows].float() / 255
+        flip = torch.rand(len(rows), generator=generator) < 0.5
+        return CompositionBatch(torch.where(flip[:, None, None, None], shares.flip(-1), shares))
+
+
+@dataclass(frozen=True)
+class CompositionLoss:
+    """Weights beside the cross-entropy of the restored composition, per voxel."""
+
+    kl: float = 0.3  # the latent's divergence from the unit Gaussian; 1 would be the likelihood's own bound
+    halved: float = 0.3  # of the steps are at half the resolution, see CompositionObjective
+    adversarial: float = 0.0  # least-squares patch adversary on the shares as they are drawn
+    adversarial_after: int = 0  # steps before the adversary is heard
+
+
+class CompositionObjective(nn.Module):
+    """Squeeze a composition, restore it, and ask how likely its voxels are under the restored one.
+
+    In part of the steps latent and target are both averaged over 2×2: a latent then means the same at every scale,
+    which makes it easier to learn for the diffusion model (Kouzelis et al. 2025, arXiv 2502.09509). Where a latent
+    leaves a fold in doubt, cross-entropy answers with a blur, and the adversary asks for one fold that might be.
+    """
+
+    def __init__(self, autoencoder: CompositionVAE, weights: CompositionLoss):
+        super().__init__()
+        self.autoencoder, self.weights = autoencoder, weights
+        channels = 1 + len(autoencoder.config.tissues)  # air first
+        self.adversary = patch_adversary(channels, layers=3) if weights.adversarial else None
+
+    def forward(self, batch: CompositionBatch, step: int) -> dict[str, Tensor]:
+        target = batch.shares.contiguous(memory_format=torch.channels_last)
+        posterior = Posterior(*(t.float() for t in self.autoencoder.encode(target)))
+        z = posterior.at(drawn(torch.randn, *posterior.mean.shape, device=target.device))
+        halved = torch.rand(()) < self.weights.halved
+        if halved:
+            z, target = functional.avg_pool2d(z, 2), functional.avg_pool2d(target, 2)
+        logits = self.autoencoder.decode(z).float()
+        voxels = math.prod(batch.shares.shape[2:])
+        losses = {
+            "cross_entropy": -mean((target * logits.log_softmax(1)).sum(1)),
+            "kl": mean(posterior.kl().sum((1, 2, 3))) / voxels,
+        }
+        total = losses["cross_entropy"] + self.weights.kl * losses["kl"]
+        if self.adversary is not None and step >= self.weights.adversarial_after and not halved:
+            losses["adversarial"], losses["adversary"] = against(self.adversary, (SHARPEN * logits).softmax(1), target)
+            total = total + self.weights.adversarial * losses["adversarial"] + losses["adversary"]
+        return {"total": total, **losses}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .tissue import REPORTED
+from .tissue import NOISE_SQUARED, REPORTED
 
 MODALITIES = ("T1w", "T2w", "FLAIR")
 MAPS = ("PD", "T1", "T2")  # water = 1, s, s
@@ -179,3 +180,64 @@ def spoiled(image: Tensor, layers: Tensor, generator: torch.Generator, ways: Col
         kept = kept if turn < 0.5 else kept.flip(0)
         image = image * (kept[:, None] if across < 0.5 else kept)
     return image if (image != 0).float().mean() >= LEAST_LEFT else whole
+
+
+def covered(images: Tensor) -> Tensor:
+    """``(..., y, x)`` bool: where a scan holds a measurement. A stripped, cropped or missing part is exactly 0.
+
+    Single zeros among signal are noise, so a pixel is uncovered where its 5×5 neighbourhood is empty.
+    """
+    there = (images != 0).float().flatten(0, -3)[:, None]
+    return functional.max_pool2d(there, 5, 1, 2).view(images.shape) > 0
+
+
+INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no head
+NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
+SIGNAL_ERROR = 0.03
+"""Of the signal: the coil's field and the signal equations are known to no better."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Scans ``(n, m, y, x)`` over their brightness, and where they count."""
+
+    images: Tensor
+    settings: Tensor
+    shown: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Scans:
+        return Scans(self.images[rows], self.settings[rows], self.shown[rows])
+
+    @cached_property
+    def measured(self) -> Tensor:
+        """``(n, m, y, x)`` bool: a scan that is shown, where it holds a measurement."""
+        return covered(self.images) & self.shown[..., None, None]
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """``(n, y, x)`` bool: the head, as far as any scan shows it."""
+        return ((self.images.abs() > INSIDE) & self.measured).any(1)
+
+    @cached_property
+    def counted(self) -> Tensor:
+        """``(n, m, y, x)``: 1 where a scan measures the head, else 0."""
+        return (self.inside[:, None] & self.measured).float()
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """``(m,)``: SD, told from air, where magnitudes are Rayleigh: SD² = mean square / 2."""
+        air = self.measured & ~self.inside[:, None]
+        square = (self.images**2 * air).sum((0, 2, 3)) / air.sum((0, 2, 3)).clamp_min(1)
+        return (square / 2).sqrt().clamp(*NOISE_RANGE)
+
+    @cached_property
+    def over_noise(self) -> Tensor:
+        """``(n, m, y, x)``: the signal without what the noise adds to a magnitude; a real part as it is."""
+        signed = self.settings[..., 5, None, None] > 0
+        square = (self.images**2 - NOISE_SQUARED * self.noise[:, None, None] ** 2).clamp_min(0)
+        return torch.where(signed, self.images, square.sqrt())
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """``(n, m, y, x)``: 1 over the variance of noise and :data:`SIGNAL_ERROR`; 0 where nothing is measured."""
+        return self.measured / (self.noise[:, None, None] ** 2 + (SIGNAL_ERROR * self.images) ** 2)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .physics import TissueMaps, signed_signal
+from .slices import covered
 
 PRIOR_MEDIANS = (0.7, 1.0, 0.1)
 """PD (water = 1), T1 (s), T2 (s). The paper's medians, with PD relative to water instead of 50 a.u."""
@@ -68,15 +69,6 @@ def product_of_experts(mean: Tensor, log_variance: Tensor, seen: Tensor) -> Post
     nothing = (seen.sum(1, keepdim=True) == 0).to(precision.dtype)
     total = precision.sum(1) + nothing
     return Posterior((precision * mean).sum(1) / total, -total.log())
-
-
-def covered(images: Tensor) -> Tensor:
-    """``(..., y, x)`` bool: where a scan holds a measurement. A stripped, cropped or missing part is exactly 0.
-
-    Single zeros among signal are noise, so a pixel is uncovered where its 5×5 neighbourhood is empty.
-    """
-    there = (images != 0).float().flatten(0, -3)[:, None]
-    return functional.max_pool2d(there, 5, 1, 2).view(images.shape) > 0
 
 
 PANEL_T1 = tuple(0.2 * 1.33**k for k in range(12))  # s, from fat to fluid

@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from ..composition import Composition, CompositionBatch, CompositionData, CompositionObjective, CompositionVAE, restore
+from ..composition import Composition, CompositionVAE, restore
 from ..diffusion import TissuePipeline, TissueTransformer, make_scheduler
 from ..figures.grids import Panel, map_grid
 from ..figures.style import use_house_style
+from ..losses import CompositionBatch, CompositionData, CompositionObjective
 from ..machine.files import read_json, write_atomically
 from ..machine.processes import drawn, mean
 from ..people import cohort
@@ -49,6 +50,7 @@ class Generator:
     prediction: str
     regression: bool = False  # an autoencoder that answers with maps, not with shares of tissues
     halved: float = 0.3  # of the composition autoencoder's steps are at half the resolution
+    adversarial: float = 0.0  # weight of the composition autoencoder's patch adversary
     heads: int | None = None  # to learn from; None: all
     texture: bool = True
     length: float = 1.0  # of the reference's trainings
@@ -60,6 +62,7 @@ GENERATORS = (
     UNVARIED,
     Generator("another seed", "Smaller differences than this one mean nothing.", another_seed=True),
     Generator("regression of maps", "Doubt becomes blur: the distance grows several times.", regression=True),
+    Generator("patch adversary", "Folds in place of blur, in the shares that are drawn.", adversarial=0.05),
     Generator("no scale equivariance", "A latent that is harder to learn: a larger distance.", halved=0.0),
     Generator("10 heads", "Samples look like these ten: less of other people is covered.", heads=10),
     Generator("no texture", "Flat tissues: narrower histograms, the same anatomy.", texture=False),
@@ -110,11 +113,11 @@ class MapsObjective(CompositionObjective):
     def forward(self, batch: CompositionBatch, step: int) -> dict[str, Tensor]:
         posterior = Posterior(*(t.float() for t in self.autoencoder.encode(batch.shares)))
         z, target = posterior.at(drawn(torch.randn, *posterior.mean.shape)), batch.shares
-        if torch.rand(()) < self.halved:
+        if torch.rand(()) < self.weights.halved:
             z, target = functional.avg_pool2d(z, 2), functional.avg_pool2d(target, 2)
         off = mean((self.autoencoder.decode(z).float() - target).abs().sum(1)) / LAPLACE
         kl = mean(posterior.kl().sum((1, 2, 3))) / batch.shares[0, 0].numel()
-        return {"total": off + self.kl * kl, "absolute": off, "kl": kl}
+        return {"total": off + self.weights.kl * kl, "absolute": off, "kl": kl}
 
 
 # --- what is trained ----------------------------------------------------------------------------------
@@ -159,6 +162,7 @@ class GeneratorRun(Run):
 
     def _composition_settings(self) -> dict:
         said = {"regression": self.variant.regression, "halved": self.variant.halved, "heads": self.variant.heads}
+        said |= {"adversarial": self.variant.adversarial}
         return super()._composition_settings() | {"variant": said | {"texture": self.variant.texture}}
 
     def _composition_data(self, split: str) -> CompositionData:
@@ -169,10 +173,11 @@ class GeneratorRun(Run):
         return CompositionData((255 * torch.cat(parts)).round().byte())
 
     def _composition_objective(self) -> CompositionObjective:
-        kl, halved = self.profile.composition_kl, self.variant.halved
+        said = {"halved": self.variant.halved, "adversarial": self.variant.adversarial}
+        weights = replace(self.profile.composition_loss, **said)
         if self.variant.regression:
-            return MapsObjective(MapsAutoencoder(("T1", "T2"), **self.profile.composition), kl, halved)
-        return CompositionObjective(make_composition(self.profile), kl, halved)
+            return MapsObjective(MapsAutoencoder(("T1", "T2"), **self.profile.composition), weights)
+        return CompositionObjective(make_composition(self.profile), weights)
 
     def pipeline(self) -> TissuePipeline:
         if not self.variant.regression:

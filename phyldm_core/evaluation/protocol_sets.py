@@ -25,9 +25,8 @@ from ..people.cohort import CohortRecipe, Subject
 from ..people.held_out import FIRST, choose_heads, recipe_of, session_of
 from ..physics import Protocol
 from ..running.profiles import RELEASE
-from ..slices import MAPS, Slices, Truth, spoiled
+from ..slices import MAPS, Slices, Truth, covered, spoiled
 from ..tissue import three_medians
-from ..vae import covered
 from ..weights import Weights
 from .tables import pure_tissue
 

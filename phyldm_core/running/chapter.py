@@ -20,7 +20,7 @@ from ..people.held_out import choose_heads, draw_people, recipe_of
 from ..physics import TissueMaps
 from ..slices import Person, Slices, Truth
 from ..weights import RELEASE_FOLDER, Weights, load_weights
-from .latents import explained_maps
+from .latents import explained_people
 from .run import MissingResult, Run, open_run
 
 N_PEOPLE, N_BRAINS = 3, 8
@@ -120,7 +120,7 @@ class Model:
         """Maps of people: by the encoder of a run, which knows their protocols, by the release through the physics."""
         if self.weights is None:
             return infer(self.vae, slices, common_scale, shown)[1]
-        parts = explained_maps(self.vae, slices, common_scale, shown)
+        parts = (found.maps for _, found in explained_people(self.vae, slices, common_scale, shown))
         return TissueMaps(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
     @cached_property

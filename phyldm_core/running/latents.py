@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..composition import Composition, CompositionVAE, compose, csf_share
+from ..composition import Composition, CompositionVAE, csf_share
 from ..diffusion import Latents
-from ..inference import INFERENCE_BATCH, encode, explain, infer
+from ..inference import INFERENCE_BATCH, Explained, encode, explain, infer
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..people.anatomy import smooth_field
@@ -64,15 +64,14 @@ def apart(slices: Slices, slice_mm: float) -> Tensor:
     return torch.cat([rows[i % step :: step] for i, rows in enumerate(people)])
 
 
-def composed(maps: Iterable[TissueMaps], height: Tensor, tissues: tuple[str, ...], cell: int) -> Composed:
-    """Tell inferred maps, each ``(part, y, x)``, of slices at ``height`` ``(n,)`` apart into tissues."""
+def composed(parts: Iterable[Composition], height: Tensor) -> Composed:
+    """Gather compositions of slices, a few at a time, at ``height`` ``(n,)``."""
     rest = []
 
     def shares() -> Iterator[Tensor]:
-        for part in maps:
-            found = compose(part, tissues, cell)
-            rest.append((found.values, found.texture))
-            yield (255 * found.shares).round().byte()
+        for part in parts:
+            rest.append((part.values, part.texture))
+            yield (255 * part.shares).round().byte()
 
     return Composed(in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), height)
 
@@ -86,15 +85,15 @@ def seen_maps(vae: PoEVAE, slices: Slices, level: Tensor) -> Iterator[TissueMaps
         yield TissueMaps(*(m.float() for m in maps))
 
 
-def explained_maps(
+def explained_people(
     vae: PoEVAE, slices: Slices, common_scale: bool = True, shown: Tensor | None = None, level: Tensor | None = None
-) -> Iterator[TissueMaps]:
-    """What the scans say (:func:`inference.explain`), person by person; arguments as :func:`inference.infer`."""
+) -> Iterator[tuple[Slices, Explained]]:
+    """Each person's slices and what they say (:func:`inference.explain`); arguments as :func:`inference.infer`."""
     gain = torch.ones(slices.images.shape[1]) if common_scale else None
     for person in slices.subject.unique_consecutive():
         rows = (slices.subject == person).nonzero()[:, 0]
         part, scale = (None if given is None else given[rows] for given in (shown, level))
-        yield explain(vae, slices[rows], part, scale, gain).maps
+        yield slices[rows], explain(vae, slices[rows], part, scale, gain)
 
 
 BENT = 2

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..composition import BRAIN_PARTS, HEAD_PARTS, CompositionVAE
 from ..diffusion import CONDITIONS, TissueTransformer, paper_unet
-from ..losses import VAELoss
+from ..losses import CompositionLoss, VAELoss
 from ..machine.errors import BadInput
 from ..people.anatomy import Deformation
 from ..people.cohort import CohortRecipe
@@ -29,7 +29,7 @@ class Profile:
     vae_loss: VAELoss
     vae_schedule: Schedule
     composition: dict | None  # of composition.CompositionVAE; None: diffusion in the VAE's own latent, as in the paper
-    composition_kl: float
+    composition_loss: CompositionLoss
     composition_schedule: Schedule
     process: str  # "flow" or "ddpm"
     denoiser: dict | None  # arguments of diffusion.TissueTransformer; None: the paper's U-Net
@@ -52,7 +52,7 @@ SMOKE = Profile(
     vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
     vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     composition={"latent_channels": 4, "stem": 2, "widths": (16, 16), "blocks": 1},
-    composition_kl=0.3,
+    composition_loss=CompositionLoss(adversarial=0.01, adversarial_after=3),
     composition_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
     denoiser={"width": 32, "layers": 2, "heads": 2},
@@ -82,7 +82,8 @@ LAPTOP = Profile(
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
     composition={"stem": 2, "widths": (48, 96, 160), "latent_channels": 24},  # on a grid of 14×10
-    composition_kl=0.3,  # below 1: the diffusion model pays for what the latent leaves out
+    # the diffusion model pays for what the latent leaves out: a weight of the KL term below 1
+    composition_loss=CompositionLoss(adversarial=0.05, adversarial_after=700),
     composition_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
@@ -111,7 +112,7 @@ RELEASE = Profile(
     vae_schedule=Schedule(steps=2000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
-    composition_kl=LAPTOP.composition_kl,
+    composition_loss=CompositionLoss(adversarial=0.05, adversarial_after=5200),
     composition_schedule=Schedule(steps=5200, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                                   validate_every=400, save_every=200),
     process="flow",
@@ -138,7 +139,7 @@ PAPER = Profile(
     vae_schedule=Schedule(steps=200_000, batch_size=4, learning_rate=5e-5, warmup=500, ema_decay=0.9999,
                           validate_every=2000, save_every=2000),
     composition=None,
-    composition_kl=0.0,
+    composition_loss=CompositionLoss(),
     composition_schedule=Schedule(steps=0),
     process="ddpm",
     denoiser=None,

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..calibration import NAME
-from ..composition import CompositionData, CompositionObjective, CompositionVAE
+from ..composition import CompositionVAE, compose, compose_scans
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
-from ..losses import VAEData, VAEObjective
+from ..losses import CompositionData, CompositionObjective, VAEData, VAEObjective
 from ..machine.errors import BadInput
 from ..machine.files import made_with, to_json, unfinished, whole_folder, write_atomically
 from ..machine.processes import main_first
@@ -36,7 +36,7 @@ from ..vae import PoEVAE
 from ..weights import Weights
 from .describe import describe
 from .honest import measure_sd
-from .latents import BENT, Composed, apart, composed, csf_quantiles, explained_maps, joined, latents, seen_maps
+from .latents import BENT, Composed, apart, composed, csf_quantiles, explained_people, joined, latents, seen_maps
 from .profiles import PROFILES, Profile, find_profile, make_composition, make_denoiser, make_vae
 from .report import write_table
 
@@ -162,7 +162,7 @@ class Run:
         profile = self.profile
         return _as_json(
             vae=self.vae_settings(), cohort=cohort.as_json(self.recipe), network=profile.composition, seed=self.seed,
-            kl=profile.composition_kl, schedule=asdict(profile.composition_schedule),
+            loss=asdict(profile.composition_loss), schedule=asdict(profile.composition_schedule),
         )  # fmt: skip
 
     def fine_latents(self, split: str) -> Latents:
@@ -184,14 +184,14 @@ class Run:
             vae, slices, network = self.vae(), self.scans(split), make_composition(self.profile)
             level = brightness(slices.images, slices.observed, slices.subject)
             rows = apart(slices, self.recipe.slice_mm) if split == "train" else torch.arange(len(slices))
-            at_home = self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe)
             slices, level = slices[rows], level[rows]
-            if at_home:
-                maps = seen_maps(vae, slices, level)
+            tissues, cell = network.config.tissues, network.downsampling // 2
+            if self.common_scale and self.vae_settings()["cohort"] == cohort.as_json(self.recipe):
+                parts = (compose(maps, tissues, cell) for maps in seen_maps(vae, slices, level))
             else:
-                maps = explained_maps(vae, slices, self.common_scale, level=level)
-            cell = network.downsampling // 2
-            self._composed[split] = composed(maps, slices.position, network.config.tissues, cell)
+                told = explained_people(vae, slices, self.common_scale, level=level)
+                parts = (compose_scans(found, scans, tissues, cell) for scans, found in told)
+            self._composed[split] = composed(parts, slices.position)
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:
@@ -209,7 +209,7 @@ class Run:
         return CompositionData(self.compositions(split).shares)
 
     def _composition_objective(self) -> CompositionObjective:
-        return CompositionObjective(make_composition(self.profile), self.profile.composition_kl)
+        return CompositionObjective(make_composition(self.profile), self.profile.composition_loss)
 
     def composition(self) -> CompositionVAE | None:
         """The trained autoencoder of compositions; None in a profile without one."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
-from ..losses import FLUID_SPREAD, WATER_SPREAD, gain_per_scan
+from ..losses import FLUID_SPREAD, gain_per_scan
 from ..physics import TissueMaps, shown_signal, signed_signal
 from ..slices import Slices
-from ..tissue import CLASSES, REPORTED, TISSUES, fluid_line, in_vivo_3t, water_line
+from ..tissue import CLASSES, REPORTED, TISSUES, WATER_SPREAD, fluid_line, implied_pd, in_vivo_3t
 from ..vae import PRIOR_MEDIANS
 from .least_squares import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of
 
@@ -114,14 +114,14 @@ def least_squares(
     where = brain if where is None else where
     signals, sd, settings = _voxels(slices, brain, shown, common_scale, where)
     low, high = torch.tensor(BOUNDS).double().log().T[..., None]
-    medians, (a, b), (fa, fb, t1_gm) = torch.tensor(PRIOR_MEDIANS).double().log()[:, None], water_line(), fluid_line()
+    medians, (fa, fb, t1_gm) = torch.tensor(PRIOR_MEDIANS).double().log()[:, None], fluid_line()
 
     def residuals(measured, log_maps):  # (m, v), (3, v) → (r, v)
         pd, t1, t2 = log_maps.exp()
         model = signed_signal(TissueMaps(*(t[None, None] for t in (pd, t1, t2))), settings)[0, :, 0]
         off = [((model**2 + sd**2).sqrt() - measured) / sd]
         if priors:
-            off.append((pd * (a + b / t1)).log()[None] / WATER_SPREAD)
+            off.append((pd / implied_pd(t1)).log()[None] / WATER_SPREAD)
             line = t2.log() - fa - fb * t1.clamp_min(t1_gm).log()
             off.append((line * (t1 > t1_gm))[None] / FLUID_SPREAD)
             off.append(log_maps - medians)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..inference import SIGNAL_ERROR
-from ..losses import WATER_SPREAD, gain_per_scan
+from ..losses import gain_per_scan
 from ..physics import TissueMaps, shown_signal, signed_signal
-from ..slices import Slices
-from ..tissue import TISSUES, fluid_line, in_vivo_3t, water_line
+from ..slices import SIGNAL_ERROR, Slices
+from ..tissue import TISSUES, WATER_SPREAD, fluid_line, implied_pd, in_vivo_3t
 from .least_squares import BOUNDS, VOXELS_AT_A_TIME, into_maps, levenberg_marquardt, noise_of, spread_at
 
 TRUST = 0.07
@@ -137,14 +136,13 @@ def _residuals(known: Tensor, log_maps: Tensor, settings: Tensor) -> Tensor:
     model = signed_signal(TissueMaps(*(t[None, None] for t in (pd, t1, t2))), settings)[0, :, 0]
     misfit = (model**2 + sd**2).sqrt() - signals
     doubt = (sd**2 + (SIGNAL_ERROR * signals) ** 2).sqrt()
-    a, b = water_line()
     fa, fb, t1_gm = fluid_line()
     line = t2.log() - fa - fb * t1.clamp_min(t1_gm).log()
     return torch.cat(
         [
             torch.where(sd < HIDDEN, misfit / doubt, 0.0),
             (log_maps - network) / off,
-            _student((pd * (a + b / t1)).log()[None] / WATER_SPREAD),
+            _student((pd / implied_pd(t1)).log()[None] / WATER_SPREAD),
             _student((line * (t1 > t1_gm))[None] / FLUID_MIXTURE_SPREAD),
         ]
     )

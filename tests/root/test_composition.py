@@ -4,22 +4,27 @@ import pytest
 import torch
 from torch.nn import functional
 
+from phyldm_core import losses
 from phyldm_core.composition import (
     BRAIN_PARTS,
+    EMPTY,
+    FULL,
     HEAD_PARTS,
     Composition,
-    CompositionBatch,
-    CompositionData,
-    CompositionObjective,
     CompositionVAE,
     compose,
+    compose_scans,
     csf_share,
     medians_of,
     restore,
     unmix,
+    unmix_signals,
 )
 from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler
-from phyldm_core.physics import TissueMaps
+from phyldm_core.inference import Explained
+from phyldm_core.losses import CompositionBatch, CompositionData, CompositionLoss, CompositionObjective
+from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, shown_signal
+from phyldm_core.slices import Scans, Slices
 from phyldm_core.tissue import mix
 
 AIR, WM, GM, CSF, FAT, MUSCLE, LESION = range(7)
@@ -57,6 +62,57 @@ def test_a_voxel_is_told_apart_into_what_it_was_mixed_from(parts):
     shares, values = of(*parts), medians_of(HEAD_PARTS)
     found = unmix(mix(shares[:, 1:], values), values, HEAD_PARTS)
     torch.testing.assert_close(found, shares, atol=0.02, rtol=0)
+
+
+SETTINGS = torch.stack([effective_protocol(p).settings() for p in REFERENCE.values()])
+
+
+def added(shares: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """T1w, T2w and FLAIR ``(n, 3, y, x)`` of shares ``(n, 1 + k, y, x)``: signals add."""
+    signals = shown_signal(values.T[..., None, None], SETTINGS.expand(len(values), -1, -1))[..., 0, 0]
+    return torch.einsum("nkyx,km->nmyx", shares[:, 1:], signals)
+
+
+def scans_of(images: torch.Tensor) -> Scans:
+    n, m = images.shape[:2]
+    return Scans(images, SETTINGS.expand(n, -1, -1), torch.ones(n, m, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(WM, 1.0)], [(WM, 0.6), (GM, 0.4)], [(GM, 0.5), (CSF, 0.5)], [(FAT, 0.5), (MUSCLE, 0.5)], [(FAT, 0.4)],
+        [(LESION, 1.0)], [],
+    ],
+    ids=["white matter", "its border", "a sulcus", "under the skin", "the rim of the head", "a lesion", "bone"],
+)  # fmt: skip
+def test_scans_are_told_apart_into_what_their_signals_were_added_from(parts):
+    shares, values = of(*parts).expand(1, 7, 24, 24).clone(), medians_of(HEAD_PARTS)
+    shares[:, AIR] = 1 - shares[:, 1:].sum(1)
+    images = added(shares, values) + 1e-4  # a scan that is exactly 0 measures nothing
+    found = unmix_signals(scans_of(images), torch.ones(3), values, HEAD_PARTS)
+    seen = ((1 - shares[:, :1] - EMPTY) / (FULL - EMPTY)).clamp(0, 1)  # a part that is too small is noise
+    wanted = torch.cat([1 - seen, seen * shares[:, 1:] / (1 - shares[:, :1]).clamp_min(1e-6)], 1)
+    torch.testing.assert_close(found, wanted, atol=0.08, rtol=0)
+
+
+def test_a_session_is_told_apart_with_the_tissue_that_its_signals_told():
+    """And its texture is what voxels of one tissue have beyond that: here T1 is 4 % longer everywhere."""
+    shares, values = rings(2), medians_of(HEAD_PARTS).clone()
+    values[0, 1] *= 1.1
+    maps = mix(shares[:, 1:], values) * torch.tensor([1.0, 1.04, 1.0]).view(3, 1, 1)
+    three = values[:3]
+    explained = Explained(
+        TissueMaps.from_stack(maps), three, torch.zeros(3, 3), 100 * torch.ones(3), torch.ones(3), torch.zeros(2)
+    )
+    slices = Slices(
+        100 * added(shares, values) + 1e-2, SETTINGS.expand(2, -1, -1), torch.ones(2, 3, dtype=torch.bool),
+        torch.zeros(2, dtype=torch.long), torch.zeros(2),
+    )  # fmt: skip
+    found = compose_scans(explained, slices, HEAD_PARTS, cell=8)
+    torch.testing.assert_close(found.values[:, :3], three.expand(2, -1, -1))
+    assert (found.shares - shares)[:, 1:4].abs().mean() < 0.01
+    assert found.texture[0, 1, 4, 2].exp().item() == pytest.approx(1.04, abs=0.01)
 
 
 def test_what_gives_no_signal_is_air_and_bone_whatever_its_times():
@@ -126,21 +182,48 @@ def test_a_stripped_brain_has_four_classes():
 
 
 def test_training_restores_compositions_of_every_scale(autoencoder):
-    objective = CompositionObjective(autoencoder, kl=0.3, halved=0.3)
+    objective = CompositionObjective(autoencoder, CompositionLoss())
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     batch, said = CompositionBatch(rings()), []
     for step in range(120):
-        losses = objective(batch, step)
+        found = objective(batch, step)
         optimizer.zero_grad()
-        losses["total"].backward()
+        found["total"].backward()
         optimizer.step()
-        said.append(losses["cross_entropy"].item())
+        said.append(found["cross_entropy"].item())
     assert sum(said[-20:]) < 0.4 * sum(said[:20])
     with torch.no_grad():
         z = autoencoder.encode(rings()).mean
         half = autoencoder.decode(functional.avg_pool2d(z, 2)).argmax(1)
     wanted = functional.avg_pool2d(rings(), 2).argmax(1)
     assert (half == wanted).float().mean() > 0.8  # the same head, half as large
+
+
+def test_the_adversary_is_heard_when_its_time_has_come_and_judges_shares_as_they_are_drawn(autoencoder, monkeypatch):
+    objective = CompositionObjective(autoencoder, CompositionLoss(halved=0.0, adversarial=0.5, adversarial_after=2))
+    batch, judged = CompositionBatch(rings()), []
+
+    def against(_, made, real):
+        judged.append((made, real))
+        return made.sum(), real.sum()
+
+    monkeypatch.setattr(losses, "against", against)
+    early, late = objective(batch, 1), objective(batch, 2)
+    assert "adversary" not in early
+    (made, real), said = judged[0], late["cross_entropy"] + 0.3 * late["kl"]
+    assert torch.equal(real, rings())
+    assert made.amax(1).mean() > autoencoder.decode(autoencoder.encode(rings()).mean).softmax(1).amax(1).mean()
+    torch.testing.assert_close(late["total"], said + 0.5 * made.sum() + real.sum())
+
+
+def test_fooling_the_adversary_does_not_train_it():
+    adversary, made, real = losses.patch_adversary(7, layers=2), rings().requires_grad_(), rings()
+    fooled, own = losses.against(adversary, made, real)
+    fooled.backward(retain_graph=True)
+    assert made.grad.abs().sum() > 0 and all(p.grad is None for p in adversary.parameters())
+    made.grad = None
+    own.backward()
+    assert made.grad is None and all(p.grad is not None for p in adversary.parameters())
 
 
 def test_half_of_the_training_slices_are_mirrored():

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from phyldm_core import inference
-from phyldm_core.inference import ENOUGH, Scans, explain, three_tissues
+from phyldm_core.inference import ENOUGH, explain, three_tissues
 from phyldm_core.people.cohort import CohortRecipe, Subject
 from phyldm_core.people.held_out import FIRST, session_of
 from phyldm_core.physics import Protocol, Sequence, TissueMaps, shown_signal
-from phyldm_core.slices import Slices, Truth
+from phyldm_core.slices import Scans, Slices, Truth
+from phyldm_core.tissue import TISSUES, in_vivo_3t, three_medians
 from phyldm_core.vae import PRIOR_MEDIANS
 
 RECIPE = CohortRecipe(
@@ -182,6 +183,28 @@ def test_cortex_that_the_encoder_takes_for_fluid_becomes_cortex(person, monkeypa
     found = explain(None, slices).maps.stack()
     assert error(found, truth, "GM", 1) < 0.06
     assert error(found, truth, "GM", 2) < 0.1
+
+
+def test_bone_is_empty_and_fat_is_fat_whatever_the_encoder_sees():
+    """Around the brain it sees half of everything; signals say how much of a voxel fat fills, and where nothing is."""
+    protocols = (Protocol(Sequence.MPRAGE, te=0.003, tr=2.4, ti=1.0), *PROTOCOLS[1:])
+    settings = torch.stack([p.settings() for p in protocols])[None]
+    white, grey, fluid = torch.tensor(list(three_medians().values()))
+    fat = torch.from_numpy(in_vivo_3t().median[TISSUES.index("fat")]).float()
+    at = torch.arange(64) - 31.5
+    radius = (at[:, None] ** 2 + at**2).sqrt()
+    brain, ring, rim = radius < 20, (radius > 23) & (radius < 27), (radius >= 27) & (radius < 28)
+    part = brain + ring + 0.4 * rim
+    true = torch.where(brain, white[:, None, None], fat[:, None, None])[None]
+    images = part * shown_signal(true.unbind(1), settings) + 1e-3
+    blur = torch.where(brain, true, torch.tensor([0.5, 1.0, 0.05])[None, :, None, None])
+    scans = Scans(images, settings, torch.ones(1, 3, dtype=torch.bool))
+    found = inference.where_signals_are(blur, torch.stack([white, grey, fluid]), scans, torch.ones(3))[0]
+    assert (found[0][(radius > 22) & (radius < 23)] < 0.05).all()
+    assert (found[0][radius > 29] < 0.05).all()
+    torch.testing.assert_close(found[1][ring], fat[1].expand_as(found[1][ring]))
+    assert found[0][rim].median().item() == pytest.approx(0.4 * fat[0].item(), abs=0.05)
+    assert torch.equal(found[:, brain], true[0][:, brain])
 
 
 def test_fluid_starts_at_the_t2_that_its_t1_implies():

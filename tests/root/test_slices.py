@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from phyldm_core.slices import LAYERS, LEAST_LEFT, SPOILED, Slices, brightness, spoiled
-from phyldm_core.vae import covered
+from phyldm_core.slices import LAYERS, LEAST_LEFT, SPOILED, Slices, brightness, covered, spoiled
 
 NY, NX = 64, 48
 AIR, BRAIN, FAT, OTHER = range(len(LAYERS))

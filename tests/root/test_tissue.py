@@ -15,12 +15,12 @@ from phyldm_core.tissue import (
     ROWS,
     TISSUES,
     fit_three_tissues,
+    implied_pd,
     in_vivo_3t,
     measurements,
     ratio_to_white_matter,
     three_medians,
     usable,
-    water_line,
 )
 
 PD, T1, T2 = range(3)
@@ -147,6 +147,17 @@ def test_the_seed_decides_who_it_is():
     assert (one != other).mean() > 0.9
 
 
+@pytest.mark.parametrize("tissue", ["WM", "GM", "CSF"])
+def test_the_water_line_meets_what_is_measured_in_white_matter_grey_matter_and_fluid(tissue):
+    pd, t1, _ = three_medians()[tissue]
+    assert implied_pd(torch.tensor(t1)).item() == pytest.approx(pd, rel=1e-3)
+
+
+def test_the_longer_the_t1_the_more_water():
+    implied = implied_pd(torch.linspace(0.7, 4.3, 50))
+    assert (implied.diff() > 0).all() and implied.max() < 1
+
+
 # --- three tissues explain a session ----------------------------------------------------------------
 
 INVERSIONS = (
@@ -167,8 +178,7 @@ def somebody(t1: float = 1.0, t2: float = 1.0) -> torch.Tensor:
     """``(3, 3)``: the medians with other T1 and T2 of white and grey matter, and the PD that goes with such a T1."""
     tissues = torch.tensor(list(three_medians().values()))
     tissues[:2] *= torch.tensor([1.0, t1, t2])
-    a, b = water_line()
-    tissues[:2, 0] = 1 / (a + b / tissues[:2, 1])
+    tissues[:2, 0] = implied_pd(tissues[:2, 1])
     return tissues
 
 

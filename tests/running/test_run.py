@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from phyldm_core import inference
+from phyldm_core.composition import compose_scans
 from phyldm_core.inference import infer
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
 from phyldm_core.running.export import export_weights
-from phyldm_core.running.latents import BENT, apart, composed, explained_maps, latents
+from phyldm_core.running.latents import BENT, apart, composed, explained_people, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.slices import brightness
@@ -121,10 +122,10 @@ def test_people_whom_the_vae_does_not_know_are_inferred_through_the_physics(smok
     assert list(abroad.train_vae()) == []
     slices = smoke_run.scans("val")
     level = brightness(slices.images, slices.observed, slices.subject)
-    explained = list(explained_maps(smoke_run.vae(), slices, level=level))
+    explained = list(explained_people(smoke_run.vae(), slices, level=level))
     assert len(explained) == SMOKE.cohort.n_val  # a person at a time
     tissues, cell = smoke_run.composition().config.tissues, smoke_run.composition().downsampling // 2
-    wanted = composed(explained, slices.position, tissues, cell)
+    wanted = composed((compose_scans(found, part, tissues, cell) for part, found in explained), slices.position)
     found, at_home = abroad.compositions("val"), smoke_run.compositions("val")
     assert torch.equal(found.shares, wanted.shares) and torch.equal(found.height, wanted.height)
     assert not torch.equal(found.values, at_home.values)

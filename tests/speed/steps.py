@@ -16,9 +16,9 @@ import pandas
 import torch
 import typer
 
-from phyldm_core.composition import BRAIN_PARTS, CompositionBatch, CompositionObjective, CompositionVAE
+from phyldm_core.composition import BRAIN_PARTS, CompositionVAE
 from phyldm_core.diffusion import CONDITIONS, DiffusionObjective, LatentBatch, TissueTransformer
-from phyldm_core.losses import VAEBatch, VAEObjective
+from phyldm_core.losses import CompositionBatch, CompositionLoss, CompositionObjective, VAEBatch, VAEObjective
 from phyldm_core.physics import REFERENCE
 from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.vae import PoEVAE
@@ -37,7 +37,7 @@ def vae_step() -> Callable:
 
 
 def composition_step() -> Callable:
-    objective = CompositionObjective(CompositionVAE(BRAIN_PARTS, **LAPTOP.composition), LAPTOP.composition_kl, halved=0)
+    objective = CompositionObjective(CompositionVAE(BRAIN_PARTS, **LAPTOP.composition), CompositionLoss(halved=0.0))
     shares = torch.rand(LAPTOP.composition_schedule.batch_size, 1 + len(BRAIN_PARTS), *LAPTOP.cohort.shape).softmax(1)
     return lambda: objective(CompositionBatch(shares), 0)["total"]
 

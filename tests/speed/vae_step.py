@@ -18,8 +18,8 @@ from phyldm_core.machine.precision import best_precision
 from phyldm_core.physics import REFERENCE, effective_protocol
 from phyldm_core.running.profiles import LAPTOP
 from phyldm_core.scans.oasis3 import SESSION_CONTRASTS
-from phyldm_core.slices import MODALITIES
-from phyldm_core.vae import LOG_VARIANCE_RANGE, Enlarge, PoEVAE, covered, product_of_experts, scan_features
+from phyldm_core.slices import MODALITIES, covered
+from phyldm_core.vae import LOG_VARIANCE_RANGE, Enlarge, PoEVAE, product_of_experts, scan_features
 
 from .timing import Row, compare, peak_mib, slope, take_turns
 

@@ -281,6 +281,25 @@ class CompositionData:
         return CompositionBatch(torch.where(flip[:, None, None, None], shares.flip(-1), shares))
 
 
+def slope_at(adversary: nn.Module, real: Tensor) -> Tensor:
+    """Squared slope of what the adversary says of real images, mean over them (R1, Mescheder et al. 2018).
+
+    Held small, it cannot be fooled by a pattern of dots that nobody sees.
+    """
+    real = real.detach().float().requires_grad_()
+    with torch.enable_grad(), torch.autocast(real.device.type, enabled=False):
+        said = adversary(real)[-1].mean((1, 2, 3)).sum()
+        (slope,) = torch.autograd.grad(said, real, create_graph=True)
+    return mean(slope.square().sum((1, 2, 3)))
+
+
+STEADY = 30.0
+"""Weight of :func:`slope_at`."""
+
+ASTRAY = 0.3
+"""Of a channel's SD: so far from anybody's latent is a latent that is nobody's, as those that are drawn."""
+
+
 @dataclass(frozen=True)
 class CompositionLoss:
     """Weights beside the cross-entropy of the restored composition, per voxel."""
@@ -296,7 +315,8 @@ class CompositionObjective(nn.Module):
 
     In part of the steps latent and target are both averaged over 2×2: a latent then means the same at every scale,
     which makes it easier to learn for the diffusion model (Kouzelis et al. 2025, arXiv 2502.09509). Where a latent
-    leaves a fold in doubt, cross-entropy answers with a blur, and the adversary asks for one fold that might be.
+    leaves a fold in doubt, cross-entropy answers with a blur, and the adversary asks for one fold that might be. Of
+    what it judges, half is decoded from latents that are :data:`ASTRAY`.
     """
 
     def __init__(self, autoencoder: CompositionVAE, weights: CompositionLoss):
@@ -320,6 +340,17 @@ class CompositionObjective(nn.Module):
         }
         total = losses["cross_entropy"] + self.weights.kl * losses["kl"]
         if self.adversary is not None and step >= self.weights.adversarial_after and not halved:
-            losses["adversarial"], losses["adversary"] = against(self.adversary, (SHARPEN * logits).softmax(1), target)
+            own = logits[len(logits) // 2 :]
+            made = torch.cat([own, self.autoencoder.decode(self._astray(posterior.mean)).float()])
+            losses["adversarial"], losses["adversary"] = against(self.adversary, (SHARPEN * made).softmax(1), target)
+            losses["slope"] = slope_at(self.adversary, target)
             total = total + self.weights.adversarial * losses["adversarial"] + losses["adversary"]
+            total = total + STEADY * losses["slope"]
         return {"total": total, **losses}
+
+    def _astray(self, mean: Tensor) -> Tensor:
+        """Half of the latents ``mean``, each :data:`ASTRAY` by its own factor from 0 to 2."""
+        mean = mean.detach()
+        some, sd = mean[: len(mean) // 2], mean.std((0, 2, 3), keepdim=True)
+        far = 2 * ASTRAY * drawn(torch.rand, len(some), 1, 1, 1, device=mean.device)
+        return some + far * sd * drawn(torch.randn, *some.shape, device=mean.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import __version__, tissue
 from ..calibration import explained_sd, honest_sd, posterior_sd
+from ..composition import CompositionVAE, compose_scans, restore
 from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
@@ -310,16 +311,15 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
     """Drawn slices against true ones: as sets, as many as ``n`` people have, and slice by slice (:func:`look_at`)."""
     recipe, voxel_mm = recipe_of(exam.weights, exam.anatomies, exam.seed), exam.weights.voxel_mm
     n_slices, n_looked = recipe.n_slices, max(exam.n, N_LOOKED_AT)
-    vae, maps, inferred, who, whose_head = exam.weights.vae(), [], [], [], []
+    vae, pipe, maps, inferred, who, whose_head = exam.weights.vae(), exam.weights.pipeline(), [], [], [], []
     for person in draw_people(recipe, heads.examined, 2 * n_looked):
         maps.append(person.truth.maps)
         who += [int(person.name.removeprefix("sub-")) - 1] * n_slices
         whose_head += [heads.examined.index(person.head)] * n_slices
         if who[-1] < n_looked:
-            slices = person.common if exam.has_common_scale else person.scanned
-            inferred.append(infer(vae, slices, exam.has_common_scale)[1].stack())
+            inferred.append(_told(vae, pipe.decoder, person, exam.has_common_scale))
     maps, who, whose_head = torch.cat(maps), np.array(who), np.array(whose_head)
-    pipe, height = exam.weights.pipeline(), torch.linspace(-1, 1, n_slices).repeat(n_looked)
+    height = torch.linspace(-1, 1, n_slices).repeat(n_looked)
     drawn = pipe(n_slices * n_looked, seed=exam.seed, num_inference_steps=pipe.usual_steps, height=height).stack()
     looked = look_at(drawn, maps, torch.cat(inferred), who, whose_head, voxel_mm, exam.seed)
     if not recipe.head:
@@ -340,6 +340,15 @@ def examine_samples(exam: Examination, heads: Heads) -> pandas.DataFrame:
     return pandas.concat(parts, ignore_index=True)
 
 
+def _told(vae, decoder, person: Person, common_scale: bool) -> Tensor:
+    """Maps ``(n, 3, y, x)`` of all that a person's scans tell a generator: of shares of tissue, if it draws those."""
+    slices = person.common if common_scale else person.scanned
+    if not isinstance(decoder, CompositionVAE):
+        return infer(vae, slices, common_scale)[1].stack()
+    explained = explain(vae, slices, gain=torch.ones(slices.images.shape[1]) if common_scale else None)
+    return restore(compose_scans(explained, slices, decoder.config.tissues, decoder.downsampling // 2)).stack()
+
+
 def look_at(
     drawn: Tensor, true: Tensor, inferred: Tensor, who: np.ndarray, whose_head: np.ndarray, voxel_mm: float, seed: int
 ) -> pandas.DataFrame:
@@ -348,8 +357,8 @@ def look_at(
     Parameters
     ----------
     drawn, true, inferred
-        Maps ``(n, 3, y, x)``: generated; of people; what the VAE makes of the scans of the first half of these people,
-        which is all that a generator trained on scans can know of them.
+        Maps ``(n, 3, y, x)``: generated; of people; what the scans of the first half of these people tell, which is all
+        that a generator trained on scans can know of them.
     who, whose_head
         Person and head of each true slice, ``(n,)``, counted from 0; ``inferred`` has the same order.
 

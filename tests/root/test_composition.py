@@ -211,9 +211,9 @@ def test_the_adversary_is_heard_when_its_time_has_come_and_judges_shares_as_they
     early, late = objective(batch, 1), objective(batch, 2)
     assert "adversary" not in early
     (made, real), said = judged[0], late["cross_entropy"] + 0.3 * late["kl"]
-    assert torch.equal(real, rings())
+    assert torch.equal(real, rings()) and made.shape == real.shape
     assert made.amax(1).mean() > autoencoder.decode(autoencoder.encode(rings()).mean).softmax(1).amax(1).mean()
-    torch.testing.assert_close(late["total"], said + 0.5 * made.sum() + real.sum())
+    torch.testing.assert_close(late["total"], said + 0.5 * made.sum() + real.sum() + losses.STEADY * late["slope"])
 
 
 def test_fooling_the_adversary_does_not_train_it():
@@ -224,6 +224,18 @@ def test_fooling_the_adversary_does_not_train_it():
     made.grad = None
     own.backward()
     assert made.grad is None and all(p.grad is not None for p in adversary.parameters())
+
+
+def test_an_adversary_that_knows_by_sight_is_steeper_than_one_that_says_the_same_of_all():
+    steep = torch.nn.Sequential(torch.nn.Conv2d(7, 1, 1))
+    steep.forward = lambda x: [x.sum(1, keepdim=True)]
+    flat = torch.nn.Sequential()
+    flat.forward = lambda x: [0.0 * x[:, :1] + 1.0]
+    n = rings()[0, 0].numel()
+    assert losses.slope_at(flat, rings()) == 0
+    assert losses.slope_at(steep, rings()).item() == pytest.approx(7 / n)  # of the mean over patches
+    with torch.no_grad():  # where training is validated
+        assert losses.slope_at(steep, rings()) > 0
 
 
 def test_half_of_the_training_slices_are_mirrored():

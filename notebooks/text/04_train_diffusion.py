@@ -76,9 +76,9 @@ scale, so each is brought to unit spread.""")
 # ## A second latent, of tissue shares
 # Inference needs a fine latent. A diffusion model that trains for minutes needs a small one. So the laptop profile has
 # a second autoencoder, which stores for each place *which tissue* it is. It is trained by cross-entropy on the inferred
-# maps. In the second half of its training a patch adversary judges the restored tissue as well. Cross-entropy alone
-# leaves a fold that the latent does not tell as a blur. PD, T1 and T2 are then mixed from values of the tissues, which
-# are drawn together with the anatomy. The paper's profile has no second latent.
+# maps. For the release, a patch adversary judges the restored tissue at the end of the training: cross-entropy alone
+# blurs a fold that the latent does not tell. PD, T1 and T2 are then mixed from values of the tissues, which are drawn
+# together with the anatomy. The paper's profile has no second latent.
 
 # %%
 def train(steps, name):

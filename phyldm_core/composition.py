@@ -10,7 +10,9 @@ Inference never passes through it: it is what the diffusion model draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .inference import Explained
-from .physics import TissueMaps, shown_signal
+from .physics import TissueMaps, signed_signal
 from .slices import Scans, Slices
 from .tissue import TISSUES, in_vivo_3t, mix
 from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior
@@ -158,8 +160,9 @@ OVERFULL, UNFILLED = 0.1, 0.15
 def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` of air and of each tissue that explain scans on one scale: in a voxel signals add.
 
-    So what two tissues fill is a linear least-squares fit; of :data:`NEIGHBOURS` the pair that explains most wins. One
-    T1 for the whole voxel is not asked for: no single one explains T1w, T2w and FLAIR of cortex and fluid together.
+    So what two tissues fill is a linear least-squares fit; of :data:`NEIGHBOURS` the pair that explains most wins, with
+    the signs that magnitudes may have lost. One T1 for the whole voxel is not asked for: no single one explains T1w,
+    T2w and FLAIR of cortex and fluid together.
 
     Parameters
     ----------
@@ -169,36 +172,53 @@ def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str
         ``(k, 3)``: PD, T1 (s), T2 (s) of the person's tissues.
     """
     settings = scans.settings[:1].expand(len(values), -1, -1)
-    signals = gain[:, None, None] * shown_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
+    signals = gain[:, None, None] * signed_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
     seen, weight = scans.over_noise, scans.weight
     least = torch.full_like(seen[:, 0], float("inf"))
     filled = seen.new_zeros(len(seen), len(tissues), *seen.shape[2:])
     for (a, b), cost in (NEIGHBOURS | RARE).items():
         if not {a, b} <= {*tissues}:
             continue
-        i, j = tissues.index(a), tissues.index(b)
-        one, other = signals[i], signals[j]
-        aa, bb, ab = ((x * weight).sum(1) for x in (one * one, other * other, one * other))
-        at_a, at_b = ((seen * x * weight).sum(1) for x in (one, other))
-        det = (aa * bb - ab**2).clamp_min(1e-9)
-        first, second = (at_a * bb - at_b * ab) / det, (at_b * aa - at_a * ab) / det
-        alone = [(at / own.clamp_min(1e-9)).clamp_min(0) for at, own in ((at_a, aa), (at_b, bb))]
-        none = first < 0, second < 0  # neither is less than nothing
-        first = torch.where(none[1], alone[0], first.clamp_min(0))
-        second = torch.where(none[0], alone[1], second.clamp_min(0))
-        total = first + second
-        off = ((seen - first[:, None] * one - second[:, None] * other) ** 2 * weight).sum(1) + cost
-        off = off + ((total - 1).clamp_min(0) / OVERFULL) ** 2
-        if a in BRAIN_PARTS:
-            off = off + ((1 - total).clamp_min(0) / UNFILLED) ** 2
-        nearer = off < least
-        least = torch.where(nearer, off, least)
-        filled = torch.where(nearer[:, None], 0.0, filled)
-        filled[:, i] = torch.where(nearer, first, filled[:, i])
-        filled[:, j] = torch.where(nearer, second, filled[:, j])
+        pair = [tissues.index(a), tissues.index(b)]
+        one, other = signals[pair]
+        for signs in _signs(one, other, scans.settings[0, :, 5] > 0):
+            told = seen * signs
+            parts, off = _two_parts(told, weight, one, other)
+            total = parts.sum(1)
+            off = off + cost + ((total - 1).clamp_min(0) / OVERFULL) ** 2
+            if a in BRAIN_PARTS:
+                off = off + ((1 - total).clamp_min(0) / UNFILLED) ** 2
+            nearer = off < least
+            least = torch.where(nearer, off, least)
+            filled = torch.where(nearer[:, None], 0.0, filled)
+            filled[:, pair] = torch.where(nearer[:, None], parts, filled[:, pair])
     whole = filled.sum(1, keepdim=True)
     full = ((whole - EMPTY) / (FULL - EMPTY)).clamp(0, 1)
     return torch.cat([1 - full, full * filled / whole.clamp_min(1e-6)], 1)
+
+
+def _signs(one: Tensor, other: Tensor, signed: Tensor) -> Iterator[Tensor]:
+    """Each way ``(m, 1, 1)`` in which magnitudes of what two tissues' signals ``(m, 1, 1)`` add up to may be signed."""
+    choices = [
+        (1.0,) if real else (float(a),) if a == b else (float(a), float(b))
+        for a, b, real in zip(one.flatten().sign(), other.flatten().sign(), signed, strict=True)
+    ]
+    for signs in product(*choices):
+        yield one.new_tensor(signs)[:, None, None]
+
+
+def _two_parts(seen: Tensor, weight: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of each voxel two tissues fill ``(n, 2, y, x)``, neither less than nothing, and the misfit left."""
+    aa, bb, ab = ((x * weight).sum(1) for x in (one * one, other * other, one * other))
+    at_a, at_b = ((seen * x * weight).sum(1) for x in (one, other))
+    det = (aa * bb - ab**2).clamp_min(1e-9)
+    first, second = (at_a * bb - at_b * ab) / det, (at_b * aa - at_a * ab) / det
+    alone = [(at / own.clamp_min(1e-9)).clamp_min(0) for at, own in ((at_a, aa), (at_b, bb))]
+    none = first < 0, second < 0
+    first = torch.where(none[1], alone[0], first.clamp_min(0))
+    second = torch.where(none[0], alone[1], second.clamp_min(0))
+    left = ((seen - first[:, None] * one - second[:, None] * other) ** 2 * weight).sum(1)
+    return torch.stack([first, second], 1), left
 
 
 def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...], cell: int) -> Composition:

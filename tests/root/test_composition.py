@@ -23,7 +23,7 @@ from phyldm_core.composition import (
 from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler
 from phyldm_core.inference import Explained
 from phyldm_core.losses import CompositionBatch, CompositionData, CompositionLoss, CompositionObjective
-from phyldm_core.physics import REFERENCE, TissueMaps, effective_protocol, shown_signal
+from phyldm_core.physics import REFERENCE, Protocol, Sequence, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.slices import Scans, Slices
 from phyldm_core.tissue import mix
 
@@ -67,15 +67,15 @@ def test_a_voxel_is_told_apart_into_what_it_was_mixed_from(parts):
 SETTINGS = torch.stack([effective_protocol(p).settings() for p in REFERENCE.values()])
 
 
-def added(shares: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """T1w, T2w and FLAIR ``(n, 3, y, x)`` of shares ``(n, 1 + k, y, x)``: signals add."""
-    signals = shown_signal(values.T[..., None, None], SETTINGS.expand(len(values), -1, -1))[..., 0, 0]
-    return torch.einsum("nkyx,km->nmyx", shares[:, 1:], signals)
+def added(shares: torch.Tensor, values: torch.Tensor, settings: torch.Tensor = SETTINGS) -> torch.Tensor:
+    """T1w, T2w and FLAIR ``(n, 3, y, x)`` of shares ``(n, 1 + k, y, x)``: signals add, and then lose their sign."""
+    signals = signed_signal(values.T[..., None, None], settings.expand(len(values), -1, -1))[..., 0, 0]
+    return torch.einsum("nkyx,km->nmyx", shares[:, 1:], signals).abs()
 
 
-def scans_of(images: torch.Tensor) -> Scans:
+def scans_of(images: torch.Tensor, settings: torch.Tensor = SETTINGS) -> Scans:
     n, m = images.shape[:2]
-    return Scans(images, SETTINGS.expand(n, -1, -1), torch.ones(n, m, dtype=torch.bool))
+    return Scans(images, settings.expand(n, -1, -1), torch.ones(n, m, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,17 @@ def test_scans_are_told_apart_into_what_their_signals_were_added_from(parts):
     seen = ((1 - shares[:, :1] - EMPTY) / (FULL - EMPTY)).clamp(0, 1)  # a part that is too small is noise
     wanted = torch.cat([1 - seen, seen * shares[:, 1:] / (1 - shares[:, :1]).clamp_min(1e-6)], 1)
     torch.testing.assert_close(found, wanted, atol=0.08, rtol=0)
+
+
+def test_grey_matter_and_fluid_that_cancel_are_told_apart():
+    """At a TI of 1.5 s fluid is still upside down, and about as much of it as of grey matter gives no signal."""
+    long, short = (Protocol(Sequence.FLAIR, te=0.012, tr=15.0, ti=ti) for ti in (1.5, 0.5))
+    settings = torch.stack([p.settings() for p in (long, Protocol(Sequence.SPIN_ECHO, te=0.09, tr=5.0), short)])
+    shares, values = of((GM, 0.55), (CSF, 0.45)).expand(1, 7, 8, 8), medians_of(HEAD_PARTS)
+    images = added(shares, values, settings)
+    assert images[0, 0].max() < 0.3 * added(of((GM, 1.0)), values, settings)[0, 0].max()
+    found = unmix_signals(scans_of(images + 1e-4, settings), torch.ones(3), values, HEAD_PARTS)
+    assert found[0, CSF, 0, 0].item() == pytest.approx(0.45, abs=0.05)
 
 
 def test_a_session_is_told_apart_with_the_tissue_that_its_signals_told():

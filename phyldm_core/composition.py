@@ -157,8 +157,8 @@ OVERFULL, UNFILLED = 0.1, 0.15
 """SD of how much more than a voxel two tissues fill, and how much less white and grey matter do: fields, no holes."""
 
 
-def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
-    """Shares ``(n, 1 + k, y, x)`` of air and of each tissue that explain scans on one scale: in a voxel signals add.
+def unmix_signals(scans: Scans, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` of air and of each tissue that explain scans on PD's scale: in a voxel signals add.
 
     So what two tissues fill is a linear least-squares fit; of :data:`NEIGHBOURS` the pair that explains most wins, with
     the signs that magnitudes may have lost. One T1 for the whole voxel is not asked for: no single one explains T1w,
@@ -166,13 +166,11 @@ def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str
 
     Parameters
     ----------
-    gain
-        ``(m,)``: takes the tissues' signals to the scans.
     values
         ``(k, 3)``: PD, T1 (s), T2 (s) of the person's tissues.
     """
     settings = scans.settings[:1].expand(len(values), -1, -1)
-    signals = gain[:, None, None] * signed_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
+    signals = signed_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
     seen, weight = scans.over_noise, scans.weight
     least = torch.full_like(seen[:, 0], float("inf"))
     filled = seen.new_zeros(len(seen), len(tissues), *seen.shape[2:])
@@ -182,8 +180,7 @@ def unmix_signals(scans: Scans, gain: Tensor, values: Tensor, tissues: tuple[str
         pair = [tissues.index(a), tissues.index(b)]
         one, other = signals[pair]
         for signs in _signs(one, other, scans.settings[0, :, 5] > 0):
-            told = seen * signs
-            parts, off = _two_parts(told, weight, one, other)
+            parts, off = _two_parts(seen * signs, weight, one, other)
             total = parts.sum(1)
             off = off + cost + ((total - 1).clamp_min(0) / OVERFULL) ** 2
             if a in BRAIN_PARTS:
@@ -236,7 +233,7 @@ def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...]
     values = own_values(stack, tissues).median(0).values
     values[: len(BRAIN_PARTS)] = explained.tissues
     scans = Scans(slices.images / explained.gain[:, None, None], slices.settings, slices.observed)
-    shares = _without_noise(unmix_signals(scans, torch.ones_like(explained.gain), values, tissues))
+    shares = _without_noise(unmix_signals(scans, values, tissues))
     values = values.expand(len(stack), -1, -1)
     pure = (shares[:, 1:].amax(1, keepdim=True) > UNSHARED).float()
     return Composition(shares, values, _texture(stack, shares, values, pure, cell))

@@ -192,7 +192,8 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
     signals ask for: less than a voxel at the rim of the head, and next to nothing in bone and air.
     """
     noise, logs = scans.noise, tissues.log()
-    best, least = start, misfit(start, scans, gain, noise) - WORSE
+    off = misfit(start, scans, gain, noise, scans.measured)
+    best, least = start, off * scans.inside - WORSE
     for at in BETWEEN:
         i = min(int(at), 1)
         values = logs[i].lerp(logs[i + 1], at - i).exp()[None, :, None, None]  # one voxel, held against all
@@ -201,7 +202,7 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
         least = torch.minimum(cost, least)
     brain = functional.max_pool2d(_brain(start, scans.inside)[:, None].float(), 3, 1, 1)[:, 0] > 0
     around = scans.measured.any(1) & ~brain
-    least = torch.where(scans.inside, least, misfit(start, scans, gain, noise, scans.measured) - DARKER)
+    least = torch.where(scans.inside, least, off - DARKER)
     for tissue in ("fat", "muscle"):
         values = torch.from_numpy(in_vivo_3t().median[TISSUES.index(tissue)]).float()[None, :, None, None]
         whole = gain[:, None, None] * shown_signal(values.unbind(1), scans.settings[:1])

@@ -1,4 +1,6 @@
-"""What the VAE is trained on: batches with random subsets of scans, and the loss that joins them through the physics.
+"""What autoencoders are trained on. The VAE: random subsets of scans, and a loss that joins them through the physics.
+
+The autoencoder of compositions: shares of tissue, and how likely they are under the restored ones.
 
 The priors say what literature says of healthy tissue: PD follows T1 through water content, and T2 follows T1 between
 grey matter and fluid. Neither favours any T1.
@@ -348,9 +350,9 @@ class CompositionObjective(nn.Module):
             total = total + STEADY * losses["slope"]
         return {"total": total, **losses}
 
-    def _astray(self, mean: Tensor) -> Tensor:
-        """Half of the latents ``mean``, each :data:`ASTRAY` by its own factor from 0 to 2."""
-        mean = mean.detach()
-        some, sd = mean[: len(mean) // 2], mean.std((0, 2, 3), keepdim=True)
-        far = 2 * ASTRAY * drawn(torch.rand, len(some), 1, 1, 1, device=mean.device)
-        return some + far * sd * drawn(torch.randn, *some.shape, device=mean.device)
+    def _astray(self, latents: Tensor) -> Tensor:
+        """Half of the latents, each :data:`ASTRAY` by its own factor from 0 to 2."""
+        latents = latents.detach()
+        some, sd = latents[: len(latents) // 2], latents.std((0, 2, 3), keepdim=True)
+        far = 2 * ASTRAY * drawn(torch.rand, len(some), 1, 1, 1, device=latents.device)
+        return some + far * sd * drawn(torch.randn, *some.shape, device=latents.device)

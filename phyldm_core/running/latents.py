@@ -92,8 +92,8 @@ def explained_people(
     gain = torch.ones(slices.images.shape[1]) if common_scale else None
     for person in slices.subject.unique_consecutive():
         rows = (slices.subject == person).nonzero()[:, 0]
-        part, scale = (None if given is None else given[rows] for given in (shown, level))
-        yield slices[rows], explain(vae, slices[rows], part, scale, gain)
+        part, seen, scale = slices[rows], *(None if given is None else given[rows] for given in (shown, level))
+        yield part, explain(vae, part, seen, scale, gain)
 
 
 BENT = 2

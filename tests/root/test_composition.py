@@ -90,7 +90,7 @@ def test_scans_are_told_apart_into_what_their_signals_were_added_from(parts):
     shares, values = of(*parts).expand(1, 7, 24, 24).clone(), medians_of(HEAD_PARTS)
     shares[:, AIR] = 1 - shares[:, 1:].sum(1)
     images = added(shares, values) + 1e-4  # a scan that is exactly 0 measures nothing
-    found = unmix_signals(scans_of(images), torch.ones(3), values, HEAD_PARTS)
+    found = unmix_signals(scans_of(images), values, HEAD_PARTS)
     seen = ((1 - shares[:, :1] - EMPTY) / (FULL - EMPTY)).clamp(0, 1)  # a part that is too small is noise
     wanted = torch.cat([1 - seen, seen * shares[:, 1:] / (1 - shares[:, :1]).clamp_min(1e-6)], 1)
     torch.testing.assert_close(found, wanted, atol=0.08, rtol=0)
@@ -103,7 +103,7 @@ def test_grey_matter_and_fluid_that_cancel_are_told_apart():
     shares, values = of((GM, 0.55), (CSF, 0.45)).expand(1, 7, 8, 8), medians_of(HEAD_PARTS)
     images = added(shares, values, settings)
     assert images[0, 0].max() < 0.3 * added(of((GM, 1.0)), values, settings)[0, 0].max()
-    found = unmix_signals(scans_of(images + 1e-4, settings), torch.ones(3), values, HEAD_PARTS)
+    found = unmix_signals(scans_of(images + 1e-4, settings), values, HEAD_PARTS)
     assert found[0, CSF, 0, 0].item() == pytest.approx(0.45, abs=0.05)
 
 

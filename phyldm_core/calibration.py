@@ -21,8 +21,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .inference import INFERENCE_BATCH, Explained, explain, infer, signal_slopes, water_slope
-from .physics import SEQUENCES, TissueMaps
+from .inference import INFERENCE_BATCH, Explained, explain, infer, water_slope
+from .physics import SEQUENCES, TissueMaps, signal_slopes
 from .slices import MAPS, SIGNAL_ERROR, SUBSETS, Person, Slices, Truth
 from .vae import PoEVAE, Posterior
 

@@ -10,25 +10,21 @@ Inference never passes through it: it is what the diffusion model draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.resnet import ResnetBlock2D
-from skimage.restoration import denoise_nl_means
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .inference import Explained
-from .physics import TissueMaps, signed_signal
-from .slices import Scans, Slices
+from .diffusion import TRAIN_STEPS, make_scheduler
+from .physics import TissueMaps
 from .tissue import TISSUES, in_vivo_3t, mix
-from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior
+from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior, adaptive_block
 
 BRAIN_PARTS = ("WM", "GM", "CSF")
 HEAD_PARTS = ("WM", "GM", "CSF", "fat", "muscle", "lesion")
@@ -50,9 +46,6 @@ and that of tissue varies."""
 
 REACH = (0.2, 0.12, 0.08, 0.06)  # of log T1 about a tissue's value: voxels so near tell what it measures
 PRIOR_VOXELS = 5  # the weight of literature's value: what decides where a slice holds next to nothing of a tissue
-
-SHARPEN = 2.5
-"""What logits are multiplied by before the softmax when brains are drawn: an edge in doubt goes where it is likely."""
 
 
 @dataclass(frozen=True)
@@ -144,115 +137,11 @@ def compose(maps: TissueMaps, tissues: tuple[str, ...], cell: int) -> Compositio
     values = own_values(stack, tissues)
     shares = unmix(stack, values, tissues)
     full = (shares[:, :1] < 0.1).float()  # at the rim PD is shared with air
-    return Composition(shares, values, _texture(stack, shares, values, full, cell))
+    return Composition(shares, values, texture_of(stack, shares, values, full, cell))
 
 
-EMPTY, FULL = 0.12, 0.88
-"""Between these sums of shares a voxel goes from empty to full: noise in air is not tissue, and the field varies."""
-
-RARE = {("WM", "lesion"): 2.0}
-"""What scans tell apart better than maps do: cortex in noise is no lesion."""
-
-OVERFULL, UNFILLED = 0.1, 0.15
-"""SD of how much more than a voxel two tissues fill, and how much less white and grey matter do: fields, no holes."""
-
-
-def unmix_signals(scans: Scans, values: Tensor, tissues: tuple[str, ...]) -> Tensor:
-    """Shares ``(n, 1 + k, y, x)`` of air and of each tissue that explain scans on PD's scale: in a voxel signals add.
-
-    So what two tissues fill is a linear least-squares fit; of :data:`NEIGHBOURS` the pair that explains most wins, with
-    the signs that magnitudes may have lost. One T1 for the whole voxel is not asked for: no single one explains T1w,
-    T2w and FLAIR of cortex and fluid together.
-
-    Parameters
-    ----------
-    values
-        ``(k, 3)``: PD, T1 (s), T2 (s) of the person's tissues.
-    """
-    settings = scans.settings[:1].expand(len(values), -1, -1)
-    signals = signed_signal(values.T[..., None, None], settings)  # (k, m, 1, 1)
-    seen, weight = scans.over_noise, scans.weight
-    least = torch.full_like(seen[:, 0], float("inf"))
-    filled = seen.new_zeros(len(seen), len(tissues), *seen.shape[2:])
-    for (a, b), cost in (NEIGHBOURS | RARE).items():
-        if not {a, b} <= {*tissues}:
-            continue
-        pair = [tissues.index(a), tissues.index(b)]
-        one, other = signals[pair]
-        for signs in _signs(one, other, scans.settings[0, :, 5] > 0):
-            parts, off = _two_parts(seen * signs, weight, one, other)
-            total = parts.sum(1)
-            off = off + cost + ((total - 1).clamp_min(0) / OVERFULL) ** 2
-            if a in BRAIN_PARTS:
-                off = off + ((1 - total).clamp_min(0) / UNFILLED) ** 2
-            nearer = off < least
-            least = torch.where(nearer, off, least)
-            filled = torch.where(nearer[:, None], 0.0, filled)
-            filled[:, pair] = torch.where(nearer[:, None], parts, filled[:, pair])
-    whole = filled.sum(1, keepdim=True)
-    full = ((whole - EMPTY) / (FULL - EMPTY)).clamp(0, 1)
-    return torch.cat([1 - full, full * filled / whole.clamp_min(1e-6)], 1)
-
-
-def _signs(one: Tensor, other: Tensor, signed: Tensor) -> Iterator[Tensor]:
-    """Each way ``(m, 1, 1)`` in which magnitudes of what two tissues' signals ``(m, 1, 1)`` add up to may be signed."""
-    choices = [
-        (1.0,) if real else (float(a),) if a == b else (float(a), float(b))
-        for a, b, real in zip(one.flatten().sign(), other.flatten().sign(), signed, strict=True)
-    ]
-    for signs in product(*choices):
-        yield one.new_tensor(signs)[:, None, None]
-
-
-def _two_parts(seen: Tensor, weight: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of each voxel two tissues fill ``(n, 2, y, x)``, neither less than nothing, and the misfit left."""
-    aa, bb, ab = ((x * weight).sum(1) for x in (one * one, other * other, one * other))
-    at_a, at_b = ((seen * x * weight).sum(1) for x in (one, other))
-    det = (aa * bb - ab**2).clamp_min(1e-9)
-    first, second = (at_a * bb - at_b * ab) / det, (at_b * aa - at_a * ab) / det
-    alone = [(at / own.clamp_min(1e-9)).clamp_min(0) for at, own in ((at_a, aa), (at_b, bb))]
-    none = first < 0, second < 0
-    first = torch.where(none[1], alone[0], first.clamp_min(0))
-    second = torch.where(none[0], alone[1], second.clamp_min(0))
-    left = ((seen - first[:, None] * one - second[:, None] * other) ** 2 * weight).sum(1)
-    return torch.stack([first, second], 1), left
-
-
-def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...], cell: int) -> Composition:
-    """Tell a session's scans apart into tissues, as :func:`compose` does maps.
-
-    White matter, grey matter and CSF have the values that the session's signals told, other tissues their mode in the
-    explained maps. Texture is that of voxels of one tissue.
-
-    Parameters
-    ----------
-    explained
-        Of ``slices``, by :func:`inference.explain`.
-    """
-    stack = explained.maps.stack()
-    values = own_values(stack, tissues).median(0).values
-    values[: len(BRAIN_PARTS)] = explained.tissues
-    scans = Scans(slices.images / explained.gain[:, None, None], slices.settings, slices.observed)
-    shares = _without_noise(unmix_signals(scans, values, tissues))
-    values = values.expand(len(stack), -1, -1)
-    pure = (shares[:, 1:].amax(1, keepdim=True) > UNSHARED).float()
-    return Composition(shares, values, _texture(stack, shares, values, pure, cell))
-
-
-NOISE_OF_SHARES = 0.05
-"""Strength of the non-local means (Buades et al. 2011) that takes a scan's noise off the shares, and leaves folds."""
-
-
-def _without_noise(shares: Tensor) -> Tensor:
-    settings = {"patch_size": 3, "patch_distance": 4, "h": NOISE_OF_SHARES, "fast_mode": True, "channel_axis": 0}
-    found = torch.from_numpy(np.stack([denoise_nl_means(one, **settings) for one in shares.numpy()])).clamp_min(0)
-    return found / found.sum(1, keepdim=True)
-
-
-UNSHARED = 0.9  # of a voxel: less is shared, and has no T1 of its own
-
-
-def _texture(stack: Tensor, shares: Tensor, values: Tensor, where: Tensor, cell: int) -> Tensor:
+def texture_of(stack: Tensor, shares: Tensor, values: Tensor, where: Tensor, cell: int) -> Tensor:
+    """``(n, 3, y/c, x/c)``: what maps ``(n, 3, y, x)`` are over what shares and values mix to, where ``where`` is 1."""
     rest = (stack.clamp_min(1e-3).log() - mix(shares[:, 1:], values).clamp_min(1e-3).log()).clamp(-0.5, 0.5)
     weight = functional.avg_pool2d(where, cell)
     return functional.avg_pool2d(rest * where, cell) / (weight + 0.1)  # 0 where there is no tissue
@@ -277,9 +166,29 @@ def csf_share(shares: Tensor) -> Tensor:
 
 # --- the network --------------------------------------------------------------------------------------
 
+WHOLE = 2.0
+"""What a share of 1 counts beside noise of SD 1, from which shares are drawn."""
+
+DRAWING_STEPS = 14
+DRAWING_SHIFT = 1.5  # of the sampler: more steps while there is much noise, which is when most is decided
+
+SOLITARY = 0.12
+"""Of the 5×5 voxels about one that is drawn: with less tissue it is air, where shares from scans have noise."""
+
+FURTHEST_ASTRAY = 0.6
+"""SD of the noise on latents that the drawing decoder learns from, at most; a channel that is used has an SD of 1."""
+
+ASTRAY = 0.1
+"""SD of the noise that the decoder is told is on latents which a diffusion model drew: they are nearly somebody's."""
+
 
 class CompositionVAE(ModelMixin, ConfigMixin):
-    """Shares of tissues ``(n, 1 + k, y, x)`` to and from a latent whose grid is coarser by ``stem`` × 2 a width.
+    """Shares of tissues ``(n, 1 + k, y, x)`` to a latent whose grid is coarser by ``stem`` × 2 a width, and out of it.
+
+    A latent leaves folds in doubt. Asked once, a decoder answers with all that might be, which is blur. This one draws
+    one that might be: out of noise, in a few steps, each of which asks it which tissue is likely, given the latent and
+    what has come out of the noise so far (a diffusion autoencoder, Preechakul et al. 2022, arXiv 2111.15640; of
+    categories, Dieleman et al. 2022, arXiv 2211.15089).
 
     Parameters
     ----------
@@ -290,10 +199,11 @@ class CompositionVAE(ModelMixin, ConfigMixin):
     stem
         Factor of a space-to-depth before the first level and of a depth-to-space after the last: most of the cost is
         at full resolution.
-    widths
-        Channels of each level, each but the first at half the resolution of the one before.
+    widths, decoder_widths
+        Channels of each level of the encoder and of the decoder, each but the first at half the resolution of the one
+        before.
     blocks
-        Residual blocks a level; one at the finest, which costs most.
+        Residual blocks a level; one at the encoder's finest, which costs most.
     """
 
     @register_to_config
@@ -303,6 +213,7 @@ class CompositionVAE(ModelMixin, ConfigMixin):
         latent_channels: int = 24,
         stem: int = 4,
         widths: tuple[int, ...] = (64, 96, 160),
+        decoder_widths: tuple[int, ...] = (96, 128, 192),
         blocks: int = 2,
     ):
         super().__init__()
@@ -313,13 +224,8 @@ class CompositionVAE(ModelMixin, ConfigMixin):
             if i + 1 < len(widths):
                 down.append(Downsample2D(width, use_conv=True, out_channels=widths[i + 1], name="op"))
         down.append(nn.Conv2d(widths[-1], 2 * latent_channels, 1))
-        up = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1)]
-        for i in reversed(range(len(widths))):
-            up += [_block(widths[i]) for _ in range(blocks if i else 1)]
-            if i:
-                up.append(Enlarge(widths[i], widths[i - 1]))
-        up += [nn.Conv2d(widths[0], n, 3, padding=1), nn.PixelShuffle(stem)]
-        self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
+        self.down = nn.ModuleList(down)
+        self.decoder = DrawingDecoder(latent_channels, 1 + len(tissues), stem, decoder_widths, blocks)
 
     @property
     def downsampling(self) -> int:
@@ -333,16 +239,31 @@ class CompositionVAE(ModelMixin, ConfigMixin):
 
     def encode(self, shares: Tensor) -> Posterior:
         """The posterior of the latent."""
-        mean, log_variance = _apply(self.down, 2 * shares - 0.3).chunk(2, 1)
+        h = 2 * shares - 0.3
+        for layer in self.down:
+            h = layer(h, None) if isinstance(layer, ResnetBlock2D) else layer(h)
+        mean, log_variance = h.chunk(2, 1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits ``(n, 1 + k, y, x)`` of the shares."""
-        return _apply(self.up, z)
+    @torch.no_grad()
+    def draw(self, z: Tensor, seed: int = 0, steps: int = DRAWING_STEPS, astray: float = ASTRAY) -> Tensor:
+        """Shares ``(n, 1 + k, y, x)`` that a latent ``(n, c, y, x)`` may stand for; another ``seed``, other folds.
 
-    def shares(self, z: Tensor) -> Tensor:
-        """The shares that a latent stands for, edges put where they are likeliest."""
-        return (SHARPEN * self.decode(z).float()).softmax(1)
+        All slices are drawn out of the same noise, so that latents which differ little give slices which do.
+        """
+        scheduler = make_scheduler("flow", flow_shift=DRAWING_SHIFT)
+        scheduler.set_timesteps(steps)
+        ny, nx = (size * self.downsampling for size in z.shape[2:])
+        noise = torch.randn(1, 1 + len(self.config.tissues), ny, nx, generator=torch.Generator().manual_seed(seed))
+        x = noise.to(z).expand(len(z), -1, -1, -1)
+        told = z.new_full((len(z),), astray)
+        for clock in scheduler.timesteps:
+            sigma = told.new_full((len(z),), float(clock) / TRAIN_STEPS)
+            shares = self.decoder(z, x, sigma, told).float().softmax(1)
+            x = scheduler.step((x - WHOLE * shares) / sigma.view(-1, 1, 1, 1), clock, x).prev_sample
+        alone = functional.avg_pool2d(1 - shares[:, :1], 5, 1, 2) < SOLITARY
+        air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
+        return torch.where(alone, air, shares)
 
     def join(self, composition: Composition) -> Tensor:
         """One latent ``(n, c + 12 + 3k, y, x)`` of anatomy, texture and tissue values, to be drawn together.
@@ -353,12 +274,60 @@ class CompositionVAE(ModelMixin, ConfigMixin):
         values = composition.values.log().flatten(1)[..., None, None].expand(-1, -1, *z.shape[2:])
         return torch.cat([z, functional.pixel_unshuffle(composition.texture, 2), values], 1)
 
-    def to_maps(self, latent: Tensor) -> TissueMaps:
-        """PD, T1 (s), T2 (s), each ``(n, y, x)``, of latents that :meth:`join` made or a diffusion model drew."""
+    def to_maps(self, latent: Tensor, steps: int = DRAWING_STEPS) -> TissueMaps:
+        """PD, T1 (s), T2 (s), each ``(n, y, x)``, of latents that :meth:`join` made or a diffusion model drew.
+
+        In one step a decoder answers with the mean of all that it might draw.
+        """
         n = self.config.latent_channels
         z, texture, values = latent.split([n, 12, 3 * len(self.config.tissues)], 1)
         values = values.mean((2, 3)).unflatten(1, (-1, 3)).exp()
-        return restore(Composition(self.shares(z), values, functional.pixel_shuffle(texture, 2)))
+        return restore(Composition(self.draw(z, steps=steps), values, functional.pixel_shuffle(texture, 2)))
+
+
+class DrawingDecoder(nn.Module):
+    """Latent and noisy shares → logits of the shares: a small U-Net over noise, whose coarsest level sees the latent.
+
+    Its noisy shares are ``(1 − σ) · WHOLE · shares + σ · noise``.
+    """
+
+    def __init__(self, latent_channels: int, classes: int, stem: int, widths: tuple[int, ...], blocks: int):
+        super().__init__()
+        n, self.stem, told = classes * stem**2, stem, 128
+        self.waves = Timesteps(64, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.told = nn.Sequential(nn.Linear(told, told), nn.SiLU(), nn.Linear(told, told))
+
+        def level(width: int, count: int) -> nn.ModuleList:
+            return nn.ModuleList(adaptive_block(width, width, told, 8) for _ in range(count))
+
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.start, self.latent = nn.Conv2d(n, widths[0], 1), nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
+        self.down = nn.ModuleList(level(width, 1) for width in widths)
+        self.smaller = nn.ModuleList(Downsample2D(a, use_conv=True, out_channels=b, name="op") for a, b in pairs)
+        self.larger = nn.ModuleList(Enlarge(b, a) for a, b in pairs)
+        self.beside = nn.ModuleList(nn.Conv2d(2 * a, a, 1) for a, _ in pairs)
+        self.up = nn.ModuleList(level(width, blocks) for width in widths)
+        self.head, self.straight = nn.Conv2d(widths[0], n, 3, padding=1), nn.Conv2d(n, n, 1)
+        nn.init.zeros_(self.straight.weight)
+
+    def forward(self, z: Tensor, noisy: Tensor, sigma: Tensor, astray: Tensor) -> Tensor:
+        """Logits ``(n, 1 + k, y, x)``; ``sigma`` and ``astray`` are ``(n,)``."""
+        told = torch.cat([self.waves(TRAIN_STEPS * sigma), self.waves(TRAIN_STEPS * astray)], 1)
+        told = self.told(told.to(z.dtype))
+        noisy = functional.pixel_unshuffle(noisy, self.stem)
+        h, seen = self.start(noisy), []
+        for blocks, smaller in zip(self.down, [*self.smaller, None], strict=True):
+            for block in blocks:
+                h = block(h, told)
+            seen.append(h)
+            h = smaller(h) if smaller else h + self.latent(z)
+        for i in reversed(range(len(self.up))):
+            for block in self.up[i]:
+                h = block(h, told)
+            if i:
+                h = self.beside[i - 1](torch.cat([self.larger[i - 1](h), seen[i - 1]], 1))
+        evidence = ((1 - sigma) / (sigma**2 + 0.1)).view(-1, 1, 1, 1) * noisy  # of each voxel alone
+        return functional.pixel_shuffle(self.head(h) + self.straight(evidence.to(h.dtype)), self.stem)
 
 
 def _block(width: int) -> ResnetBlock2D:
@@ -368,9 +337,3 @@ def _block(width: int) -> ResnetBlock2D:
     nn.init.zeros_(block.conv2.weight)
     nn.init.zeros_(block.conv2.bias)
     return block
-
-
-def _apply(layers: nn.ModuleList, h: Tensor) -> Tensor:
-    for layer in layers:
-        h = layer(h, None) if isinstance(layer, ResnetBlock2D) else layer(h)
-    return h

@@ -128,12 +128,15 @@ def paper_noise() -> dict:
     }  # fmt: skip
 
 
-def make_scheduler(process: str):
-    """The sampler of a noise process: a few-step DPM-Solver++ for "flow", the paper's DDIM for "ddpm"."""
+def make_scheduler(process: str, flow_shift: float = 1.0):
+    """The sampler of a noise process: a few-step DPM-Solver++ for "flow", the paper's DDIM for "ddpm".
+
+    With a ``flow_shift`` above 1 more of the steps are where there is much noise.
+    """
     if process == "flow":
         return DPMSolverMultistepScheduler(
             num_train_timesteps=TRAIN_STEPS, prediction_type="flow_prediction", use_flow_sigmas=True,
-            solver_order=2, final_sigmas_type="zero",
+            solver_order=2, final_sigmas_type="zero", flow_shift=flow_shift,
         )  # fmt: skip
     if process == "ddpm":
         return DDIMScheduler(**paper_noise())

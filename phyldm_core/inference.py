@@ -20,7 +20,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from .physics import TissueMaps, shown_signal
+from .physics import TissueMaps, shown_signal, signal_slopes
 from .slices import SIGNAL_ERROR, Scans, Slices, brightness
 from .tissue import (
     NOISE_SQUARED,
@@ -179,6 +179,10 @@ BETWEEN = (0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0)
 WORSE = 6.0
 """By so much in the misfit the encoder must be wrong for that: far from home it may take cortex for fluid."""
 
+AS_GOOD = 2.0
+"""In the brain a pixel is one tissue if that is nearest of all and explains the scans by so much less at most: the
+encoder blurs, and where scans tell little a pixel stays near where it starts."""
+
 DARKER = 2.0
 """The same where no scan shows anything: that is bone and air, or fluid where there is no T2w."""
 
@@ -193,14 +197,20 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
     """
     noise, logs = scans.noise, tissues.log()
     off = misfit(start, scans, gain, noise, scans.measured)
-    best, least = start, off * scans.inside - WORSE
+    brain = functional.max_pool2d(_brain(start, scans.inside)[:, None].float(), 3, 1, 1)[:, 0] > 0
+    best, least = start, torch.full_like(off, torch.inf)
+    pure = torch.zeros_like(brain)
     for at in BETWEEN:
         i = min(int(at), 1)
         values = logs[i].lerp(logs[i + 1], at - i).exp()[None, :, None, None]  # one voxel, held against all
         cost = misfit(values, scans, gain, noise)
-        best = torch.where((cost < least)[:, None], values, best)
-        least = torch.minimum(cost, least)
-    brain = functional.max_pool2d(_brain(start, scans.inside)[:, None].float(), 3, 1, 1)[:, 0] > 0
+        nearer = cost < least
+        best, least = torch.where(nearer[:, None], values, best), torch.where(nearer, cost, least)
+        pure = torch.where(nearer, at == int(at), pure)
+    told = pure & brain & (scans.shown.any(0).sum() > 1)  # one scan tells no tissue from a mixture
+    wrong = off * scans.inside - WORSE
+    nearer = (least < wrong) | (told & (least < off + AS_GOOD))
+    best, least = torch.where(nearer[:, None], best, start), torch.where(nearer, least, wrong)
     around = scans.measured.any(1) & ~brain
     least = torch.where(scans.inside, least, off - DARKER)
     for tissue in ("fat", "muscle"):
@@ -371,20 +381,6 @@ def misfit(maps: Tensor, scans: Scans, gain: Tensor, noise: Tensor, where: Tenso
     off, _ = misfits(gain[:, None, None] * shown_signal(maps.unbind(1), scans.settings), scans, noise)
     counted = scans.counted if where is None else where
     return (HUBER**2 * ((1 + (off / HUBER) ** 2).sqrt() - 1) * counted).sum(1)
-
-
-def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Signals ``(n, m, y, x)`` of log maps ``(n, 3, y, x)``, and their slopes ``(n, m, y, x, 3)``."""
-
-    def signals(of: Tensor) -> Tensor:
-        return gain[:, None, None] * shown_signal(of.exp().unbind(1), settings)
-
-    here, slopes = signals(logs), []
-    for p in range(3):
-        nudged = logs.clone()
-        nudged[:, p] += 1e-2  # small against what matters, large against single precision
-        slopes.append((signals(nudged) - here) / 1e-2)
-    return here, torch.stack(slopes, -1)
 
 
 def water_slope(logs: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ grey matter and fluid. Neither favours any T1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from .composition import SHARPEN, CompositionVAE
+from .composition import FURTHEST_ASTRAY, WHOLE, CompositionVAE
 from .machine.errors import BadInput
 from .machine.processes import drawn, mean
 from .physics import SEQUENCES, Sequence, shown_signal
@@ -283,76 +283,45 @@ class CompositionData:
         return CompositionBatch(torch.where(flip[:, None, None, None], shares.flip(-1), shares))
 
 
-def slope_at(adversary: nn.Module, real: Tensor) -> Tensor:
-    """Squared slope of what the adversary says of real images, mean over them (R1, Mescheder et al. 2018).
-
-    Held small, it cannot be fooled by a pattern of dots that nobody sees.
-    """
-    real = real.detach().float().requires_grad_()
-    with torch.enable_grad(), torch.autocast(real.device.type, enabled=False):
-        said = adversary(real)[-1].mean((1, 2, 3)).sum()
-        (slope,) = torch.autograd.grad(said, real, create_graph=True)
-    return mean(slope.square().sum((1, 2, 3)))
-
-
-STEADY = 30.0
-"""Weight of :func:`slope_at`."""
-
-ASTRAY = 0.3
-"""Of a channel's SD: so far from anybody's latent is a latent that is nobody's, as those that are drawn."""
+LOGIT_OF_DRAWN_SIGMA = (1.0, 1.4)
+"""Mean and SD of the logit of σ at which the drawing decoder is trained: edges stand fast at a σ of 0.5."""
 
 
 @dataclass(frozen=True)
 class CompositionLoss:
-    """Weights beside the cross-entropy of the restored composition, per voxel."""
+    """Weights beside the cross-entropy of the composition, per voxel."""
 
     kl: float = 0.3  # the latent's divergence from the unit Gaussian; 1 would be the likelihood's own bound
     halved: float = 0.3  # of the steps are at half the resolution, see CompositionObjective
-    adversarial: float = 0.0  # least-squares patch adversary on the shares as they are drawn
-    adversarial_after: int = 0  # steps before the adversary is heard
 
 
 class CompositionObjective(nn.Module):
-    """Squeeze a composition, restore it, and ask how likely its voxels are under the restored one.
+    """Squeeze a composition, ask for it back out of noise, and see how likely its voxels are under the answer.
 
     In part of the steps latent and target are both averaged over 2×2: a latent then means the same at every scale,
-    which makes it easier to learn for the diffusion model (Kouzelis et al. 2025, arXiv 2502.09509). Where a latent
-    leaves a fold in doubt, cross-entropy answers with a blur, and the adversary asks for one fold that might be. Of
-    what it judges, half is decoded from latents that are :data:`ASTRAY`.
+    which makes it easier to learn for the diffusion model (Kouzelis et al. 2025, arXiv 2502.09509). Latents are led
+    astray by up to :data:`composition.FURTHEST_ASTRAY`, and the decoder is told how far: those that it will draw from
+    are nobody's (conditioning augmentation, Ho et al. 2022, arXiv 2106.15282).
     """
 
     def __init__(self, autoencoder: CompositionVAE, weights: CompositionLoss):
         super().__init__()
         self.autoencoder, self.weights = autoencoder, weights
-        channels = 1 + len(autoencoder.config.tissues)  # air first
-        self.adversary = patch_adversary(channels, layers=3) if weights.adversarial else None
 
     def forward(self, batch: CompositionBatch, step: int) -> dict[str, Tensor]:
-        target = batch.shares.contiguous(memory_format=torch.channels_last)
+        target, n = batch.shares.contiguous(memory_format=torch.channels_last), len(batch.shares)
         posterior = Posterior(*(t.float() for t in self.autoencoder.encode(target)))
-        z = posterior.at(drawn(torch.randn, *posterior.mean.shape, device=target.device))
-        halved = torch.rand(()) < self.weights.halved
-        if halved:
+        noise = partial(drawn, torch.randn, device=target.device)
+        astray = FURTHEST_ASTRAY * drawn(torch.rand, n, device=target.device)
+        z = posterior.at(noise(*posterior.mean.shape))
+        z = z + astray.view(-1, 1, 1, 1) * noise(*z.shape)
+        if torch.rand(()) < self.weights.halved:
             z, target = functional.avg_pool2d(z, 2), functional.avg_pool2d(target, 2)
-        logits = self.autoencoder.decode(z).float()
-        voxels = math.prod(batch.shares.shape[2:])
-        losses = {
-            "cross_entropy": -mean((target * logits.log_softmax(1)).sum(1)),
-            "kl": mean(posterior.kl().sum((1, 2, 3))) / voxels,
-        }
-        total = losses["cross_entropy"] + self.weights.kl * losses["kl"]
-        if self.adversary is not None and step >= self.weights.adversarial_after and not halved:
-            own = logits[len(logits) // 2 :]
-            made = torch.cat([own, self.autoencoder.decode(self._astray(posterior.mean)).float()])
-            losses["adversarial"], losses["adversary"] = against(self.adversary, (SHARPEN * made).softmax(1), target)
-            losses["slope"] = slope_at(self.adversary, target)
-            total = total + self.weights.adversarial * losses["adversarial"] + losses["adversary"]
-            total = total + STEADY * losses["slope"]
-        return {"total": total, **losses}
-
-    def _astray(self, latents: Tensor) -> Tensor:
-        """Half of the latents, each :data:`ASTRAY` by its own factor from 0 to 2."""
-        latents = latents.detach()
-        some, sd = latents[: len(latents) // 2], latents.std((0, 2, 3), keepdim=True)
-        far = 2 * ASTRAY * drawn(torch.rand, len(some), 1, 1, 1, device=latents.device)
-        return some + far * sd * drawn(torch.randn, *some.shape, device=latents.device)
+        middle, sd = LOGIT_OF_DRAWN_SIGMA
+        sigma = torch.sigmoid(middle + sd * noise(n))
+        s = sigma.view(-1, 1, 1, 1)
+        noisy = (1 - s) * WHOLE * target + s * noise(*target.shape)
+        logits = self.autoencoder.decoder(z, noisy, sigma, astray).float()
+        kl = mean(posterior.kl().sum((1, 2, 3))) / batch.shares[0, 0].numel()
+        cross_entropy = -mean((target * logits.log_softmax(1)).sum(1))
+        return {"total": cross_entropy + self.weights.kl * kl, "cross_entropy": cross_entropy, "kl": kl}

@@ -271,3 +271,18 @@ def effective_te(te: float, sequence: Sequence | str) -> float:
 def effective_protocol(protocol: Protocol) -> Protocol:
     """The same protocol with its :func:`effective_te`."""
     return replace(protocol, te=effective_te(protocol.te, protocol.sequence))
+
+
+def signal_slopes(logs: Tensor, settings: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals ``(n, m, y, x)`` of log maps ``(n, 3, y, x)``, and their slopes ``(n, m, y, x, 3)``."""
+    import torch
+
+    def signals(of: Tensor) -> Tensor:
+        return gain[:, None, None] * shown_signal(of.exp().unbind(1), settings)
+
+    here, slopes = signals(logs), []
+    for p in range(3):
+        nudged = logs.clone()
+        nudged[:, p] += 1e-2  # small against what matters, large against single precision
+        slopes.append((signals(nudged) - here) / 1e-2)
+    return here, torch.stack(slopes, -1)

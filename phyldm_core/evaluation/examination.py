@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import __version__, tissue
 from ..calibration import explained_sd, honest_sd, posterior_sd
-from ..composition import CompositionVAE, compose_scans, restore
+from ..composition import CompositionVAE, restore
 from ..inference import explain, infer
 from ..machine.errors import BadInput
 from ..machine.files import read_json, to_json, write_atomically
@@ -32,6 +32,7 @@ from ..slices import ALL_SCANS, SUBSETS, Person, Truth
 from ..tissue import REPORTED
 from ..voxelwise import baselines
 from ..voxelwise.refine import refine
+from ..voxelwise.shares import compose_scans
 from ..weights import TENSORS, Weights
 from . import metrics, tables
 from .brain_sets import Population, compare, features, novelty, pictures, thumbnails

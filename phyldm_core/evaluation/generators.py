@@ -50,7 +50,7 @@ class Generator:
     prediction: str
     regression: bool = False  # an autoencoder that answers with maps, not with shares of tissues
     halved: float = 0.3  # of the composition autoencoder's steps are at half the resolution
-    adversarial: float = 0.0  # weight of the composition autoencoder's patch adversary
+    drawn: bool = True  # whether the decoder draws what the latent leaves in doubt, or answers once
     heads: int | None = None  # to learn from; None: all
     texture: bool = True
     length: float = 1.0  # of the reference's trainings
@@ -62,7 +62,7 @@ GENERATORS = (
     UNVARIED,
     Generator("another seed", "Smaller differences than this one mean nothing.", another_seed=True),
     Generator("regression of maps", "Doubt becomes blur: the distance grows several times.", regression=True),
-    Generator("patch adversary", "Folds in place of blur, in the shares that are drawn.", adversarial=0.05),
+    Generator("decoder asked once", "Blur where the latent leaves a fold in doubt.", drawn=False),
     Generator("no scale equivariance", "A latent that is harder to learn: a larger distance.", halved=0.0),
     Generator("10 heads", "Samples look like these ten: less of other people is covered.", heads=10),
     Generator("no texture", "Flat tissues: narrower histograms, the same anatomy.", texture=False),
@@ -101,10 +101,23 @@ class MapsAutoencoder(CompositionVAE):
     def join(self, composition: Composition) -> Tensor:
         return self.encode(as_pictures(restore(composition))).mean.float()
 
+    def restored(self, z: Tensor) -> Tensor:
+        """What the decoder says without any noise to start from."""
+        ny, nx = (size * self.downsampling for size in z.shape[2:])
+        nothing, told = z.new_zeros(len(z), 1 + len(self.config.tissues), ny, nx), z.new_zeros(len(z))
+        return self.decoder(z, nothing, told + 1, told).float()
+
     def to_maps(self, latent: Tensor) -> TissueMaps:
-        pd, t1, t2 = self.decode(latent).float().clamp(0, 1).unbind(1)
+        pd, t1, t2 = self.restored(latent).clamp(0, 1).unbind(1)
         t1, t2 = ((a + t * (b - a)).exp() * (pd > 0.05) for t, (a, b) in ((t1, LOG_T1), (t2, LOG_T2)))
         return TissueMaps(1.05 * pd, t1, t2)
+
+
+class AskedOnce(CompositionVAE):
+    """The same network whose decoder answers out of noise at once, with the mean of all that might be."""
+
+    def to_maps(self, latent: Tensor) -> TissueMaps:
+        return super().to_maps(latent, steps=1)
 
 
 class MapsObjective(CompositionObjective):
@@ -115,7 +128,7 @@ class MapsObjective(CompositionObjective):
         z, target = posterior.at(drawn(torch.randn, *posterior.mean.shape)), batch.shares
         if torch.rand(()) < self.weights.halved:
             z, target = functional.avg_pool2d(z, 2), functional.avg_pool2d(target, 2)
-        off = mean((self.autoencoder.decode(z).float() - target).abs().sum(1)) / LAPLACE
+        off = mean((self.autoencoder.restored(z) - target).abs().sum(1)) / LAPLACE
         kl = mean(posterior.kl().sum((1, 2, 3))) / batch.shares[0, 0].numel()
         return {"total": off + self.weights.kl * kl, "absolute": off, "kl": kl}
 
@@ -156,14 +169,13 @@ class GeneratorRun(Run):
         return (of_row < self.variant.heads).nonzero()[:, 0]
 
     def composition(self) -> CompositionVAE:
-        if not self.variant.regression:
-            return super().composition()
-        return MapsAutoencoder.from_pretrained(self.folder / "composition", local_files_only=True).eval()
+        kind = MapsAutoencoder if self.variant.regression else CompositionVAE if self.variant.drawn else AskedOnce
+        return kind.from_pretrained(self.folder / "composition", local_files_only=True).eval()
 
     def _composition_settings(self) -> dict:
         said = {"regression": self.variant.regression, "halved": self.variant.halved, "heads": self.variant.heads}
-        said |= {"adversarial": self.variant.adversarial}
-        return super()._composition_settings() | {"variant": said | {"texture": self.variant.texture}}
+        said |= {"texture": self.variant.texture, "drawn": self.variant.drawn}
+        return super()._composition_settings() | {"variant": said}
 
     def _composition_data(self, split: str) -> CompositionData:
         if not self.variant.regression:
@@ -173,14 +185,13 @@ class GeneratorRun(Run):
         return CompositionData((255 * torch.cat(parts)).round().byte())
 
     def _composition_objective(self) -> CompositionObjective:
-        said = {"halved": self.variant.halved, "adversarial": self.variant.adversarial}
-        weights = replace(self.profile.composition_loss, **said)
+        weights = replace(self.profile.composition_loss, halved=self.variant.halved)
         if self.variant.regression:
             return MapsObjective(MapsAutoencoder(("T1", "T2"), **self.profile.composition), weights)
         return CompositionObjective(make_composition(self.profile), weights)
 
     def pipeline(self) -> TissuePipeline:
-        if not self.variant.regression:
+        if type(decoder := self.composition()) is CompositionVAE:
             return super().pipeline()
         folder = self._finished("pipeline", self.diffusion_settings(), "diffusion model", "04_train_diffusion")
         networks = {
@@ -189,7 +200,7 @@ class GeneratorRun(Run):
             if (folder / name).exists()
         }
         scheduler, said = make_scheduler(self.profile.process), read_json(folder / "model_index.json")
-        return _pipeline(**networks, scheduler=scheduler, decoder=self.composition(), **{k: said[k] for k in SETTINGS})
+        return _pipeline(**networks, scheduler=scheduler, decoder=decoder, **{k: said[k] for k in SETTINGS})
 
     def _describe(self):
         """Not here: a variant's folder is not one of weights."""

@@ -51,8 +51,8 @@ SMOKE = Profile(
     vae_cohort=None,
     vae_loss=VAELoss(adversarial=0.01, adversarial_after=3),  # so that tests pass through the adversary
     vae_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
-    composition={"latent_channels": 4, "stem": 2, "widths": (16, 16), "blocks": 1},
-    composition_loss=CompositionLoss(adversarial=0.01, adversarial_after=3),
+    composition={"latent_channels": 4, "stem": 2, "widths": (16, 16), "decoder_widths": (16, 16), "blocks": 1},
+    composition_loss=CompositionLoss(),
     composition_schedule=Schedule(steps=8, batch_size=4, warmup=2, validate_every=4, save_every=4),
     process="flow",
     denoiser={"width": 32, "layers": 2, "heads": 2},
@@ -81,10 +81,11 @@ LAPTOP = Profile(
     vae_cohort=None,
     vae_loss=VAELoss(kl=1e-4, map_prior=1e-4, gain="fixed"),
     vae_schedule=Schedule(steps=2400, batch_size=6, learning_rate=1.5e-3, ema_decay=0.998),
-    composition={"stem": 2, "widths": (48, 96, 160), "latent_channels": 24},  # on a grid of 14×10
+    # on a grid of 14×10
+    composition={"stem": 2, "widths": (48, 96, 160), "decoder_widths": (64, 96, 160), "latent_channels": 24},
     # the diffusion model pays for what the latent leaves out: a weight of the KL term below 1
     composition_loss=CompositionLoss(),
-    composition_schedule=Schedule(steps=1400, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
+    composition_schedule=Schedule(steps=2000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998),
     process="flow",
     denoiser={"width": 192, "layers": 8, "heads": 4},
     diffusion_schedule=Schedule(steps=1400, batch_size=48, learning_rate=1e-3, ema_decay=0.999),
@@ -112,12 +113,12 @@ RELEASE = Profile(
     vae_schedule=Schedule(steps=2000, batch_size=4, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
-    composition_loss=CompositionLoss(adversarial=0.05, adversarial_after=5300),  # 500 steps: after more, dots
-    composition_schedule=Schedule(steps=5800, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
+    composition_loss=CompositionLoss(),
+    composition_schedule=Schedule(steps=11_300, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=28_000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    diffusion_schedule=Schedule(steps=40_000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
     guidance=1.0,  # trained as long, a guide changes next to nothing

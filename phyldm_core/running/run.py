@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..calibration import NAME
-from ..composition import CompositionVAE, compose, compose_scans
+from ..composition import CompositionVAE, compose
 from ..diffusion import DiffusionObjective, Latents, TissuePipeline, make_scheduler
 from ..losses import CompositionData, CompositionObjective, VAEData, VAEObjective
 from ..machine.errors import BadInput
@@ -33,6 +33,7 @@ from ..physics import TissueMaps
 from ..slices import Slices, Truth, brightness
 from ..training import HALFWAY, Schedule, Step, training_loop
 from ..vae import PoEVAE
+from ..voxelwise.shares import compose_scans
 from ..weights import Weights
 from .describe import describe
 from .honest import measure_sd
@@ -201,9 +202,8 @@ class Run:
             return
         train, held_out = (self._composition_data(split) for split in ("train", "val"))
         torch.manual_seed(self.seed)
-        objective, schedule = self._composition_objective(), self.profile.composition_schedule
-        keep = objective.autoencoder.save_pretrained
-        yield from self._train("composition", settings, schedule, objective, train, held_out, keep)
+        of, schedule = self._composition_objective(), self.profile.composition_schedule
+        yield from self._train("composition", settings, schedule, of, train, held_out, of.autoencoder.save_pretrained)
 
     def _composition_data(self, split: str) -> CompositionData:
         return CompositionData(self.compositions(split).shares)

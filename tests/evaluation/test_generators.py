@@ -74,7 +74,7 @@ def test_maps_survive_as_pictures():
     pictures = as_pictures(maps)
     assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
     autoencoder = MapsAutoencoder(("T1", "T2"), **SMOKE.composition)
-    autoencoder.decode = lambda z: pictures
+    autoencoder.restored = lambda z: pictures
     torch.testing.assert_close(autoencoder.to_maps(None).stack(), maps.stack(), rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from phyldm_core import inference
-from phyldm_core.composition import compose_scans
 from phyldm_core.inference import infer
 from phyldm_core.machine.errors import BadInput
 from phyldm_core.physics import TissueMaps
@@ -23,6 +22,7 @@ from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.slices import brightness
 from phyldm_core.vae import PoEVAE
+from phyldm_core.voxelwise.shares import compose_scans
 from phyldm_core.weights import load_weights
 
 

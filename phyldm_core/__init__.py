@@ -8,7 +8,7 @@ folder and from what stands to its left:
 
 - ``machine``: what would be the same in a project about birds: files, processes, shards of work, precision.
 - the core.
-- ``voxelwise``: maps voxel by voxel, without a network or after one: least squares, refining, the baselines.
+- ``voxelwise``: maps and shares of tissue voxel by voxel, without a network or after one: least squares, baselines.
 - ``scans``: files from the world: BIDS, NIfTI, protocols, registration, and the path from scans to maps.
 - ``people``: who is scanned: real heads, simulated people with a known truth, people in files, people drawn.
 - ``figures``: one house look, and the figures drawn in it.

@@ -124,8 +124,8 @@ publish(fig, "fig18_can_you_tell", caption, "T1-weighted slices in two rows, hal
 answer = ", ".join(letter for letter, k in zip(letters, order, strict=False) if pool[k][0] == "generated")
 detail = [float(np.mean([render(m, REFERENCE["T1w"])[b].diff().abs().mean() for kind, m, b in pool if kind == name]))
           for name in ("generated", "true")]  # fmt: skip
-say(f"""**Figure 18.** The generated images are **{answer}**. Their large forms are right. Their cortex, one to three
-voxels thick, is wrong, and this gives them away. The mean change of the T1w from voxel to voxel is
+say(f"""**Figure 18.** The generated images are **{answer}**. Ventricles and folds are sharp. Some are
+given away by a lopsided outline, or by dots in deep grey matter. The mean change of the T1w from voxel to voxel is
 {100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
 
 # %% [markdown]

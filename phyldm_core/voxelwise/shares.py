@@ -94,7 +94,7 @@ def _two_parts(seen: Tensor, weight: Tensor, one: Tensor, other: Tensor) -> tupl
 NOISE_OF_SHARES = 0.05
 """Strength of the non-local means (Buades et al. 2011) that takes a scan's noise off the shares, and leaves folds."""
 
-STRAY = 30
+STRAY = 5
 """A piece of so few voxels with none but air around it is noise."""
 
 

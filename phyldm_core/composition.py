@@ -164,6 +164,16 @@ def csf_share(shares: Tensor) -> Tensor:
     return area[:, 1 + BRAIN_PARTS.index("CSF")] / inside.clamp_min(1e-6)
 
 
+def without_dots(shares: Tensor) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` without tissue alone in air, and without air, fat or muscle inside the brain."""
+    around, brain = functional.avg_pool2d(shares, 5, 1, 2), shares[:, 1:4].sum(1, keepdim=True)
+    air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
+    shares = torch.where(1 - around[:, :1] < SOLITARY, air, shares)
+    whole = (brain > 0.5).to(shares)
+    filled = functional.avg_pool2d(shares * whole, 5, 1, 2) / functional.avg_pool2d(whole, 5, 1, 2).clamp_min(1e-6)
+    return torch.where((brain < 0.5) & (around[:, 1:4].sum(1, keepdim=True) > ENCLOSED), filled, shares)
+
+
 # --- the network --------------------------------------------------------------------------------------
 
 WHOLE = 2.0
@@ -172,8 +182,9 @@ WHOLE = 2.0
 DRAWING_STEPS = 14
 DRAWING_SHIFT = 1.5  # of the sampler: more steps while there is much noise, which is when most is decided
 
-SOLITARY = 0.12
-"""Of the 5×5 voxels about one that is drawn: with less tissue it is air, where shares from scans have noise."""
+SOLITARY, ENCLOSED = 0.12, 0.7
+"""Of the 5×5 voxels about one that is drawn: with less tissue it is air, and with more brain it is brain. Shares from
+scans have noise in air, and dots in deep grey matter, whose iron shortens T2 as nothing else in a brain does."""
 
 FURTHEST_ASTRAY = 0.6
 """SD of the noise on latents that the drawing decoder learns from, at most; a channel that is used has an SD of 1."""
@@ -261,9 +272,7 @@ class CompositionVAE(ModelMixin, ConfigMixin):
             sigma = told.new_full((len(z),), float(clock) / TRAIN_STEPS)
             shares = self.decoder(z, x, sigma, told).float().softmax(1)
             x = scheduler.step((x - WHOLE * shares) / sigma.view(-1, 1, 1, 1), clock, x).prev_sample
-        alone = functional.avg_pool2d(1 - shares[:, :1], 5, 1, 2) < SOLITARY
-        air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
-        return torch.where(alone, air, shares)
+        return without_dots(shares)
 
     def join(self, composition: Composition) -> Tensor:
         """One latent ``(n, c + 12 + 3k, y, x)`` of anatomy, texture and tissue values, to be drawn together.

@@ -15,6 +15,7 @@ from phyldm_core.composition import (
     medians_of,
     restore,
     unmix,
+    without_dots,
 )
 from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler
 from phyldm_core.losses import CompositionBatch, CompositionData, CompositionLoss, CompositionObjective
@@ -134,6 +135,16 @@ def test_what_a_latent_leaves_in_doubt_is_drawn_and_not_averaged(autoencoder):
     answers = torch.cat([autoencoder.draw(nothing, seed) for seed in range(12)])[:, WM].mean((1, 2))
     assert ((answers < 0.1) | (answers > 0.9)).float().mean() > 0.8
     assert answers.min() < 0.1 and answers.max() > 0.9
+
+
+def test_dots_are_what_is_around_them():
+    clean = rings(1)
+    dotted = clean.clone()
+    for (y, x), tissue in {(2, 2): FAT, (32, 41): MUSCLE, (41, 32): AIR}.items():  # in air, and in white matter
+        dotted[0, :, y, x] = 0
+        dotted[0, tissue, y, x] = 1
+    torch.testing.assert_close(without_dots(dotted), without_dots(clean))
+    assert (without_dots(clean) == clean).float().mean() > 0.99
 
 
 def test_the_same_seed_draws_the_same_and_equal_latents_give_equal_slices(autoencoder):

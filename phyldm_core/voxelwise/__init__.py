@@ -1,1 +1,1 @@
-"""Maps voxel by voxel, without a network or after one: least squares, refining, the baselines."""
+"""Maps and shares of tissue voxel by voxel, without a network or after one: least squares, baselines."""

@@ -164,11 +164,21 @@ def csf_share(shares: Tensor) -> Tensor:
     return area[:, 1 + BRAIN_PARTS.index("CSF")] / inside.clamp_min(1e-6)
 
 
+def emptied(shares: Tensor, where: Tensor) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` that are air alone in the voxels ``where`` ``(n, 1, y, x)``."""
+    air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
+    return torch.where(where, air, shares)
+
+
+SOLITARY, ENCLOSED = 0.12, 0.7
+"""Of the 5×5 voxels about one that is drawn: with less tissue it is air, and with more brain it is brain. Shares from
+scans have noise in air, and dots in deep grey matter, whose iron shortens T2 as nothing else in a brain does."""
+
+
 def without_dots(shares: Tensor) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` without tissue alone in air, and without air, fat or muscle inside the brain."""
     around, brain = functional.avg_pool2d(shares, 5, 1, 2), shares[:, 1:4].sum(1, keepdim=True)
-    air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
-    shares = torch.where(1 - around[:, :1] < SOLITARY, air, shares)
+    shares = emptied(shares, 1 - around[:, :1] < SOLITARY)
     whole = (brain > 0.5).to(shares)
     filled = functional.avg_pool2d(shares * whole, 5, 1, 2) / functional.avg_pool2d(whole, 5, 1, 2).clamp_min(1e-6)
     return torch.where((brain < 0.5) & (around[:, 1:4].sum(1, keepdim=True) > ENCLOSED), filled, shares)
@@ -181,10 +191,6 @@ WHOLE = 2.0
 
 DRAWING_STEPS = 14
 DRAWING_SHIFT = 1.5  # of the sampler: more steps while there is much noise, which is when most is decided
-
-SOLITARY, ENCLOSED = 0.12, 0.7
-"""Of the 5×5 voxels about one that is drawn: with less tissue it is air, and with more brain it is brain. Shares from
-scans have noise in air, and dots in deep grey matter, whose iron shortens T2 as nothing else in a brain does."""
 
 FURTHEST_ASTRAY = 0.6
 """SD of the noise on latents that the drawing decoder learns from, at most; a channel that is used has an SD of 1."""

@@ -195,14 +195,15 @@ def where_signals_are(start: Tensor, tissues: Tensor, scans: Scans, gain: Tensor
     That is one of :data:`BETWEEN`. Outside the brain it may also be fat or muscle, of which there is as much as the
     signals ask for: less than a voxel at the rim of the head, and next to nothing in bone and air.
     """
-    noise, logs = scans.noise, tissues.log()
+    noise = scans.noise
     off = misfit(start, scans, gain, noise, scans.measured)
     brain = functional.max_pool2d(_brain(start, scans.inside)[:, None].float(), 3, 1, 1)[:, 0] > 0
     best, least = start, torch.full_like(off, torch.inf)
     pure = torch.zeros_like(brain)
     for at in BETWEEN:
         i = min(int(at), 1)
-        values = logs[i].lerp(logs[i + 1], at - i).exp()[None, :, None, None]  # one voxel, held against all
+        between = tissues[i] * (tissues[i + 1] / tissues[i]) ** (at - i)
+        values = between[None, :, None, None]  # one voxel, held against all
         cost = misfit(values, scans, gain, noise)
         nearer = cost < least
         best, least = torch.where(nearer[:, None], values, best), torch.where(nearer, cost, least)

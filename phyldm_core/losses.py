@@ -70,7 +70,7 @@ class VAEObjective(nn.Module):
             raise BadInput(f"gain is {weights.gain!r}: choose 'solved' (least squares per scan) or 'fixed' (at 1)")
         self.vae, self.weights = vae, weights
         self.ssim = SSIMLoss(spatial_dims=2, data_range=4.0, win_size=7, kernel_type="uniform", reduction="none")
-        self.adversary = patch_adversary(1, layers=2) if weights.adversarial else None
+        self.adversary = patch_adversary() if weights.adversarial else None
 
     def forward(self, batch: VAEBatch, step: int) -> dict[str, Tensor]:
         inputs = batch.inputs
@@ -122,11 +122,11 @@ class VAEObjective(nn.Module):
         return shown_signal(maps.unbind(1), settings)
 
 
-def patch_adversary(channels: int, layers: int) -> nn.Module:
-    """A network that says of every patch of images ``(n, channels, y, x)`` whether it is real (1) or not (0)."""
+def patch_adversary() -> nn.Module:
+    """A network that says of every patch of images ``(n, 1, y, x)`` whether it is real (1) or not (0)."""
     from monai.networks.nets import PatchDiscriminator  # seconds of imports, for those who train
 
-    return PatchDiscriminator(spatial_dims=2, channels=32, in_channels=channels, num_layers_d=layers, norm="INSTANCE")
+    return PatchDiscriminator(spatial_dims=2, channels=32, in_channels=1, num_layers_d=2, norm="INSTANCE")
 
 
 def against(adversary: nn.Module, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

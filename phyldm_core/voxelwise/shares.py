@@ -13,9 +13,8 @@ import torch
 from scipy import ndimage
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
-from torch.nn import functional
 
-from ..composition import BRAIN_PARTS, NEIGHBOURS, Composition, own_values, texture_of
+from ..composition import BRAIN_PARTS, NEIGHBOURS, Composition, emptied, own_values, texture_of
 from ..inference import Explained
 from ..physics import signed_signal
 from ..slices import Scans, Slices
@@ -110,8 +109,7 @@ def without_strays(shares: Tensor) -> Tensor:
     for found, soft in zip(stray, (shares[:, 0] < 0.5).numpy(), strict=True):
         pieces, _ = ndimage.label(soft, np.ones((3, 3)))
         found |= (np.bincount(pieces.ravel()) <= STRAY)[pieces] & soft
-    air = functional.one_hot(torch.tensor(0), shares.shape[1]).to(shares)[:, None, None]
-    return torch.where(torch.from_numpy(stray)[:, None], air, shares)
+    return emptied(shares, torch.from_numpy(stray)[:, None])
 
 
 UNSHARED = 0.9  # of a voxel: less is shared, and has no T1 of its own

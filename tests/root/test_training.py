@@ -23,8 +23,10 @@ from phyldm_core.losses import (
     VAEData,
     VAELoss,
     VAEObjective,
+    against,
     fluid_prior,
     gain_per_scan,
+    patch_adversary,
     solve_gain,
 )
 from phyldm_core.machine import processes
@@ -193,6 +195,17 @@ def test_the_map_prior_leaves_air_alone(truth, batch):
     )
     assert in_air == plain
     assert in_head > 2 * plain
+
+
+def test_fooling_the_adversary_does_not_train_it():
+    images = torch.rand(2, 4, 1, 32, 32)
+    adversary, made, real = patch_adversary(), images[0].requires_grad_(), images[1]
+    fooled, own = against(adversary, made, real)
+    fooled.backward(retain_graph=True)
+    assert made.grad.abs().sum() > 0 and all(p.grad is None for p in adversary.parameters())
+    made.grad = None
+    own.backward()
+    assert made.grad is None and all(p.grad is not None for p in adversary.parameters())
 
 
 def test_the_adversary_s_lesson_does_not_change_the_adversary_s_mind(batch):

@@ -193,19 +193,19 @@ DRAWING_STEPS = 14
 DRAWING_SHIFT = 1.5  # of the sampler: more steps while there is much noise, which is when most is decided
 
 FURTHEST_ASTRAY = 0.6
-"""SD of the noise on latents that the drawing decoder learns from, at most; a channel that is used has an SD of 1."""
+"""Largest SD of the noise on the latents that the decoder is trained on; a channel in use has an SD of 1."""
 
 ASTRAY = 0.1
-"""SD of the noise that the decoder is told is on latents which a diffusion model drew: they are nearly somebody's."""
+"""SD of the noise that the decoder assumes on latents when it draws: a diffusion model's are not quite people's."""
 
 
 class CompositionVAE(ModelMixin, ConfigMixin):
     """Shares of tissues ``(n, 1 + k, y, x)`` to a latent whose grid is coarser by ``stem`` × 2 a width, and out of it.
 
-    A latent leaves folds in doubt. Asked once, a decoder answers with all that might be, which is blur. This one draws
-    one that might be: out of noise, in a few steps, each of which asks it which tissue is likely, given the latent and
-    what has come out of the noise so far (a diffusion autoencoder, Preechakul et al. 2022, arXiv 2111.15640; of
-    categories, Dieleman et al. 2022, arXiv 2211.15089).
+    A latent leaves folds in doubt. A decoder that answers in one step gives the mean of all folds that might be, and
+    the mean is blurred. This decoder draws one of them. It starts from noise, and in a few steps it says which tissue
+    is likely, given the latent and the shares so far (a diffusion autoencoder, Preechakul et al. 2022, arXiv
+    2111.15640; of categories, Dieleman et al. 2022, arXiv 2211.15089).
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ class CompositionVAE(ModelMixin, ConfigMixin):
     def draw(self, z: Tensor, seed: int = 0, steps: int = DRAWING_STEPS, astray: float = ASTRAY) -> Tensor:
         """Shares ``(n, 1 + k, y, x)`` that a latent ``(n, c, y, x)`` may stand for; another ``seed``, other folds.
 
-        All slices are drawn out of the same noise, so that latents which differ little give slices which do.
+        All slices start from the same noise: latents that differ little give slices that differ little.
         """
         scheduler = make_scheduler("flow", flow_shift=DRAWING_SHIFT)
         scheduler.set_timesteps(steps)

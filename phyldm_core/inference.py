@@ -179,12 +179,12 @@ BETWEEN = (0.0, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0)
 WORSE = 6.0
 """By so much in the misfit the encoder must be wrong for that: far from home it may take cortex for fluid."""
 
-AS_GOOD = 2.0
-"""In the brain a pixel is one tissue if that is nearest of all and explains the scans by so much less at most: the
-encoder blurs, and where scans tell little a pixel stays near where it starts."""
-
 DARKER = 2.0
 """The same where no scan shows anything: that is bone and air, or fluid where there is no T2w."""
+
+AS_GOOD = 2.0
+"""A pixel of the brain starts at one tissue if that explains it best of :data:`BETWEEN`, and at most by this worse than
+the encoder does. Where scans tell little a pixel stays near its start, and the encoder is blurred."""
 
 LEAST_PART = 0.01  # of a voxel that fat or muscle fills: a logarithm needs something
 

@@ -79,9 +79,9 @@ scale, so each is brought to unit spread.""")
 # maps. PD, T1 and T2 are then mixed from values of the tissues, which are drawn together with the anatomy. The paper's
 # profile has no second latent.
 #
-# A small latent does not tell every fold. So the decoder draws: it starts from noise and asks in a few steps which tissue
-# is likely, given the latent and what has come out of the noise so far. Asked in one step, it answers with the mean of
-# all slices that the latent allows.
+# A small latent does not tell every fold. So the decoder draws. It starts from noise, and in a few steps it says which
+# tissue is likely, given the latent and the shares so far. In one step it gives the mean of all slices that the latent
+# allows.
 
 # %%
 def train(steps, name):
@@ -132,9 +132,10 @@ run.write_metrics("through_the_latent", through.reset_index())
 through.round(1)
 
 # %%
-say(f"""{through.index[-1].capitalize()}: {through.iloc[-1, 0]:.0f} % of the fine detail at {through.iloc[-1, 1]:.1f} dB.
-{through.index[0].capitalize()}: {through.iloc[0, 0]:.0f} % at {through.iloc[0, 1]:.1f} dB. The mean has the smallest
-squared error, and it is blurred. What is drawn is a fold that might be there, and need not lie where the fold was.""")
+first, last = ((name, *through.loc[name]) for name in (through.index[0], through.index[-1]))
+say(f"""{last[0].capitalize()}: {last[1]:.0f} % of the fine detail at {last[2]:.1f} dB. {first[0].capitalize()}:
+{first[1]:.0f} % at {first[2]:.1f} dB. The mean has the smallest squared error, and it is blurred. What is drawn is a
+fold that might be there. It need not lie where the fold was.""")
 
 # %% [markdown]
 # **Predict:** at which noise levels can a network guess the clean latent well, and at which can nobody?

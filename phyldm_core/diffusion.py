@@ -36,10 +36,12 @@ TRAIN_STEPS = 1000  # a network's clock runs from 0 to 1000; flow's σ is the cl
 LOGIT_OF_SIGMA = (0.4, 1.2)
 """Mean and SD of the logit of σ in training: outlines are decided at a σ of 0.9, folds of cortex at 0.5."""
 SMALLEST_SCALE = 0.02  # a channel that hardly varies is not blown up to unit SD
-CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1)}
-"""What of a slice can be asked for, with its typical middle and spread: how high it lies in the stack, −1 to 1, and
-what part of the skull's inside is CSF (:func:`composition.csf_share`)."""
-LEFT_FREE = 0.2  # chance in training that a condition is not told, so that either can be left free when drawing
+CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1), "first_folder": (0.5, 0.5)}
+"""What a slice is told by, with its typical middle and spread: how high it lies in the stack, −1 to 1; what part of the
+skull's inside is CSF (:func:`composition.csf_share`); and whether its head is of the first folder of label maps, 1 or
+0. Folders differ: in the oldest the cortex is a third thicker, as their labels are coarser. All teach what a head is,
+and brains like those of the first are drawn."""
+LEFT_FREE = 0.2  # chance in training that a condition is not told, so that each can be left free when drawing
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
 GUIDED = (0.3, 0.7)  # σ between which a guide is asked: wider, folds of cortex break into islands
 
@@ -145,7 +147,7 @@ def make_scheduler(process: str, flow_shift: float = 1.0):
 
 class LatentBatch(NamedTuple):
     latents: Tensor  # (n, c, y, x), scaled to unit SD per channel
-    conditions: Tensor  # (n, 2), see CONDITIONS
+    conditions: Tensor  # (n, 3), see CONDITIONS
 
 
 class Latents:
@@ -158,7 +160,7 @@ class Latents:
     means
         ``(n, c, y, x)``.
     conditions
-        ``(n, 2)``: height of each slice, −1 to 1, and its share of CSF; NaN where nobody knows.
+        ``(n, 3)``: of each slice what :data:`CONDITIONS` says; NaN where nobody knows.
     """
 
     def __init__(self, means: Tensor, conditions: Tensor, like: Latents | None = None):
@@ -167,6 +169,8 @@ class Latents:
         shift, scale = self.mean[:, None, None], self.scale[:, None, None]
         self.values = in_a_file((part - shift) / scale for part in means.split(256))
         self.conditions = conditions
+        first = conditions[:, list(CONDITIONS).index("first_folder")] == 1
+        self.chance = torch.where(first, (~first).sum().clamp_min(1) / first.sum().clamp_min(1), 1.0)
 
     @staticmethod
     def _scale(means: Tensor) -> Tensor:
@@ -183,7 +187,8 @@ class Latents:
         return len(self.values)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self), (n,), generator=generator)
+        """Rows at random, half of them of the first folder of label maps, where there are several."""
+        return self.chance.multinomial(n, replacement=True, generator=generator)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> LatentBatch:
         free = torch.rand(len(rows), len(CONDITIONS), generator=generator) < LEFT_FREE
@@ -316,9 +321,12 @@ class TissuePipeline(DiffusionPipeline):
     def denoise(
         self, noise: Tensor, num_inference_steps: int = 20, height=None, csf_share=None, on_step=None
     ) -> Tensor:
-        """Latents from unit Gaussian noise ``(n, c, y, x)``; other arguments as :meth:`sample_latents`, None: free."""
+        """Latents from unit Gaussian noise ``(n, c, y, x)``; other arguments as :meth:`sample_latents`, None: free.
+
+        Heads are asked to be like those of the first folder of label maps.
+        """
         x = noise.to(self.device)
-        asked = [torch.nan if value is None else value for value in (height, csf_share)]
+        asked = [torch.nan if value is None else value for value in (height, csf_share, 1.0)]
         asked = [torch.as_tensor(value, dtype=torch.float32).expand(len(x)) for value in asked]
         conditions = torch.stack(asked, 1).to(self.device)
         self.scheduler.set_timesteps(num_inference_steps)

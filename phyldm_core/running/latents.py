@@ -16,6 +16,8 @@ from ..inference import INFERENCE_BATCH, Explained, encode, explain, infer
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..people.anatomy import smooth_field
+from ..people.cohort import CohortRecipe
+from ..people.scanned import ScanRecipe
 from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..vae import PoEVAE
@@ -38,7 +40,8 @@ def latents(vae: PoEVAE, slices: Slices, like: Latents | None = None, common_sca
                 yield posterior.mean.float()
 
     height = slices.position.repeat(2)
-    return Latents(in_a_file(means()), torch.stack([height, torch.full_like(height, torch.nan)], 1), like)
+    unknown = torch.full_like(height, torch.nan)
+    return Latents(in_a_file(means()), torch.stack([height, unknown, unknown], 1), like)
 
 
 class Composed(NamedTuple):
@@ -48,6 +51,7 @@ class Composed(NamedTuple):
     values: Tensor
     texture: Tensor
     height: Tensor  # (n,), −1 to 1
+    first_folder: Tensor  # (n,), whether the head is of the first folder of label maps, 1 or 0
 
     def part(self, rows: Tensor) -> Composition:
         return Composition(self.shares[rows].float() / 255, self.values[rows], self.texture[rows])
@@ -64,16 +68,21 @@ def apart(slices: Slices, slice_mm: float) -> Tensor:
     return torch.cat([rows[i % step :: step] for i, rows in enumerate(people)])
 
 
-def composed(parts: Iterable[Composition], height: Tensor) -> Composed:
-    """Gather compositions of slices, a few at a time, at ``height`` ``(n,)``."""
-    rest = []
+def composed(parts: Iterable[Composition], slices: Slices, recipe: CohortRecipe | ScanRecipe, split: str) -> Composed:
+    """Gather compositions, a few at a time, of ``slices`` of a cohort's ``split``."""
+    rest, first = [], torch.ones(len(slices))  # real people are of one folder
+    if isinstance(recipe, CohortRecipe):
+        heads = [person.head for person in recipe.subjects() if person.split == split]
+        first = torch.tensor(["/" not in head for head in heads])[slices.subject].float()
 
     def shares() -> Iterator[Tensor]:
         for part in parts:
             rest.append((part.values, part.texture))
             yield (255 * part.shares).round().byte()
 
-    return Composed(in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), height)
+    return Composed(
+        in_a_file(shares()), *(torch.cat(parts) for parts in zip(*rest, strict=True)), slices.position, first
+    )
 
 
 def seen_maps(vae: PoEVAE, slices: Slices, level: Tensor) -> Iterator[TissueMaps]:
@@ -126,7 +135,7 @@ def bent(part: Composition, voxel_mm: float, generator: torch.Generator) -> Comp
 def joined(
     autoencoder: CompositionVAE, slices: Composed, like: Latents | None = None, copies: int = 0, voxel_mm: float = 1.0
 ) -> Latents:
-    """Latents of all slices, and of their mirror images, with height and share of CSF; normalised ``like`` others.
+    """Latents of all slices, and of their mirror images, with their conditions; normalised ``like`` others.
 
     Parameters
     ----------
@@ -143,7 +152,8 @@ def joined(
                     if mirrored:
                         part = replace(part, shares=part.shares.flip(-1), texture=part.texture.flip(-1))
                     part = bent(part, voxel_mm, generator) if copy else part
-                    told.append(torch.stack([slices.height[rows], csf_share(part.shares)], 1))
+                    conditions = slices.height[rows], csf_share(part.shares), slices.first_folder[rows]
+                    told.append(torch.stack(conditions, 1))
                     with torch.autocast(autoencoder.device.type, torch.bfloat16, enabled=half):
                         yield autoencoder.join(part)
 
@@ -152,6 +162,9 @@ def joined(
 
 
 def csf_quantiles(latents: Latents) -> list[float]:
-    """21 quantiles of the slices' share of CSF, from the smallest to the largest; none where nobody knows them."""
-    shares = latents.conditions[:, 1]
-    return [] if shares.isnan().any() else [round(q, 4) for q in shares.quantile(torch.linspace(0, 1, 21)).tolist()]
+    """21 quantiles of the share of CSF, from the smallest to the largest, in slices of heads of the first folder.
+
+    None where nobody knows them.
+    """
+    shares = latents.conditions[latents.conditions[:, 2] == 1, 1]
+    return [round(q, 4) for q in shares.quantile(torch.linspace(0, 1, 21)).tolist()] if len(shares) else []

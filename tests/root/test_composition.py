@@ -147,6 +147,13 @@ def test_dots_are_what_is_around_them():
     assert (without_dots(clean) == clean).float().mean() > 0.99
 
 
+def test_a_lesion_in_the_brain_is_no_dot():
+    spotted = rings(1)
+    spotted[0, :, 38:41, 38:41] = 0
+    spotted[0, LESION, 38:41, 38:41] = 1
+    assert (without_dots(spotted)[0, LESION, 38:41, 38:41] == 1).all()
+
+
 def test_the_same_seed_draws_the_same_and_equal_latents_give_equal_slices(autoencoder):
     z = autoencoder.encode(rings()).mean
     torch.nn.init.normal_(autoencoder.decoder.straight.weight, std=0.1)  # untrained, it sees no noise

@@ -30,6 +30,7 @@ from phyldm_core.running.profiles import SMOKE
 from phyldm_core.vae import PoEVAE
 
 C, Y, X = 4, 8, 8
+TOLD = C + 2 * len(CONDITIONS)  # channels of a denoiser that is told its conditions
 ABAR = (1 - torch.linspace(math.sqrt(0.0015), math.sqrt(0.0205), 1000, dtype=torch.float64) ** 2).cumprod(0)
 """ᾱ of the paper: scaled-linear β from 0.0015 to 0.0205 in 1000 steps."""
 
@@ -67,7 +68,7 @@ def pipeline(denoiser, process="flow") -> TissuePipeline:
     return pipe
 
 
-def transformer(in_channels=C + 4) -> TissueTransformer:
+def transformer(in_channels=TOLD) -> TissueTransformer:
     torch.manual_seed(0)
     return TissueTransformer(in_channels, C, (Y, X), **SMOKE.denoiser)
 
@@ -119,7 +120,7 @@ def test_a_denoiser_that_knows_the_answer_arrives_at_it(process, steps, off):
 @pytest.mark.parametrize("process", ["flow", "ddpm"])
 def test_a_denoiser_that_knows_the_answer_has_no_loss(process):
     oracle = Oracle(process)
-    batch = LatentBatch(oracle.clean.detach().expand(16, -1, -1, -1), torch.zeros(16, 2))
+    batch = LatentBatch(oracle.clean.detach().expand(16, -1, -1, -1), torch.zeros(16, 3))
     torch.manual_seed(0)
     assert DiffusionObjective(oracle, process)(batch, 0)["total"] < 1e-4
     elsewhere = batch._replace(latents=batch.latents + 1)
@@ -182,18 +183,18 @@ def test_the_transformer_sees_the_whole_brain_at_once():
 def test_latents_are_normalised_per_channel_and_held_out_ones_like_the_others():
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(50, C, Y, X, generator=generator) * torch.tensor([1.0, 5, 0.1, 2])[:, None, None] + 3
-    train = Latents(means, torch.zeros(50, 2))
+    train = Latents(means, torch.zeros(50, 3))
     torch.testing.assert_close(train.values.std((0, 2, 3)), torch.ones(C))
     torch.testing.assert_close(train.values.mean((0, 2, 3)), torch.zeros(C), atol=1e-5, rtol=0)
-    held_out = Latents(means[:5] + 1, torch.zeros(5, 2), train)
+    held_out = Latents(means[:5] + 1, torch.zeros(5, 3), train)
     torch.testing.assert_close(held_out.values, train.values[:5] + (1 / train.scale)[:, None, None])
-    dead = Latents(1 + 1e-4 * torch.randn(4, C, Y, X), torch.zeros(4, 2))
+    dead = Latents(1 + 1e-4 * torch.randn(4, C, Y, X), torch.zeros(4, 3))
     assert dead.values.abs().max() < 1e-3 / SMALLEST_SCALE  # a channel that says nothing is not blown up
 
 
 def test_the_pipeline_undoes_the_normalisation(pipe):
     means = torch.randn(10, C, Y, X) * 3 + 1
-    train = Latents(means, torch.zeros(10, 2))
+    train = Latents(means, torch.zeros(10, 3))
     shift, scale = train.mean.tolist(), train.scale.tolist()
     other = TissuePipeline(pipe.denoiser, pipe.scheduler, pipe.decoder, shift, scale, (Y, X))
     with torch.no_grad():
@@ -232,7 +233,7 @@ def test_as_many_steps_are_taken_as_asked(pipe):
     torch.testing.assert_close(seen[-1][1], z)
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", ["height", "csf_share"])
 def test_what_is_asked_for_changes_the_brain(pipe, name):
     def sample(value):
         return pipe(3, seed=0, num_inference_steps=4, **{name: value}).pd
@@ -261,21 +262,36 @@ def test_people_have_the_shares_of_csf_that_training_people_have_unless_told(pip
 
 
 def test_a_condition_is_two_constant_channels_and_a_free_one_is_nothing():
-    noisy, asked = torch.randn(2, C, Y, X), torch.tensor([[0.6, torch.nan], [torch.nan, 0.35]])
+    noisy, asked = torch.randn(2, C, Y, X), torch.tensor([[0.6, torch.nan, 1.0], [torch.nan, 0.35, torch.nan]])
     both = with_conditions(transformer(), noisy, asked)
     assert torch.equal(both[:, :C], noisy)
-    planes = both[:, C:, 0, 0]  # whether height and share are asked for, then their values about the middle
-    torch.testing.assert_close(planes, torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 1]]))
+    planes = both[:, C:, 0, 0]  # whether height, share and folder are asked for, then their values about the middle
+    torch.testing.assert_close(planes, torch.tensor([[1.0, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 0]]))
     assert (both[:, C:] == planes[..., None, None]).all()
     assert with_conditions(Oracle(), noisy, asked) is noisy
 
 
-def test_either_condition_is_left_free_in_some_of_the_batches():
-    latents = Latents(torch.randn(8, C, Y, X), torch.zeros(8, 2))
+def test_each_condition_is_left_free_in_some_of_the_batches():
+    latents = Latents(torch.randn(8, C, Y, X), torch.zeros(8, len(CONDITIONS)))
     batch = latents.batch(torch.randint(8, (2000,)), torch.Generator().manual_seed(0))
     free = batch.conditions.isnan().float()
-    torch.testing.assert_close(free.mean(0), torch.full((2,), LEFT_FREE), atol=0.04, rtol=0)
-    assert free.prod(1).mean() == pytest.approx(LEFT_FREE**2, abs=0.02)  # one has nothing to do with the other
+    torch.testing.assert_close(free.mean(0), torch.full((3,), LEFT_FREE), atol=0.04, rtol=0)
+    assert free[:, :2].prod(1).mean() == pytest.approx(LEFT_FREE**2, abs=0.02)  # one says nothing of another
+
+
+def test_half_of_what_is_trained_on_is_of_the_first_folder():
+    first = torch.tensor([1.0] * 2 + [0.0] * 8)
+    for told, share in ((first, 0.5), (torch.ones(10), 0.2), (torch.full((10,), torch.nan), 0.2)):
+        latents = Latents(torch.randn(10, C, Y, X), torch.stack([told] * 3, 1))
+        rows = latents.draw(2000, torch.Generator().manual_seed(0))
+        assert (rows < 2).float().mean() == pytest.approx(share, abs=0.04)
+
+
+def test_what_is_drawn_is_asked_to_be_like_heads_of_the_first_folder(pipe):
+    other, told = pipeline(transformer()), []
+    other.denoiser.register_forward_pre_hook(lambda _, given: told.append(given[0][:, C:, 0, 0]))
+    other(2, seed=0, num_inference_steps=1, height=0.6)
+    torch.testing.assert_close(told[0], torch.tensor([[1.0, 0, 1, 1, 0, 1]] * 2))  # the share of CSF is left free
 
 
 def test_a_u_net_samples_with_the_paper_s_noise():
@@ -321,7 +337,7 @@ def test_guidance_goes_on_in_the_direction_of_training():
     """At a σ where the guide is asked: answer + (w − 1)·(answer − the guide's)."""
     one, other = Oracle(), Oracle()
     other.clean.data += 0.5
-    x, free, clock = torch.zeros(1, C, Y, X), torch.full((1, 2), torch.nan), torch.tensor(500.0)
+    x, free, clock = torch.zeros(1, C, Y, X), torch.full((1, 3), torch.nan), torch.tensor(500.0)
     alone = pipeline(one)._answer(x, free, clock)
     further = guided(pipeline(one), other, 3.0)._answer(x, free, clock)
     torch.testing.assert_close(further - alone, 2 * (alone - other(x, clock).sample))
@@ -330,7 +346,7 @@ def test_guidance_goes_on_in_the_direction_of_training():
 
 def test_a_guide_is_saved_and_loaded(pipe, tmp_path):
     torch.manual_seed(5)
-    other = guided(pipe, TissueTransformer(C + 4, C, (Y, X), **SMOKE.denoiser), 2.0)
+    other = guided(pipe, TissueTransformer(TOLD, C, (Y, X), **SMOKE.denoiser), 2.0)
     other.save_pretrained(tmp_path)
     again = TissuePipeline.from_pretrained(tmp_path, local_files_only=True)
     again.set_progress_bar_config(disable=True)
@@ -341,6 +357,6 @@ def test_a_guide_is_saved_and_loaded(pipe, tmp_path):
 def test_a_number_of_the_person_is_half_as_wide_as_a_cell():
     """Told by every cell, it would else be read off long before anything else is."""
     pattern, number = torch.randn(500, 1, 6, 5), 0.3 * torch.randn(500, 1, 1, 1).expand(-1, -1, 6, 5)
-    values = Latents(torch.cat([pattern, number], 1), torch.zeros(500, 2)).values[torch.arange(500)]
+    values = Latents(torch.cat([pattern, number], 1), torch.zeros(500, 3)).values[torch.arange(500)]
     assert values[:, 0].std() == pytest.approx(1, rel=0.05)
     assert values[:, 1].std() == pytest.approx(0.5, rel=0.05)

@@ -346,10 +346,10 @@ def vae_training(slices, **changes):
 def diffusion_training(process):
     generator = torch.Generator().manual_seed(0)
     heights = torch.linspace(-1, 1, N)
-    data = Latents(torch.randn(N, 4, 8, 8, generator=generator), torch.stack([heights, heights / 4], 1))
+    data = Latents(torch.randn(N, 4, 8, 8, generator=generator), torch.stack([heights, heights / 4, heights > 0], 1))
     torch.manual_seed(0)
     if process == "flow":
-        denoiser = TissueTransformer(8, 4, (8, 8), **SMOKE.denoiser)
+        denoiser = TissueTransformer(10, 4, (8, 8), **SMOKE.denoiser)
     else:
         kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
         denoiser = UNet2DModel(8, 4, 4, block_out_channels=(8, 16), norm_num_groups=4, **kinds)
@@ -491,7 +491,7 @@ class Diverging(nn.Module):
 
 
 def test_divergence_is_said_and_the_last_checkpoint_is_sound(tmp_path):
-    data = Latents(torch.randn(4, 1, 2, 2), torch.zeros(4, 2))
+    data = Latents(torch.randn(4, 1, 2, 2), torch.zeros(4, 3))
     run = training_loop(Diverging(), data, SCHEDULE, tmp_path)
     with pytest.raises(BadInput, match="diverged at step 6 .*lower the learning rate"):
         list(run)

@@ -13,11 +13,12 @@ import torch
 from phyldm_core import inference
 from phyldm_core.inference import infer
 from phyldm_core.machine.errors import BadInput
+from phyldm_core.people.cohort import CohortRecipe, Subject
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
 from phyldm_core.running.export import export_weights
-from phyldm_core.running.latents import BENT, apart, composed, explained_people, latents
+from phyldm_core.running.latents import BENT, apart, composed, csf_quantiles, explained_people, joined, latents
 from phyldm_core.running.profiles import SMOKE, find_profile
 from phyldm_core.running.run import MissingResult, Run, open_run, reopen
 from phyldm_core.slices import brightness
@@ -125,10 +126,30 @@ def test_people_whom_the_vae_does_not_know_are_inferred_through_the_physics(smok
     explained = list(explained_people(smoke_run.vae(), slices, level=level))
     assert len(explained) == SMOKE.cohort.n_val  # a person at a time
     tissues, cell = smoke_run.composition().config.tissues, smoke_run.composition().downsampling // 2
-    wanted = composed((compose_scans(found, part, tissues, cell) for part, found in explained), slices.position)
+    parts = (compose_scans(found, part, tissues, cell) for part, found in explained)
+    wanted = composed(parts, slices, smoke_run.recipe, "val")
     found, at_home = abroad.compositions("val"), smoke_run.compositions("val")
     assert torch.equal(found.shares, wanted.shares) and torch.equal(found.height, wanted.height)
     assert not torch.equal(found.values, at_home.values)
+
+
+class TwoFolders(CohortRecipe):
+    def subjects(self) -> list[Subject]:
+        heads = [("train", "old/a.nii.gz"), ("train", "b.nii.gz"), ("test", "c.nii.gz")]
+        return [Subject(head, split, head, i) for i, (split, head) in enumerate(heads)]
+
+
+def test_slices_tell_whether_their_head_is_of_the_first_folder(smoke_run):
+    slices, some = smoke_run.scans("train"), smoke_run.compositions("train")
+    rows = slices.subject < 2  # the first of them with a head of another folder
+    slices, some = slices[rows], [some.part(rows)]
+    told = composed(some, slices, TwoFolders(), "train")
+    assert torch.equal(told.first_folder, slices.subject.float())
+    assert composed(some, slices, smoke_run.recipe, "train").first_folder.all()
+    drawn = joined(smoke_run.composition(), told)
+    assert torch.equal(drawn.conditions[:, 2], told.first_folder.repeat(2))
+    known = drawn.conditions[drawn.conditions[:, 2] == 1, 1]
+    assert csf_quantiles(drawn)[::20] == pytest.approx([known.min().item(), known.max().item()], abs=1e-4)
 
 
 def test_training_is_kept_as_a_table(smoke_run):
@@ -313,6 +334,5 @@ def test_latents_are_posterior_means_of_all_slices_and_their_mirror_images(smoke
     torch.testing.assert_close(train.values[: len(slices)], expected, rtol=1e-3, atol=off)
     assert (train.values[: len(slices)] - expected).square().mean().sqrt() < off / 5
     assert (train.values[: len(slices)] - train.values[len(slices) :]).abs().max() > 0
-    height, csf_share = train.conditions.unbind(1)
-    assert torch.equal(height, slices.position.repeat(2)) and csf_share.isnan().all()
+    assert torch.equal(train.conditions[:, 0], slices.position.repeat(2)) and train.conditions[:, 1:].isnan().all()
     assert latents(vae, slices, train).scale is train.scale

@@ -196,7 +196,7 @@ def way_of(model, n_shown=7):
     noise = torch.Generator().manual_seed(seed)  # the sampler starts from this very noise
     frames = [torch.randn(1, len(pipe.config.latent_mean), *pipe.config.latent_size, generator=noise)]
     pipe.sample_latents(1, seed, n, on_step=lambda i, x: frames.append(x.clone()))
-    shown, free = np.unique(np.linspace(0, n - 1, n_shown).round().astype(int)), torch.tensor([[0.0, torch.nan]])
+    shown, free = np.unique(np.linspace(0, n - 1, n_shown).round().astype(int)), torch.tensor([[0.0, torch.nan, 1.0]])
     guesses = [guess(pipe, frames[i], pipe.scheduler.timesteps[i].float(), free) for i in shown]
     states = torch.cat([*(frames[i] for i in shown), frames[-1], *guesses, frames[-1]])
     maps, titles = pipe.decode(states), [*(f"step {i + 1}" for i in shown), "result"]

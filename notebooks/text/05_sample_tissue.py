@@ -164,14 +164,16 @@ of = np.arange(len(true_maps.pd)) // n_z
 among[of[:, None] == of] = np.inf
 row, headings = [], []
 for i in np.argsort(apart.min(1))[:4].tolist():
-    row += [Panel(render(take(samples, i), REFERENCE["T1w"]), title="sample")]
-    row += [Panel(render(take(true_maps, int(apart[i].argmin())), REFERENCE["T1w"]), title="nearest")]
+    for title, maps in (("sample", take(samples, [i])), ("nearest", take(true_maps, [int(apart[i].argmin())]))):
+        image, mask = render(maps, REFERENCE["T1w"])[0], segmentation.brain_of(maps)[0]
+        row += [Panel(image * mask, window=percentile_window(image, mask), title=title)]
     headings.append((f"distance {apart[i].min():.2f}", 2))
 
 # %%
 fig = figures.map_grid([row], groups=headings, voxel_mm=voxel_mm)
 caption = f"""The samples nearest to true slices. n = 4 of {n_samples} samples (Euclidean distance of T1w images
-averaged over 4 × 4 voxels), each beside its nearest of {len(true_maps.pd)} slices of test people. {settings["T1w"]}."""
+averaged over 4 × 4 voxels), each beside its nearest of {len(true_maps.pd)} slices of test people. {settings["T1w"]},
+each windowed inside its brain."""
 publish(fig, "fig19_nearest", caption, "Four pairs of T1-weighted slices: sample and nearest true slice.")
 finite = among.min(1)[np.isfinite(among.min(1))]
 people_apart = f"{np.median(finite):.2f}" if finite.size else "unknown"

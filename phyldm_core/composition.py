@@ -173,8 +173,8 @@ def emptied(shares: Tensor, where: Tensor) -> Tensor:
 
 
 SOLITARY, RIM = 0.12, 3
-"""Of the 5×5 voxels about one that is drawn: with less tissue it is air. And how many voxels within its rim a brain
-holds nothing but brain. Shares from scans have noise in air, and dots in deep grey matter, whose iron shortens T2."""
+"""A drawn voxel becomes air where tissue fills less of the 5×5 voxels about it. Further than so many voxels inside
+the brain's rim all is brain. Shares from scans have noise in air, and dots in deep grey matter."""
 
 
 def without_dots(shares: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ SMALLEST_SCALE = 0.02  # a channel that hardly varies is not blown up to unit SD
 CONDITIONS = {"height": (0.0, 0.6), "csf_share": (0.25, 0.1), "first_folder": (0.5, 0.5)}
 """What a slice is told by, with its typical middle and spread: how high it lies in the stack, −1 to 1; what part of the
 skull's inside is CSF (:func:`composition.csf_share`); and whether its head is of the first folder of label maps, 1 or
-0. Folders differ: in the oldest the cortex is a third thicker, as their labels are coarser. All teach what a head is,
-and brains like those of the first are drawn."""
+0. Folders differ: the cortex of the label maps of 2020 is a third thicker. All folders teach what a head is, and what
+is drawn is asked to be like the first."""
 LEFT_FREE = 0.2  # chance in training that a condition is not told, so that each can be left free when drawing
 SMALLEST_SIGMA = 0.05  # velocity divides by σ; below this the last bit of noise is left to the decoder
 GUIDED = (0.3, 0.7)  # σ between which a guide is asked: wider, folds of cortex break into islands

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from pandas import DataFrame
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,8 +17,6 @@ from ..inference import INFERENCE_BATCH, Explained, encode, explain, infer
 from ..machine.on_disk import in_a_file
 from ..machine.precision import best_precision
 from ..people.anatomy import smooth_field
-from ..people.cohort import CohortRecipe
-from ..people.scanned import ScanRecipe
 from ..physics import TissueMaps
 from ..slices import Slices, brightness
 from ..vae import PoEVAE
@@ -68,11 +67,11 @@ def apart(slices: Slices, slice_mm: float) -> Tensor:
     return torch.cat([rows[i % step :: step] for i, rows in enumerate(people)])
 
 
-def composed(parts: Iterable[Composition], slices: Slices, recipe: CohortRecipe | ScanRecipe, split: str) -> Composed:
-    """Gather compositions, a few at a time, of ``slices`` of a cohort's ``split``."""
+def composed(parts: Iterable[Composition], slices: Slices, people: DataFrame, split: str) -> Composed:
+    """Gather compositions, a few at a time, of ``slices`` of a ``split`` of :func:`cohort.participants`."""
     rest, first = [], torch.ones(len(slices))  # real people are of one folder
-    if isinstance(recipe, CohortRecipe):
-        heads = [person.head for person in recipe.subjects() if person.split == split]
+    if "anatomy" in people:
+        heads = people.anatomy[people.split == split]
         first = torch.tensor(["/" not in head for head in heads])[slices.subject].float()
 
     def shares() -> Iterator[Tensor]:

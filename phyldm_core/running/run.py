@@ -192,7 +192,7 @@ class Run:
             else:
                 told = explained_people(vae, slices, self.common_scale, level=level)
                 parts = (compose_scans(found, scans, tissues, cell) for scans, found in told)
-            self._composed[split] = composed(parts, slices, self.recipe, split)
+            self._composed[split] = composed(parts, slices, cohort.participants(self.cohort_folder), split)
         return self._composed[split]
 
     def train_composition(self) -> Iterator[Step]:

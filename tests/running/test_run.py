@@ -13,7 +13,7 @@ import torch
 from phyldm_core import inference
 from phyldm_core.inference import infer
 from phyldm_core.machine.errors import BadInput
-from phyldm_core.people.cohort import CohortRecipe, Subject
+from phyldm_core.people.cohort import participants
 from phyldm_core.physics import TissueMaps
 from phyldm_core.running import latents as latents_module
 from phyldm_core.running import run as module
@@ -127,25 +127,20 @@ def test_people_whom_the_vae_does_not_know_are_inferred_through_the_physics(smok
     assert len(explained) == SMOKE.cohort.n_val  # a person at a time
     tissues, cell = smoke_run.composition().config.tissues, smoke_run.composition().downsampling // 2
     parts = (compose_scans(found, part, tissues, cell) for part, found in explained)
-    wanted = composed(parts, slices, smoke_run.recipe, "val")
+    wanted = composed(parts, slices, participants(smoke_run.cohort_folder), "val")
     found, at_home = abroad.compositions("val"), smoke_run.compositions("val")
     assert torch.equal(found.shares, wanted.shares) and torch.equal(found.height, wanted.height)
     assert not torch.equal(found.values, at_home.values)
-
-
-class TwoFolders(CohortRecipe):
-    def subjects(self) -> list[Subject]:
-        heads = [("train", "old/a.nii.gz"), ("train", "b.nii.gz"), ("test", "c.nii.gz")]
-        return [Subject(head, split, head, i) for i, (split, head) in enumerate(heads)]
 
 
 def test_slices_tell_whether_their_head_is_of_the_first_folder(smoke_run):
     slices, some = smoke_run.scans("train"), smoke_run.compositions("train")
     rows = slices.subject < 2  # the first of them with a head of another folder
     slices, some = slices[rows], [some.part(rows)]
-    told = composed(some, slices, TwoFolders(), "train")
+    two = pandas.DataFrame({"split": ["train", "train", "test"], "anatomy": ["old/a.nii.gz", "b.nii.gz", "c.nii.gz"]})
+    told = composed(some, slices, two, "train")
     assert torch.equal(told.first_folder, slices.subject.float())
-    assert composed(some, slices, smoke_run.recipe, "train").first_folder.all()
+    assert composed(some, slices, participants(smoke_run.cohort_folder), "train").first_folder.all()
     drawn = joined(smoke_run.composition(), told)
     assert torch.equal(drawn.conditions[:, 2], told.first_folder.repeat(2))
     known = drawn.conditions[drawn.conditions[:, 2] == 1, 1]

@@ -9,7 +9,7 @@ of it runs, and is tested, without a browser.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from html import escape
@@ -87,6 +87,14 @@ def in_turn(method):
             return method(self, *args, **kwargs)
 
     return one_at_a_time
+
+
+def each_of(widget: widgets.DOMWidget) -> Iterator[widgets.Widget]:
+    """A widget, its layout, and the same of all within it."""
+    yield widget
+    yield widget.layout
+    for child in getattr(widget, "children", ()):
+        yield from each_of(child)
 
 
 def to_html(rows: list[tuple[str, ...]]) -> str:

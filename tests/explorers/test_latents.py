@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import threading
+import time
 from types import SimpleNamespace
 
 import ipywidgets
@@ -15,6 +16,7 @@ import torch
 from conftest import all_widgets
 from PIL import Image
 
+from phyldm_core.explorers import latents
 from phyldm_core.explorers.latents import (
     STAGES,
     STOPS,
@@ -191,6 +193,18 @@ def test_progress_is_shown(noise):
     settled(noise)
     assert len(seen) > 20 and seen[-1] == 1 and seen[1:] == sorted(seen[1:])
     assert noise.task.layout.display == "none"  # until there is work again
+
+
+def test_what_a_page_missed_while_it_was_loaded_is_told_again(monkeypatch):
+    monkeypatch.setattr(latents, "LISTENS_AFTER", 0.0)
+    told_whole = set()
+    monkeypatch.setattr(ipywidgets.Widget, "send_state", lambda w, key=None: key is None and told_whole.add(id(w)))
+    shown = NoiseExplorer(FakePipeline())
+    needed = {id(w) for w in (shown.status, shown.brain, shown.task.layout, shown.stage)}
+    end = time.monotonic() + PATIENCE
+    while not needed <= told_whole:
+        assert time.monotonic() < end, "not told"
+        time.sleep(0.01)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

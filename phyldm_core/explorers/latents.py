@@ -151,20 +151,29 @@ class NoiseExplorer(Slow):
         walk = {WAYS[0]: on_the_sphere, WAYS[1]: straight}
         states = [walk[way](*ends, weights) if way in walk else torch.cat(ends)]
         self.pipeline.denoise(states[0], n, height, csf_share, lambda i, x: (advance(), states.append(x)))
-        found = []
-        for k in kept:
+        maps = None
+        for stage, k in reversed(list(enumerate(kept))):  # tissue first, its way there is black until it is known
             latent = states[k] if way in walk else straight(*states[k].split(1), weights)
-            found.append(self.pipeline.decode(latent))
+            found = self.pipeline.decode(latent)
+            if maps is None:
+                maps = TissueMaps(*(torch.full((len(kept), *m.shape), torch.nan) for m in found))
+            with self._turn:
+                for of_all, of_stage in zip(maps, found, strict=True):
+                    of_all[stage] = of_stage
+            if stage == len(kept) - 1:
+                self._show(maps, ["noise" if k == 0 else f"step {k}" for k in kept])
             advance()
-        maps = TissueMaps(*(torch.stack(m) for m in zip(*found, strict=True)))
-        with self._silence():
-            self.maps, self.labels = maps, ["noise" if k == 0 else f"step {k}" for k in kept]
-            last = self.stage.value == self.stage.max  # who looked at tissue goes on looking at tissue
-            self.stage.max = len(kept) - 1
-            self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
         self._repaint()
         asked = f"height {height:+.2f}, {csf_share:.0%} CSF"
         self._say(f"Seeds {a} and {b}, {n} step{'s' * (n > 1)}, {asked}: {STOPS} brains from A to B")
+
+    def _show(self, maps: TissueMaps, labels: list[str]):
+        with self._silence():
+            self.maps, self.labels = maps, labels
+            last = self.stage.value == self.stage.max  # who looked at tissue goes on looking at tissue
+            self.stage.max = len(labels) - 1
+            self.stage.value = self.stage.max if last else min(self.stage.value, self.stage.max)
+        self._repaint()
 
     def _paint(self):
         if not self._listening or self.maps is None:

@@ -5,11 +5,12 @@ Maps give a voxel one T1 and one T2; one that cortex and fluid share has no such
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
@@ -97,10 +98,10 @@ STRAY = 5
 """A piece of so few voxels with none but air around it is noise."""
 
 
-def _without_noise(shares: Tensor) -> Tensor:
+def _without_noise(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     settings = {"patch_size": 3, "patch_distance": 4, "h": NOISE_OF_SHARES, "fast_mode": True, "channel_axis": 0}
     found = torch.from_numpy(np.stack([denoise_nl_means(one, **settings) for one in shares.numpy()])).clamp_min(0)
-    return without_strays(found / found.sum(1, keepdim=True))
+    return without_strays(anatomical(found / found.sum(1, keepdim=True), tissues))
 
 
 def without_strays(shares: Tensor) -> Tensor:
@@ -110,6 +111,60 @@ def without_strays(shares: Tensor) -> Tensor:
         pieces, _ = ndimage.label(soft, np.ones((3, 3)))
         found |= (np.bincount(pieces.ravel()) <= STRAY)[pieces] & soft
     return emptied(shares, torch.from_numpy(stray)[:, None])
+
+
+AIRLESS = 2
+"""Voxels from the brain's rim: further inside there is no air. Noise has some there, and takes it from PD."""
+
+SCALP = 0.6
+"""Outside the brain a voxel with less air than this is scalp, and so is a gap of two voxels in it: skin, whose signal
+has decayed in most scans, is hardly above their noise."""
+
+SCALP_SD = 0.8  # voxels, of the Gaussian over which fat and muscle of the scalp are told apart
+
+
+def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` without what is in no head: air inside the brain, its tissues in the scalp, holes."""
+    outer = [1 + tissues.index(name) for name in ("fat", "muscle") if name in tissues]
+    inner = [k for k in range(1, shares.shape[1]) if k not in outer]
+    brain = _brain(shares[:, inner].sum(1).numpy() > 0.5)
+    full = torch.zeros_like(shares)
+    full[:, inner] = shares[:, inner]
+    total = full.sum(1, keepdim=True)
+    deep = torch.from_numpy(_each(ndimage.binary_erosion, brain, iterations=AIRLESS))[:, None]
+    shares = torch.where(deep & (total > 0), full / total.clamp_min(1e-6), shares)
+    if not outer:
+        return shares
+    scalp = _each(ndimage.binary_closing, np.pad((shares[:, 0].numpy() < SCALP) & ~brain, ((0,), (1,), (1,))))
+    scalp = scalp[:, 1:-1, 1:-1] & ~_each(ndimage.binary_dilation, brain, structure=np.ones((3, 3)))
+    of_two = shares[:, outer]
+    near = _smooth(of_two, 1.0)
+    of_two = of_two + shares[:, inner].sum(1, keepdim=True) * near / near.sum(1, keepdim=True).clamp_min(1e-6)
+    of_two = _smooth(of_two, SCALP_SD) ** 2  # squared: most of the scalp is one of the two
+    known = of_two.sum(1, keepdim=True)
+    air = torch.where(torch.from_numpy(scalp)[:, None], 0.0, shares[:, :1]).masked_fill(known < 1e-6, 1.0)
+    outside = torch.zeros_like(shares)
+    outside[:, :1], outside[:, outer] = air, (1 - air) * of_two / known.clamp_min(1e-6)
+    return torch.where(torch.from_numpy(brain)[:, None], shares, outside)
+
+
+def _brain(soft: NDArray) -> NDArray:
+    """``(n, y, x)`` bool: the largest piece of each slice once bridges of four voxels are cut, without holes."""
+    brain = np.zeros_like(soft)
+    for found, one in zip(brain, soft, strict=True):
+        pieces, n = ndimage.label(ndimage.binary_erosion(one, iterations=2))
+        if n:
+            largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+            found |= ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=3, mask=one))
+    return brain
+
+
+def _each(change: Callable, slices: NDArray, **how) -> NDArray:
+    return np.stack([change(one, **how) for one in slices])
+
+
+def _smooth(shares: Tensor, sd: float) -> Tensor:
+    return torch.from_numpy(ndimage.gaussian_filter(shares.numpy(), (0, 0, sd, sd)))
 
 
 UNSHARED = 0.9  # of a voxel: less is shared, and has no T1 of its own
@@ -130,7 +185,7 @@ def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...]
     values = own_values(stack, tissues).median(0).values
     values[: len(BRAIN_PARTS)] = explained.tissues
     scans = Scans(slices.images / explained.gain[:, None, None], slices.settings, slices.observed)
-    shares = _without_noise(unmix_signals(scans, values, tissues))
+    shares = _without_noise(unmix_signals(scans, values, tissues), tissues)
     values = values.expand(len(stack), -1, -1)
     pure = (shares[:, 1:].amax(1, keepdim=True) > UNSHARED).float()
     return Composition(shares, values, texture_of(stack, shares, values, pure, cell))

@@ -132,6 +132,21 @@ def test_maps_and_scans_can_be_shown(noise, name):
     assert np.asarray(Image.open(io.BytesIO(noise.brain.value))).std() > 5
 
 
+def test_tissue_is_shown_before_its_way_there_is_known(noise):
+    seen, decode = [], noise.pipeline.decode
+
+    def decode_and_look(x):
+        seen.append((noise.brain.value, noise.maps.t1.isnan().all((1, 2, 3)).tolist()))
+        return decode(x)
+
+    before, noise.pipeline.decode = noise.brain.value, decode_and_look
+    noise.a.value = 50
+    settled(noise)
+    assert seen[0][0] == before and seen[1][0] not in (before, b"")  # a new brain, after the first of all stages
+    assert seen[1][1] == [True] * (STAGES - 1) + [False]
+    assert not noise.maps.t1.isnan().any()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_starts_at_a_and_ends_at_b(noise, way):
     ends = noise.maps.t1[-1, [0, -1]]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from heads_in_rings import AIR, CSF, FAT, GM, LESION, MUSCLE, WM, of, rings
 
-from phyldm_core.composition import HEAD_PARTS, medians_of
+from phyldm_core.composition import BRAIN_PARTS, HEAD_PARTS, medians_of
 from phyldm_core.inference import Explained
 from phyldm_core.physics import REFERENCE, Protocol, Sequence, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.slices import Scans, Slices
 from phyldm_core.tissue import mix
-from phyldm_core.voxelwise.shares import EMPTY, FULL, compose_scans, unmix_signals, without_strays
+from phyldm_core.voxelwise.shares import EMPTY, FULL, anatomical, compose_scans, unmix_signals, without_strays
 
 SETTINGS = torch.stack([effective_protocol(p).settings() for p in REFERENCE.values()])
 
@@ -79,3 +79,43 @@ def test_a_piece_in_air_is_noise_and_the_scalp_is_none():
     noisy[0, :, 61:63, 61:63] = 0
     noisy[0, MUSCLE, 61:63, 61:63] = 1
     assert torch.equal(without_strays(noisy), clean) and torch.equal(without_strays(clean), clean)
+
+
+def _put(shares: torch.Tensor, where: torch.Tensor, tissue: int) -> torch.Tensor:
+    """A copy whose voxels ``where`` are one tissue."""
+    there = of((tissue, 1.0))
+    return torch.where(where, there, shares)
+
+
+def test_skin_that_noise_pierced_is_whole_and_no_white_matter_is_in_the_scalp():
+    clean = rings(2)
+    noise = torch.rand(clean[:, :1].shape, generator=torch.Generator().manual_seed(0))
+    scalp = clean[:, FAT : MUSCLE + 1].sum(1, keepdim=True) > 0.5
+    noisy = _put(_put(clean, scalp & (noise < 0.15), AIR), scalp & (noise > 0.85), WM)
+    found = anatomical(noisy, HEAD_PARTS)
+    torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]))
+    before, after = (float((x[:, :1][scalp] > 0.5).float().mean()) for x in (noisy, found))
+    assert before > 0.1 and after < 0.05  # what is left is at the outline, where nothing tells it from air
+    assert found[:, 1:4].sum(1, keepdim=True)[scalp].max() < 1e-6
+    bone = (clean[:, :1] > 0.5) & ~scalp
+    assert (found[:, :1][bone] > 0.5).float().mean() > 0.98  # bone is not filled, nor is air
+
+
+def test_there_is_no_air_inside_a_brain_and_its_rim_keeps_what_it_has():
+    for parts, clean in ((HEAD_PARTS, rings(1)), (BRAIN_PARTS, _stripped(rings(1)))):
+        brain = clean[:, 1:4].sum(1, keepdim=True) > 0.5
+        holes = brain & (torch.rand(brain.shape, generator=torch.Generator().manual_seed(0)) < 0.05)
+        rim = brain & (torch.nn.functional.avg_pool2d(brain.float(), 3, 1, 1) < 0.99)
+        half = 0.6 * clean + 0.4 * of((AIR, 1.0))[:, : clean.shape[1]]
+        found = anatomical(torch.where(holes, half, clean), parts)
+        assert float(found[:, :1][holes & ~_wider(rim)].max()) == 0
+        torch.testing.assert_close(anatomical(torch.where(rim, half, clean), parts)[:, :1][rim], half[:, :1][rim])
+
+
+def _stripped(shares: torch.Tensor) -> torch.Tensor:
+    brain = shares[:, 1:4]
+    return torch.cat([1 - brain.sum(1, keepdim=True), brain], 1)
+
+
+def _wider(mask: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(mask.float(), 5, 1, 2) > 0

@@ -166,8 +166,9 @@ pandas.Series(drawn["parameters"], name="parameters").map("{:,}".format).to_fram
 # ```
 #
 # Each chapter starts with the same five parameters: profile, run folder, folder for figures, folder of label maps
-# (empty: the MNI152 template that comes with nilearn) and seed. Chapters 05 to 09 use the networks of your run where it
-# has trained any, and those of the release in `data/weights/release` elsewhere.
+# (empty: the MNI152 template that comes with nilearn) and seed. Chapters 03, 04 and 09 show
+# the networks that your run trains. Chapters 05 to 08 of profile `laptop` show those of the release in
+# `data/weights/release`, which learned for hours; of other profiles, and of runs on real scans, they show the run's own.
 
 # %%
 sizes = {}
@@ -216,11 +217,11 @@ pandas.Series(state, name=f"profile {profile!r}").to_frame()
 #
 # <details><summary>Solution 1</summary>
 #
-# Grey matter has a T1 of about 1.45 s. [Chapter 01](01_signal_physics.ipynb) derives its null point:
+# Grey matter has a T1 of about 1.34 s. [Chapter 01](01_signal_physics.ipynb) derives its null point:
 #
 # ```python
 # from phyldm_core.physics import null_ti
-# nulled = Protocol("FLAIR", te=0.015, tr=4.0, ti=null_ti(1.45, 4.0, "FLAIR"))
+# nulled = Protocol("FLAIR", te=0.015, tr=4.0, ti=null_ti(1.34, 4.0, "FLAIR"))
 # figures.mosaic([render(maps, nulled)], None, columns=4)
 # ```
 # White matter and CSF are left. CSF recovers last and is still negative, so it is bright in the magnitude. Two tissues

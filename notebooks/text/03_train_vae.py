@@ -20,8 +20,8 @@
 # whichever scans there are?
 #
 # **You will** train it, make F1 and Tab. 1 of the paper, judge the maps against the truth, put the release beside it,
-# and switch its experts on and off. *The `laptop` profile makes its cohort in two minutes and trains for ten, once; the
-# rest takes two.*
+# and switch its experts on and off. *The `laptop` profile needs six minutes the first time, four
+# of them for training, and one afterwards.*
 #
 # [Contents](00_overview.ipynb) · before: [02 The cohort](02_cohort.ipynb) · next:
 # [04 Train the generator](04_train_diffusion.ipynb)
@@ -208,9 +208,9 @@ run.write_metrics("vae_follows_the_person", table.rename_axis("quantity").reset_
 table.round(2)  # correlation over people
 
 # %% [markdown]
-# **Figure 14.** With unknown gains the errors of the first table change little, and the correlations of the second one
-# drop: the estimates move towards what people are like on average. So an error alone does not tell whether a map
-# follows the person. T2 of CSF follows nobody. It appears only as a factor $e^{-TE/T_2}$ near 1 beside PD, and no echo
+# **Figure 14.** With unknown gains T1 of white matter loses its correlation with the person, while its error grows by a
+# few points only: the estimate moves towards what people are like on average. So an error alone does not tell whether
+# a map follows the person. T2 of CSF follows nobody. It appears only as a factor $e^{-TE/T_2}$ near 1 beside PD, and no echo
 # is late enough to tell the two apart.
 #
 # ## Tab. 1 of the paper: how well are the scans explained?
@@ -255,8 +255,8 @@ run.write_metrics("vae_subsets", subset_errors)
 # %%
 fig = figures.errors_by_scans(subset_errors, list(SUBSETS))
 caption = f"""Which scans help. Filled: median absolute error, 95 % interval over n = {n_people} test people
-(protocols as drawn from OASIS-3), common scale. Open: SD of the maps over samples of the posterior. If it told the
-error, open would be at 1.5 times filled."""
+(protocols as drawn from OASIS-3), common scale. Open: SD of the maps over samples of the posterior. If the SD
+were a fair error bar, each open dot would lie 1.5 times as high as its filled dot."""
 alt = "Errors and posterior widths of T1, T2 and PD for seven subsets of scans; the widths shrink as scans are added."
 publish(fig, "fig15_subsets", caption, alt)
 
@@ -286,9 +286,9 @@ board.still()
 
 # %% [markdown]
 # ## What we learned
-# - No map was shown in training, and T1 and T2 come out within a few per cent (Figures 1 and 13).
+# - No map was shown in training, and T1 of white and grey matter comes out within a few per cent (first table).
 # - On a common scale T1 and T2 of white and grey matter follow the person, and T2 of CSF does not (Figure 14).
-# - With unknown gains the error stays, and the correlation with the person drops.
+# - With unknown gains T1 of white matter no longer follows the person.
 # - More scans always narrow the posterior. Whether the error falls, too, is shown by the filled dots of Figure 15.
 #
 # ## Exercises

@@ -19,8 +19,8 @@
 # **Question.** The VAE needs scans before it can say anything. How can tissue be drawn that belongs to nobody?
 #
 # **You will** look at what a latent holds, train a model that removes noise from latents, watch tissue come out of
-# noise beside the release's, and check that the model does not copy. *The `laptop` profile trains for a quarter of an
-# hour, once; the rest takes a minute.*
+# noise beside the release's, and check that the model does not copy. *The `laptop` profile needs eleven minutes the first
+# time, and two afterwards.*
 #
 # [Contents](00_overview.ipynb) · before: [03 Train the VAE](03_train_vae.ipynb) · next:
 # [05 Sample tissue](05_sample_tissue.ipynb)
@@ -104,7 +104,7 @@ composition = run.composition()
 # and the share of CSF.
 #
 # The weights of half of the training are kept as a *guide*. Where the finished network and the guide differ, a step goes
-# on in the direction from the guide to the network (autoguidance, Karras et al. 2024). This sharpens the cortex.
+# on in the direction from the guide to the network (autoguidance, Karras et al. 2024). Figure 16 and chapter 05 judge the result.
 
 # %%
 train(run.train_diffusion(), "diffusion")
@@ -175,15 +175,15 @@ losses = log.pivot(index="step", columns="loss", values="value").reset_index()
 fig = figures.diffusion_training(losses, explained)
 caption = f"""Training of the diffusion model. (a) Loss of every step (faint), its running median, and on latents of n =
 {recipe.n_val} held-out people. (b) How much of a latent's variance the guess explains, by noise level."""
-alt = "The loss falls and levels off; the variance explained falls from near 100 per cent to near zero as noise grows."
+alt = "The loss falls and levels off; the variance explained falls from near 100 per cent to a quarter as noise grows."
 publish(fig, "fig16_diffusion_training", caption, alt)
 
 # %%
 trained, new = explained.iloc[:, 0], explained.iloc[:, 1]
 say(f"""**Figure 16.** At a noise level of {levels[0]:.2f} the guess explains {new.iloc[0]:.0f} % of the variance of
 held-out latents, and at {levels[-1]:.2f} it explains {new.iloc[-1]:.0f} %: in nearly pure noise only what all brains
-share can be known. On training people it explains up to {float((trained - new).max()):.0f} points more. That gap is
-what was learned by heart.""")
+share can be known. On training people it explains up to {max(0.0, float((trained - new).max())):.1f} points more: that
+much was learned by heart.""")
 
 # %% [markdown]
 # ## Tissue out of noise
@@ -218,12 +218,13 @@ fig = figures.map_grid(rows, voxel_mm=recipe.voxel_mm)
 caption = f"""From noise to tissue in {ours.steps} steps (n = 1, seed {seed}), as T1w (MPRAGE, TE 3 ms, TR 2.4 s, TI 1
 s). First row: the state of the sampler before a step. Second: the network's guess of the clean latent. Third: the
 guess of the release (1 mm)."""
-alt = "Rows of T1w images: noise turning into a brain, and the guesses, at first a blurred average, then a brain."
+alt = "Rows of T1w images: noise turning into a brain, and the guesses, which are brains from the first step on."
 publish(fig, "fig17_noise_to_tissue", caption, alt)
 
 # %% [markdown]
-# **Figure 17.** The first guess already has the outline of a head: it is an average brain, since nothing else can be
-# known from pure noise. Ventricles follow, and the folds come last. The release has seen 58 heads for hours instead of
+# **Figure 17.** The first guess of the latent is an average, since nothing else can be known from pure noise. It is
+# still shown as a sharp brain, because the decoder draws one that the latent allows. From step to step outline,
+# ventricles and folds move, ever less. The release has seen 58 heads for hours instead of
 # one head for minutes, and its slices have 1 mm and a skull.
 #
 # ## How many steps?

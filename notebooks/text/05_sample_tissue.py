@@ -20,8 +20,8 @@
 # from true ones?
 #
 # **You will** draw brains from noise, render their scans (F3 of the paper), try to tell them from true ones, let a
-# classifier try, look for copies, measure their anatomy, and walk between two brains. *A minute; with the networks of
-# your run, or of the release.*
+# classifier try, look for copies, measure their anatomy, and walk between two brains. *A minute; with the networks
+# of the release.*
 #
 # [Contents](00_overview.ipynb) · before: [04 Train the generator](04_train_diffusion.ipynb) · next:
 # [06 Contrasts nobody acquired](06_unseen_contrasts.ipynb)
@@ -125,7 +125,8 @@ answer = ", ".join(letter for letter, k in zip(letters, order, strict=False) if 
 detail = [float(np.mean([render(m, REFERENCE["T1w"])[b].diff().abs().mean() for kind, m, b in pool if kind == name]))
           for name in ("generated", "true")]  # fmt: skip
 say(f"""**Figure 18.** The generated images are **{answer}**. Ventricles and folds are sharp. Some are
-given away by a lopsided outline. The mean change of the T1w from voxel to voxel is
+given away by a lopsided outline. Without label maps of people the true ones are deformations of one template,
+MNI152: an average of many heads, smoother and more symmetric than anyone. The mean change of the T1w from voxel to voxel is
 {100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
 
 # %% [markdown]
@@ -178,8 +179,8 @@ publish(fig, "fig19_nearest", caption, "Four pairs of T1-weighted slices: sample
 finite = among.min(1)[np.isfinite(among.min(1))]
 people_apart = f"{np.median(finite):.2f}" if finite.size else "unknown"
 say(f"""**Figure 19.** The median distance from a sample to its nearest true slice is {np.median(apart.min(1)):.2f}.
-From a true slice to the nearest slice of another person it is {people_apart}. In the pairs shown, outline and
-ventricles agree, and the folds differ.""")
+From a true slice to the nearest slice of another person it is {people_apart}. In the pairs shown the
+folds differ.""")
 
 # %% [markdown]
 # ## Anatomy in numbers
@@ -234,7 +235,7 @@ pandas.DataFrame(length, index=["A", "1/4", "1/2", "3/4", "B"]).T.round(2)  # re
 # %% [markdown]
 # ## What we learned
 # - Noise, a few steps and a decoder give PD, T1 and T2, and any scan follows by physics (Figure 3).
-# - Some generated slices are told from true ones by their outline (Figure 18), and a classifier tells most.
+# - Some generated slices are told from true ones by their outline (Figure 18), and the classifier tells them, too.
 # - Four samples are shown beside their nearest true slices (Figure 19), and the share of CSF is measured.
 # - What each part of the generator is worth, and what another output layer costs: [a
 #   page](../data/generators/README.md).

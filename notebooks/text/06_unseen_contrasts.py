@@ -21,7 +21,7 @@
 #
 # **You will** render the paper's nine unseen settings from one sample (F4), see which of them leave any signal, compare
 # unseen contrasts of held-out people with the truth, and turn a FLAIR through its inversion times. *A minute; with the
-# networks of your run, or of the release.*
+# networks of the release.*
 #
 # [Contents](00_overview.ipynb) · before: [05 Sample tissue](05_sample_tissue.ipynb) · next:
 # [07 Tissue histograms](07_tissue_histograms.ipynb)
@@ -90,7 +90,8 @@ publish(fig, "fig04_unseen", caption, alt)
 # ## The error against truth
 # A test person has a truth. The model sees T1w, T2w and FLAIR, infers the maps, and the nine contrasts are rendered
 # from these and from the true maps. The measures are PSNR in the brain (peak: the 99.5th percentile of the true image)
-# and SSIM, as means over people with 95 % intervals. The goal for settings that leave signal is 24 dB.
+# and SSIM, as means over people with 95 % intervals. Our goal for settings that leave signal is 24 dB:
+# an error of 6 % of the peak.
 #
 # **Predict:** which setting will be predicted worst?
 
@@ -165,7 +166,7 @@ wide.rename_axis(None, axis=1).round(1)
 
 # %% [markdown]
 # ## A FLAIR through its inversion times
-# The scans of training people had a TI near 2.5 s. Here is every other TI, from inferred and from true maps. The ticks
+# Most FLAIRs of OASIS-3 have a TI of 2.5 s. Here is every other TI, from inferred and from true maps. The ticks
 # mark the null points of median tissue.
 #
 # **Predict:** at which TI does the border between white and grey matter vanish?

@@ -19,8 +19,8 @@
 # **Question.** The generated brains hold T1, T2 and PD that nobody measured. Are they values that living tissue has?
 #
 # **You will** compare generated, inferred and true tissue with what was measured in people (F5 of the paper), find out
-# which network changes what, and see why T2 of CSF cannot be told from these scans. *A minute; with the networks of
-# your run, or of the release.*
+# which network changes what, and see why T2 of CSF cannot be told from these scans. *A minute; with the networks
+# of the release.*
 #
 # [Contents](00_overview.ipynb) · before: [06 Contrasts nobody acquired](06_unseen_contrasts.ipynb) · next:
 # [08 Real scans](08_real_scans.ipynb)
@@ -159,10 +159,10 @@ fig = figures.csf_t2(t2, changes, csf_t2, 100 * model.recipe.bias, found)
 caption = f"""Why T2 of CSF cannot be told. (a) Change of the CSF signal in one person's three scans (protocols as
 drawn) when T2 differs from {csf_t2:.2f} s (line); grey: what the receive field does to a voxel (±1 SD,
 {100 * model.recipe.bias:g} %). (b) T2 in voxels that are at least 90 % CSF, true and inferred (n = {n_people})."""
-publish(fig, "fig22_csf_t2", caption, "Signal curves, flat beyond a second, and two histograms of T2 far apart.")
+publish(fig, "fig22_csf_t2", caption, "Signal curves, flat beyond a second, and two histograms of T2 that overlap.")
 say(f"""**Figure 22.** With T2 at 1 s the signal changes by {at_one}. That is about as much as the receive field does,
 and the gain and PD of CSF act in the same way, so these scans hardly tell one second from three. The model's answer
-comes from its prior. Its median T2 of CSF is {float(inferred.t2[where].nanmedian()):.1f} s, where the truth is
+comes from its prior, and agreement is the prior's merit. Its median T2 of CSF is {float(inferred.t2[where].nanmedian()):.1f} s, where the truth is
 {float(found["true"].nanmedian()):.1f} s.""")
 
 # %% [markdown]

@@ -20,7 +20,8 @@
 # maps worth?
 #
 # **You will** read a session, align its scans, infer PD, T1 and T2, look at lesions, and predict each scan from the
-# others. Failures are shown, too. *Takes a few minutes. It uses the networks of your run, or of the release.*
+# others. Failures are shown, too. *Under a minute. It uses the networks of
+# the release, or of a run on real scans.*
 #
 # [Contents](00_overview.ipynb) · before: [07 Tissue histograms](07_tissue_histograms.ipynb) · next:
 # [09 How right is it, and why?](09_how_right_is_it.ipynb)

@@ -20,8 +20,8 @@
 # have given, and what does the accuracy come from?
 #
 # **You will** compare the network with methods that need no training and with a constant, look at a refined map, test
-# error bars, put published results beside ours, and change one thing at a time. *A few minutes; with the networks of
-# your run, or of the release.*
+# error bars, put published results beside ours, and change one thing at a time. *Under a minute. It uses the networks of
+# your run, or of the release where there is none.*
 #
 # [Contents](00_overview.ipynb) · before: [08 Real scans](08_real_scans.ipynb)
 
@@ -56,8 +56,8 @@ from phyldm_core.voxelwise import baselines, refine
 # - **least squares, priors**: the same, with the priors that the network was trained with: 1/PD is a line in 1/T1, and
 #   CSF's T2 follows its T1;
 # - **literature painted**: a segmentation of the T1w, filled with published means;
-# - **known mean**: the true tissue map, filled with published means. It looks at no scan. Whoever is not better than
-#   this has measured nothing;
+# - **known mean**: the true share of each tissue in each voxel, filled with published means. It looks at no scan.
+#   Whoever is not better than this has measured nothing;
 # - **network, refined**: the network's maps, after every voxel was moved to where its own signals want it (`phyldm fit
 #   --refine`).
 #
@@ -87,7 +87,7 @@ def by_person(method):
 
 # %%
 means = torch.from_numpy(tissue.in_vivo_3t().median[:3]).float()
-known = torch.einsum("nkyx,kq->nqyx", truth.fractions, means)
+known = tissue.mix(truth.fractions, means)
 ours = {exam.NETWORK: network, "known mean": TissueMaps.from_stack(known)}
 ours[exam.EXPLAINED] = by_person(lambda s, b, v, m: explain(model.vae, s, gain=torch.ones(3)).maps)
 ours[exam.REFINED] = by_person(lambda s, b, v, m: refine.refine(m, s, b, model.voxel_mm)[0])
@@ -217,10 +217,17 @@ brains
 #
 # ## Why: one change at a time
 # Fifteen networks of the `laptop` profile were trained for 400 steps each, with one thing changed, and tested on 25
-# held-out people (November 2026, `data/ablations.csv`). *Another seed* changes nothing that anyone would report: a row
-# that is no farther from the line is chance.
+# held-out people (November 2026, `data/ablations.csv`). The figure shows twelve of them:
 #
-# **Predict:** what costs most: an unknown gain, the nominal echo time, no priors, or no adversary?
+# - *another seed*: what chance does. Ignore a row that is no farther from 1 than this one;
+# - *gain solved*: each scan's gain is solved for by least squares; *gain known*: all scans share one scale;
+# - *nominal TE*: the echo time in the header is believed; *one protocol*: all people were scanned alike;
+# - *all scans shown*: no scan is hidden in training; *adversary*: with the paper's discriminator, which the reference
+#   leaves out; *no KL*, *strong KL*: the term that holds the latent near a Gaussian is 0, or a hundred times larger;
+# - *no priors*: without medians and lines of the literature; *prior longer*, *prior shorter*: with literature's T1 and
+#   T2 times or over 1.25.
+#
+# **Predict:** what costs most: an unknown gain, the nominal echo time, or no priors? Does an adversary help?
 
 # %%
 measured = pandas.read_csv(carried("data/ablations.csv"))
@@ -243,7 +250,8 @@ say(
 gain that is never known in training makes T1 of white matter {never:.0f} times as wrong (own gains, not drawn). The
 adversary changes T1 of grey matter by a factor of {ratio["adversary", "T1", "GM"]:.2f}, and another seed by
 {ratio["another seed", "T1", "GM"]:.2f}. T2 of white matter follows a moved prior by {share["T2", "WM"]:.2f} and T1 by
-{share["T1", "WM"]:.2f}, so agreement with the literature is in part put in.""".replace("-", "−")
+{share["T1", "WM"]:.2f}, so how far each agrees with the literature has to be read beside this. A share below 0 is a network that moved
+the other way.""".replace("-", "−")
 )
 
 # %% [markdown]

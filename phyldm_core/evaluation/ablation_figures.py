@@ -48,6 +48,8 @@ def what_matters(table: pandas.DataFrame, variants: Sequence[str]) -> Figure:
         ax.grid(axis="y", color="0.92", lw=0.5)
     axes[1].set_xlabel("error / that of the reference")
     draw_shares(axes[3], table[table.metric == "prior_share"])
+    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color=TISSUE_COLOURS[tissue]) for tissue in ("WM", "GM")]
+    fig.legend(marks, ["white matter", "grey matter"], loc="outside upper center", ncols=2)
     letter_panels(axes)
     return fig
 

@@ -65,8 +65,9 @@ def accuracy_and_needs(table: pandas.DataFrame, needs: Mapping[str, Sequence[str
     for ax in axes:
         ax.tick_params(axis="y", length=0)
     axes[-1].spines[:].set_visible(False)
-    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color="0.3", mfc=c) for c in ("0.3", "white")]
-    fig.legend(marks, SCALES, loc="outside upper right", ncols=2)
+    faces = {scale: face for scale, face in zip(SCALES, ("0.3", "white"), strict=True) if scale in set(rows.scale)}
+    marks = [plt.Line2D([], [], marker="o", ls="", ms=4, color="0.3", mfc=face) for face in faces.values()]
+    fig.legend(marks, list(faces), loc="outside upper right", ncols=2)
     return fig
 
 

@@ -91,8 +91,8 @@ def tissue_histograms(
         for i, source in enumerate(values)
     ]
     handles += [
-        Patch(color="0.5", alpha=0.5, lw=0, label="most studies"),
-        Patch(color="0.5", alpha=0.22, lw=0, label="all methods"),
+        Patch(color=TISSUE_COLOURS["WM"], alpha=0.35, lw=0, label="most studies"),
+        Patch(color=TISSUE_COLOURS["WM"], alpha=0.13, lw=0, label="all methods"),
         Line2D((), (), marker="|", ls="", color="black", ms=5, label="one study"),
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4, handlelength=1.6)

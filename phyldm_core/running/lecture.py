@@ -53,7 +53,7 @@ def read_chapter(path: Path) -> Chapter:
 
     title = said(r"^# (.*?)$") or path.stem.replace("_", " ")
     return Chapter(path, book, title, said(r"\*\*Question\.\*\* (.*?)(?:\n\n|\Z)"),
-                   said(r"\*\*You will\*\* (.*?)(?:\*CPU|\n\n|\Z)").rstrip(" .*"))  # fmt: skip
+                   said(r"\*\*You will\*\* (.*?)(?:\*CPU|\n\n|\Z)").rstrip(" ."))  # fmt: skip
 
 
 def make_lecture(out: Path, run_dir: Path, notebooks_dir: Path | None = None) -> Path:

@@ -64,7 +64,7 @@ SMOKE = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    why="About half an hour on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
+    why="About twenty minutes on two cores: 2 mm voxels, brain only, a latent at half the resolution.",
     cohort=CohortRecipe(n_train=400, n_val=10, n_test=25),
     vae={
         "latent_channels": 6,

@@ -84,7 +84,7 @@ pairs = [(a[:3].argmax(0) == 0) & (a[0] > 0.5) for a in people[:6]]
 dice = [2 * float((a & b).sum() / (a.sum() + b.sum())) for k, a in enumerate(pairs) for b in pairs[:k]]
 say(f"""**Figure 10.** In the mean the cortex blurs into one shade, while ventricles and deep nuclei can still be told
 apart: they move little. White matter of two people overlaps with a Dice of {np.mean(dice):.2f}
-({min(dice):.2f}–{max(dice):.2f}). All people of one head share its folds. Where the folds lie is the person's own.""")
+({min(dice):.2f}–{max(dice):.2f}). People made from one head have the same folds, shifted and bent differently.""")
 
 # %% [markdown]
 # ## Tissue: what has been measured
@@ -149,7 +149,7 @@ most = {name: archive[name].most_common(1)[0][1] / archive[name].total() for nam
 say(f"""**Figure 11.** {100 * complete:.0f} of 100 sessions hold all three. That is why random subsets of scans are
 part of training. The archive used few protocols, each often: the most frequent one covers
 {", ".join(f"{100 * share:.0f} % of {name}" for name, share in most.items())}. A network trained on these alone is
-lost on other scanners, so the release is trained on an open field of protocols.""")
+lost on other scanners, so the release is trained on an open field: times drawn from all of clinical practice.""")
 
 # %% [markdown]
 # ## Three people and their scans

@@ -126,8 +126,8 @@ detail = [float(np.mean([render(m, REFERENCE["T1w"])[b].diff().abs().mean() for 
           for name in ("generated", "true")]  # fmt: skip
 say(f"""**Figure 18.** The generated images are **{answer}**. Ventricles and folds are sharp. Some are
 given away by a lopsided outline. Without label maps of people the true ones are deformations of one template,
-MNI152: an average of many heads, smoother and more symmetric than anyone. The mean change of the T1w from voxel to voxel is
-{100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
+MNI152: an average of many heads, smoother and more symmetric than anyone. The mean change of the T1w from voxel to
+voxel is {100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
 
 # %% [markdown]
 # ## Can a classifier tell?

@@ -169,8 +169,8 @@ cover = pandas.concat(cover).assign(scale=exam.SCALES[0])
 if kept is not None:
     cover = whole[whole.method.isin(sds)]
 fig = examination_figures.honesty(cover, list(sds), exam.SCALES[0])
-caption = f"""Do the error bars hold? How often the true value lies in the 90 and 50 % intervals (estimate ± SD,
-Gaussian), all three scans, common scale, n = {int(cover.n.max())} simulated people, protocols as drawn from OASIS-3.
+caption = f"""Do the error bars hold? How often the true value lies in the 90 and 50 % intervals (estimate ± 1.64 SD and
+± 0.67 SD, Gaussian), all three scans, common scale, n = {int(cover.n.max())} simulated people, protocols as drawn from OASIS-3.
 Lines: what a correct SD gives."""
 publish(fig, "fig26_error_bars", caption, "Shares of true values inside intervals, by method; lines at 90 and 50 %.")
 
@@ -250,8 +250,9 @@ say(
 gain that is never known in training makes T1 of white matter {never:.0f} times as wrong (own gains, not drawn). The
 adversary changes T1 of grey matter by a factor of {ratio["adversary", "T1", "GM"]:.2f}, and another seed by
 {ratio["another seed", "T1", "GM"]:.2f}. T2 of white matter follows a moved prior by {share["T2", "WM"]:.2f} and T1 by
-{share["T1", "WM"]:.2f}, so how far each agrees with the literature has to be read beside this. A share below 0 is a network that moved
-the other way.""".replace("-", "−")
+{share["T1", "WM"]:.2f}, so
+how far each agrees with the literature has to be read beside this. A share below 0 is a network that moved the other
+way.""".replace("-", "−")
 )
 
 # %% [markdown]

@@ -170,8 +170,8 @@ if kept is not None:
     cover = whole[whole.method.isin(sds)]
 fig = examination_figures.honesty(cover, list(sds), exam.SCALES[0])
 caption = f"""Do the error bars hold? How often the true value lies in the 90 and 50 % intervals (estimate ± 1.64 SD and
-± 0.67 SD, Gaussian), all three scans, common scale, n = {int(cover.n.max())} simulated people, protocols as drawn from OASIS-3.
-Lines: what a correct SD gives."""
+± 0.67 SD, Gaussian), all three scans, common scale, n = {int(cover.n.max())} simulated people, protocols as drawn
+from OASIS-3. Lines: what a correct SD gives."""
 publish(fig, "fig26_error_bars", caption, "Shares of true values inside intervals, by method; lines at 90 and 50 %.")
 
 # %%

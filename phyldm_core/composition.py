@@ -19,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.resnet import ResnetBlock2D
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +33,7 @@ BRAIN_PARTS = ("WM", "GM", "CSF")
 HEAD_PARTS = ("WM", "GM", "CSF", "fat", "muscle", "lesion")
 """Tissues that a stripped brain and a whole head are told apart into; air and bone, which give no signal, come first
 in every composition and are in neither list. Muscle stands for blood and skin too: all have a short T2."""
-
+SCALP = ("fat", "muscle")
 NEIGHBOURS = {
     ("WM", "GM"): 0.0, ("GM", "CSF"): 0.0, ("WM", "CSF"): 1.0, ("fat", "muscle"): 2.0, ("WM", "lesion"): 0.5,
 }  # fmt: skip
@@ -174,21 +175,60 @@ def emptied(shares: Tensor, where: Tensor) -> Tensor:
 
 SOLITARY, RIM = 0.12, 3
 """A drawn voxel becomes air where tissue fills less of the 5×5 voxels about it. Further than so many voxels inside
-the brain's rim all is brain. Shares from scans have noise in air, and dots in deep grey matter."""
+the brain's rim all is brain."""
+
+SKIN, BONE, BRIDGED = 2, 3, 8
+"""Voxels: least thickness of a drawn head's skin, and of bone between it and the brain; and half the width of gaps that
+are closed. A diffusion model leaves them where scalp is thin."""
 
 
-def without_dots(shares: Tensor) -> Tensor:
+def brain_of(shares: Tensor, tissues: tuple[str, ...]) -> NDArray:
+    """``(n, y, x)`` bool: the largest piece of each slice once bridges of four voxels are cut, without holes."""
+    inner = [1 + k for k, name in enumerate(tissues) if name not in SCALP]
+    brain = (shares[:, inner].sum(1) > 0.5).cpu().numpy()
+    for one in brain:
+        pieces, n = ndimage.label(ndimage.binary_erosion(one, iterations=2))
+        largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else pieces > 0
+        one[:] = ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=3, mask=one))
+    return brain
+
+
+def without_dots(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` without tissue alone in air, and without air, fat or muscle deep in the brain."""
     shares = emptied(shares, 1 - functional.avg_pool2d(shares, 5, 1, 2)[:, :1] < SOLITARY)
     own = shares.clone()
     own[:, 0] = own[:, 4:6] = 0  # air, fat, muscle
-    brain = own.sum(1) > 0.5
-    deep = [ndimage.binary_erosion(ndimage.binary_fill_holes(one), iterations=RIM) for one in brain.cpu().numpy()]
-    deep, brain = torch.from_numpy(np.stack(deep)).to(brain.device)[:, None], brain[:, None].to(shares)
-    around = functional.avg_pool2d(own * brain, 7, 1, 3)
-    own = torch.where(brain > 0, own, around)
+    brain = own.sum(1, keepdim=True) > 0.5
+    own = torch.where(brain, own, functional.avg_pool2d(own * brain, 7, 1, 3))
     total = own.sum(1, keepdim=True)
+    deep = np.stack([ndimage.binary_erosion(one, iterations=RIM) for one in brain_of(shares, tissues)])
+    deep = torch.from_numpy(deep)[:, None].to(shares.device)
     return torch.where(deep & (total > 0), own / total.clamp_min(1e-6), shares)
+
+
+def enclosed(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
+    """Shares ``(n, 1 + k, y, x)`` of whole heads with skin all around, and bone between it and the brain.
+
+    New skin has the fat and muscle of the scalp about it. Brains without a head stay as they are.
+    """
+    if tuple(tissues) != HEAD_PARTS:
+        return shares
+    depth_of, edge, scalp = ndimage.distance_transform_edt, BRIDGED + 1, shares[:, 4:6]
+    soft, skin, bone = (shares[:, 0] < 0.5).cpu().numpy(), [], []
+    for one, brain in zip(soft, brain_of(shares, tissues), strict=True):
+        near = depth_of(~np.pad(one, edge)) <= BRIDGED if one.any() else np.pad(one, edge)
+        off = depth_of(~brain) if brain.any() else np.full(one.shape, np.inf)
+        head = ndimage.binary_fill_holes((depth_of(near) > BRIDGED)[edge:-edge, edge:-edge] | (off <= BONE + SKIN))
+        depth = depth_of(np.pad(head, 1, mode="edge"))[1:-1, 1:-1]  # a cut head has no skin where it is cut
+        skin.append(head & (depth <= SKIN) & ~one & (off >= BONE))
+        bone.append((off > 0) & (off <= 1))
+    skin, bone = (torch.from_numpy(np.stack(where))[:, None].to(shares.device) for where in (skin, bone))
+    about = torch.from_numpy(ndimage.gaussian_filter(scalp.cpu().numpy(), (0, 0, BRIDGED, BRIDGED))).to(shares)
+    about = about + 0.01 * scalp.mean((2, 3), keepdim=True)
+    like_it, known = torch.zeros_like(shares), about.sum(1, keepdim=True)
+    like_it[:, 4:6] = about / known.clamp_min(1e-6)
+    shares = torch.where(skin & (known > 0), like_it, shares)
+    return emptied(shares, bone & (scalp.sum(1, keepdim=True) > 0.3))
 
 
 # --- the network --------------------------------------------------------------------------------------
@@ -285,13 +325,10 @@ class CompositionVAE(ModelMixin, ConfigMixin):
             sigma = told.new_full((len(z),), float(clock) / TRAIN_STEPS)
             shares = self.decoder(z, x, sigma, told).float().softmax(1)
             x = scheduler.step((x - WHOLE * shares) / sigma.view(-1, 1, 1, 1), clock, x).prev_sample
-        return without_dots(shares)
+        return without_dots(shares, self.config.tissues)
 
     def join(self, composition: Composition) -> Tensor:
-        """One latent ``(n, c + 12 + 3k, y, x)`` of anatomy, texture and tissue values, to be drawn together.
-
-        Texture has cells of half the latent's: four numbers a map and cell. Log values are constant channels.
-        """
+        """One latent ``(n, c + 12 + 3k, y, x)``: anatomy, texture in cells of half, values as constant channels."""
         z = self.encode(composition.shares).mean.float()
         values = composition.values.log().flatten(1)[..., None, None].expand(-1, -1, *z.shape[2:])
         return torch.cat([z, functional.pixel_unshuffle(composition.texture, 2), values], 1)
@@ -299,12 +336,13 @@ class CompositionVAE(ModelMixin, ConfigMixin):
     def to_maps(self, latent: Tensor, steps: int = DRAWING_STEPS) -> TissueMaps:
         """PD, T1 (s), T2 (s), each ``(n, y, x)``, of latents that :meth:`join` made or a diffusion model drew.
 
-        In one step a decoder answers with the mean of all that it might draw.
+        A whole head is :func:`enclosed`. In one step a decoder answers with the mean of all that it might draw.
         """
         n = self.config.latent_channels
         z, texture, values = latent.split([n, 12, 3 * len(self.config.tissues)], 1)
         values = values.mean((2, 3)).unflatten(1, (-1, 3)).exp()
-        return restore(Composition(self.draw(z, steps=steps), values, functional.pixel_shuffle(texture, 2)))
+        shares = enclosed(self.draw(z, steps=steps), self.config.tissues)
+        return restore(Composition(shares, values, functional.pixel_shuffle(texture, 2)))
 
 
 class DrawingDecoder(nn.Module):

@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
-from ..composition import BRAIN_PARTS, NEIGHBOURS, Composition, emptied, own_values, texture_of
+from ..composition import BRAIN_PARTS, NEIGHBOURS, SCALP, Composition, brain_of, emptied, own_values, texture_of
 from ..inference import Explained
 from ..physics import signed_signal
 from ..slices import Scans, Slices
@@ -116,7 +116,7 @@ def without_strays(shares: Tensor) -> Tensor:
 AIRLESS = 2
 """Voxels from the brain's rim: further inside there is no air. Noise has some there, and takes it from PD."""
 
-SCALP = 0.6
+LEAST_AIR = 0.6
 """Outside the brain a voxel with less air than this is scalp, and so is a gap of two voxels in it: skin, whose signal
 has decayed in most scans, is hardly above their noise."""
 
@@ -125,9 +125,9 @@ SCALP_SD = 0.8  # voxels, of the Gaussian over which fat and muscle of the scalp
 
 def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` without what is in no head: air inside the brain, its tissues in the scalp, holes."""
-    outer = [1 + tissues.index(name) for name in ("fat", "muscle") if name in tissues]
+    outer = [1 + tissues.index(name) for name in SCALP if name in tissues]
     inner = [k for k in range(1, shares.shape[1]) if k not in outer]
-    brain = _brain(shares[:, inner].sum(1).numpy() > 0.5)
+    brain = brain_of(shares, tissues)
     full = torch.zeros_like(shares)
     full[:, inner] = shares[:, inner]
     total = full.sum(1, keepdim=True)
@@ -135,7 +135,7 @@ def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     shares = torch.where(deep & (total > 0), full / total.clamp_min(1e-6), shares)
     if not outer:
         return shares
-    scalp = _each(ndimage.binary_closing, np.pad((shares[:, 0].numpy() < SCALP) & ~brain, ((0,), (1,), (1,))))
+    scalp = _each(ndimage.binary_closing, np.pad((shares[:, 0].numpy() < LEAST_AIR) & ~brain, ((0,), (1,), (1,))))
     scalp = scalp[:, 1:-1, 1:-1] & ~_each(ndimage.binary_dilation, brain, structure=np.ones((3, 3)))
     of_two = shares[:, outer]
     near = _smooth(of_two, 1.0)
@@ -146,17 +146,6 @@ def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     outside = torch.zeros_like(shares)
     outside[:, :1], outside[:, outer] = air, (1 - air) * of_two / known.clamp_min(1e-6)
     return torch.where(torch.from_numpy(brain)[:, None], shares, outside)
-
-
-def _brain(soft: NDArray) -> NDArray:
-    """``(n, y, x)`` bool: the largest piece of each slice once bridges of four voxels are cut, without holes."""
-    brain = np.zeros_like(soft)
-    for found, one in zip(brain, soft, strict=True):
-        pieces, n = ndimage.label(ndimage.binary_erosion(one, iterations=2))
-        if n:
-            largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
-            found |= ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=3, mask=one))
-    return brain
 
 
 def _each(change: Callable, slices: NDArray, **how) -> NDArray:

@@ -12,12 +12,14 @@ from phyldm_core.composition import (
     CompositionVAE,
     compose,
     csf_share,
+    enclosed,
     medians_of,
     restore,
     unmix,
     without_dots,
 )
 from phyldm_core.diffusion import CONDITIONS, TissuePipeline, TissueTransformer, make_scheduler
+from phyldm_core.evaluation.brain_shapes import skull_closed
 from phyldm_core.losses import CompositionBatch, CompositionData, CompositionLoss, CompositionObjective
 from phyldm_core.physics import TissueMaps
 from phyldm_core.tissue import mix
@@ -143,15 +145,38 @@ def test_dots_are_what_is_around_them():
     for (y, x), tissue in {(2, 2): FAT, (32, 41): MUSCLE, (41, 32): AIR}.items():  # in air, and in white matter
         dotted[0, :, y, x] = 0
         dotted[0, tissue, y, x] = 1
-    torch.testing.assert_close(without_dots(dotted), without_dots(clean))
-    assert (without_dots(clean) == clean).float().mean() > 0.99
+    torch.testing.assert_close(without_dots(dotted, HEAD_PARTS), without_dots(clean, HEAD_PARTS))
+    assert (without_dots(clean, HEAD_PARTS) == clean).float().mean() > 0.99
 
 
 def test_a_lesion_in_the_brain_is_no_dot():
     spotted = rings(1)
     spotted[0, :, 38:41, 38:41] = 0
     spotted[0, LESION, 38:41, 38:41] = 1
-    assert (without_dots(spotted)[0, LESION, 38:41, 38:41] == 1).all()
+    assert (without_dots(spotted, HEAD_PARTS)[0, LESION, 38:41, 38:41] == 1).all()
+
+
+def test_a_head_is_one_closed_ring_and_a_closed_one_stays_as_it_is():
+    whole = rings(1)
+    torch.testing.assert_close(enclosed(whole, HEAD_PARTS), whole)
+    open_head, half = whole.clone(), whole.shape[2] // 2
+    scalp = whole[:, FAT : MUSCLE + 1].sum(1, keepdim=True) > 0.5
+    gap = scalp & (torch.arange(whole.shape[3]) > half) & ((torch.arange(whole.shape[2]) - half).abs() < 12)[:, None]
+    open_head = torch.where(gap, of((AIR, 1.0)), open_head)
+    open_head[:, :, half + 23 : half + 25, half] = of((FAT, 1.0))[..., 0]  # scalp that touches the brain
+    closed = []
+    for shares in (whole, open_head, enclosed(open_head, HEAD_PARTS)):
+        brain = shares[0, 1:4].sum(0).numpy() > 0.5
+        closed.append(skull_closed(shares[0, 0].numpy() < 0.5, brain, voxel_mm=4.0))
+    assert closed == [True, False, True]
+    new = enclosed(open_head, HEAD_PARTS)
+    assert torch.equal(new[:, 1:4], open_head[:, 1:4])  # the brain stays
+    torch.testing.assert_close(new.sum(1), torch.ones_like(new[:, 0]))
+
+
+def test_a_slice_without_a_head_is_left_alone():
+    nothing = of((AIR, 1.0)).expand(1, 7, 32, 32).clone()
+    assert torch.equal(enclosed(nothing, HEAD_PARTS), nothing)
 
 
 def test_the_same_seed_draws_the_same_and_equal_latents_give_equal_slices(autoencoder):
@@ -179,7 +204,7 @@ def test_anatomy_texture_and_values_are_one_latent_and_come_apart_again(autoenco
     assert latent.shape == (4, autoencoder.drawn_channels, 8, 8)
     found = autoencoder.to_maps(latent)
     z = autoencoder.encode(rings()).mean
-    expected = restore(Composition(autoencoder.draw(z), values, texture))
+    expected = restore(Composition(enclosed(autoencoder.draw(z), HEAD_PARTS), values, texture))
     torch.testing.assert_close(found.stack(), expected.stack(), rtol=1e-4, atol=1e-5)
 
 

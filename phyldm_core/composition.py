@@ -176,7 +176,7 @@ are closed. A diffusion model leaves them where scalp is thin."""
 SHARED = 0.35  # of the bone about a voxel of the brain's rim lies in it: as often as in people, 1 in 90 is part empty
 
 
-def brain_of(shares: Tensor, tissues: tuple[str, ...]) -> NDArray:
+def brain_in(shares: Tensor, tissues: tuple[str, ...]) -> NDArray:
     """``(n, y, x)`` bool: the largest piece of each slice once bridges of four voxels are cut, without holes."""
     inner = [1 + k for k, name in enumerate(tissues) if name not in SCALP]
     brain = (shares[:, inner].sum(1) > 0.5).cpu().numpy()
@@ -195,7 +195,7 @@ def without_dots(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     brain = own.sum(1, keepdim=True) > 0.5
     own = torch.where(brain, own, functional.avg_pool2d(own * brain, 7, 1, 3))
     total = own.sum(1, keepdim=True)
-    deep = np.stack([ndimage.binary_erosion(one, iterations=RIM) for one in brain_of(shares, tissues)])
+    deep = np.stack([ndimage.binary_erosion(one, iterations=RIM) for one in brain_in(shares, tissues)])
     deep = torch.from_numpy(deep)[:, None].to(shares.device)
     return torch.where(deep & (total > 0), own / total.clamp_min(1e-6), shares)
 
@@ -209,7 +209,7 @@ def enclosed(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
         return shares
     depth_of, edge, scalp = ndimage.distance_transform_edt, BRIDGED + 1, shares[:, 4:6]
     soft, skin, bone = (shares[:, 0] < 0.5).cpu().numpy(), [], []
-    for one, brain in zip(soft, brain_of(shares, tissues), strict=True):
+    for one, brain in zip(soft, brain_in(shares, tissues), strict=True):
         near = depth_of(~np.pad(one, edge)) <= BRIDGED if one.any() else np.pad(one, edge)
         off = depth_of(~brain) if brain.any() else np.full(one.shape, np.inf)
         head = ndimage.binary_fill_holes((depth_of(near) > BRIDGED)[edge:-edge, edge:-edge] | (off <= BONE + SKIN))

@@ -9,6 +9,7 @@ of it runs, and is tested, without a browser.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -199,6 +200,47 @@ class Task(widgets.HBox):
                 self.layout.display = "none"
             if wrong and not ended.is_set():
                 self.say(wrong, True)
+
+
+LISTENS_AFTER = 3.0  # s, a page that a busy machine loads
+
+
+class Slow(Explorer):
+    """An explorer whose pictures take a while: every change of its controls ends what is computed and starts anew."""
+
+    _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
+
+    def __init__(self):
+        self.task, self.status = Task(self._say), widgets.HTML()
+        self.waiting = widgets.Box([self.task], layout=widgets.Layout(height=letters(2.5)))  # nothing moves as it comes
+        super().__init__([self.status, self._arrange()])
+        self.recompute()
+        threading.Thread(target=self._tell_again, daemon=True).start()
+
+    def _tell_again(self) -> None:
+        """Voilà's page asks for all that is, and listens a moment later: what ends in between it would never hear."""
+        self.task.wait()
+        time.sleep(LISTENS_AFTER)
+        for widget in each_of(self):
+            widget.send_state()
+
+    def recompute(self, change=None) -> None:
+        """Start over with the controls as they are; what is shown stays until the new is there."""
+        if self._listening:
+            self.task.start("Computing", self._compute, instead=True)
+
+    @in_turn
+    def _repaint(self) -> None:
+        self._paint()
+
+    def _arrange(self) -> widgets.Widget:
+        raise NotImplementedError
+
+    def _compute(self, progress: Callable[[float], None]) -> None:
+        raise NotImplementedError
+
+    def _paint(self) -> None:
+        raise NotImplementedError
 
 
 class Mouse:

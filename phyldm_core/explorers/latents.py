@@ -7,8 +7,6 @@ only choose among finished pictures.
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -31,7 +29,7 @@ from ..running.run import Run, reopen
 from ..slices import MAPS, MODALITIES, Slices, Truth
 from ..tissue import AIR_PD
 from ..vae import Posterior
-from .controls import Explorer, Task, each_of, in_turn, letters, to_html
+from .controls import Slow, letters, to_html
 from .pictures import HEIGHT, beside, opened, picture, strip, titled, under
 
 STOPS = 9  # brains from A to B, both included
@@ -39,45 +37,6 @@ STAGES = 7  # pictures from noise to tissue, at most
 STEPS = (1, 2, 4, 8, 20, 50)
 WAYS = ("noise, on the sphere", "noise, straight", "latents, straight")
 SD_SAMPLES = 16  # an SD from 16 is known to 18 %
-LISTENS_AFTER = 3.0  # s, a page that a busy machine loads
-
-
-class Slow(Explorer):
-    """An explorer whose pictures take a while: every change of its controls ends what is computed and starts anew."""
-
-    _size = {"layout": widgets.Layout(width=letters(28)), "style": {"description_width": letters(8)}}
-
-    def __init__(self):
-        self.task, self.status = Task(self._say), widgets.HTML()
-        self.waiting = widgets.Box([self.task], layout=widgets.Layout(height=letters(2.5)))  # nothing moves as it comes
-        super().__init__([self.status, self._arrange()])
-        self.recompute()
-        threading.Thread(target=self._tell_again, daemon=True).start()
-
-    def _tell_again(self) -> None:
-        """Voilà's page asks for all that is, and listens a moment later: what ends in between it would never hear."""
-        self.task.wait()
-        time.sleep(LISTENS_AFTER)
-        for widget in each_of(self):
-            widget.send_state()
-
-    def recompute(self, change=None) -> None:
-        """Start over with the controls as they are; what is shown stays until the new is there."""
-        if self._listening:
-            self.task.start("Computing", self._compute, instead=True)
-
-    @in_turn
-    def _repaint(self) -> None:
-        self._paint()
-
-    def _arrange(self) -> widgets.Widget:
-        raise NotImplementedError
-
-    def _compute(self, progress: Callable[[float], None]) -> None:
-        raise NotImplementedError
-
-    def _paint(self) -> None:
-        raise NotImplementedError
 
 
 class NoiseExplorer(Slow):

@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
-from ..composition import BRAIN_PARTS, NEIGHBOURS, SCALP, Composition, brain_of, emptied, own_values, texture_of
+from ..composition import BRAIN_PARTS, NEIGHBOURS, SCALP, Composition, brain_in, emptied, own_values, texture_of
 from ..inference import Explained
 from ..physics import signed_signal
 from ..slices import Scans, Slices
@@ -127,7 +127,7 @@ def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` without what is in no head: air inside the brain, its tissues in the scalp, holes."""
     outer = [1 + tissues.index(name) for name in SCALP if name in tissues]
     inner = [k for k in range(1, shares.shape[1]) if k not in outer]
-    brain = brain_of(shares, tissues)
+    brain = brain_in(shares, tissues)
     full = torch.zeros_like(shares)
     full[:, inner] = shares[:, inner]
     total = full.sum(1, keepdim=True)

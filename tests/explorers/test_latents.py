@@ -16,7 +16,7 @@ import torch
 from conftest import all_widgets
 from PIL import Image
 
-from phyldm_core.explorers import latents
+from phyldm_core.explorers import controls
 from phyldm_core.explorers.latents import (
     STAGES,
     STOPS,
@@ -211,7 +211,7 @@ def test_progress_is_shown(noise):
 
 
 def test_what_a_page_missed_while_it_was_loaded_is_told_again(monkeypatch):
-    monkeypatch.setattr(latents, "LISTENS_AFTER", 0.0)
+    monkeypatch.setattr(controls, "LISTENS_AFTER", 0.0)
     told_whole = set()
     monkeypatch.setattr(ipywidgets.Widget, "send_state", lambda w, key=None: key is None and told_whole.add(id(w)))
     shown = NoiseExplorer(FakePipeline())

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from .diffusion import TRAIN_STEPS, make_scheduler
 from .physics import TissueMaps
+from .slices import deep_in, largest_piece
 from .tissue import TISSUES, in_vivo_3t, mix
 from .vae import LOG_VARIANCE_RANGE, Enlarge, Posterior, adaptive_block
 
@@ -127,7 +128,10 @@ def own_values(maps: Tensor, tissues: tuple[str, ...]) -> Tensor:
 
 
 def compose(maps: TissueMaps, tissues: tuple[str, ...], cell: int) -> Composition:
-    """Tell maps, each ``(n, y, x)``, apart into tissues; a texture's cells have ``cell`` voxels a side."""
+    """Tell maps, each ``(n, y, x)``, apart into ``tissues``: :data:`BRAIN_PARTS` or :data:`HEAD_PARTS`.
+
+    A cell of the texture has ``cell`` voxels along each side; it divides y and x.
+    """
     stack = maps.stack()
     values = own_values(stack, tissues)
     shares = unmix(stack, values, tissues)
@@ -170,21 +174,17 @@ SOLITARY, RIM = 0.12, 3
 the brain's rim all is brain."""
 
 SKIN, BONE, BRIDGED = 2, 3, 8
-"""Voxels: least thickness of a drawn head's skin, and of bone between it and the brain; and half the width of gaps that
-are closed. A diffusion model leaves them where scalp is thin."""
+"""Voxels: how thick skin is at least; how far it keeps from the brain, for bone; half the width of the widest gap that
+is closed. A diffusion model leaves gaps where scalp is thin."""
 
-SHARED = 0.35  # of the bone about a voxel of the brain's rim lies in it: as often as in people, 1 in 90 is part empty
+SHARED = 0.35  # of the bone beside a voxel of the brain's rim lies in it: 1 in 90 is then part empty, as scans tell
 
 
 def brain_in(shares: Tensor, tissues: tuple[str, ...]) -> NDArray:
-    """``(n, y, x)`` bool: the largest piece of each slice once bridges of four voxels are cut, without holes."""
+    """``(n, y, x)`` bool: the :func:`slices.largest_piece` of brain tissue, without holes."""
     inner = [1 + k for k, name in enumerate(tissues) if name not in SCALP]
-    brain = (shares[:, inner].sum(1) > 0.5).cpu().numpy()
-    for one in brain:
-        pieces, n = ndimage.label(ndimage.binary_erosion(one, iterations=2))
-        largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else pieces > 0
-        one[:] = ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=3, mask=one))
-    return brain
+    soft = (shares[:, inner].sum(1) > 0.5).cpu().numpy()
+    return np.stack([ndimage.binary_fill_holes(one) for one in largest_piece(soft)])
 
 
 def without_dots(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
@@ -195,8 +195,7 @@ def without_dots(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     brain = own.sum(1, keepdim=True) > 0.5
     own = torch.where(brain, own, functional.avg_pool2d(own * brain, 7, 1, 3))
     total = own.sum(1, keepdim=True)
-    deep = np.stack([ndimage.binary_erosion(one, iterations=RIM) for one in brain_in(shares, tissues)])
-    deep = torch.from_numpy(deep)[:, None].to(shares.device)
+    deep = deep_in(brain_in(shares, tissues), RIM).to(shares.device)
     return torch.where(deep & (total > 0), own / total.clamp_min(1e-6), shares)
 
 
@@ -327,7 +326,10 @@ class CompositionVAE(ModelMixin, ConfigMixin):
         return without_dots(shares, self.config.tissues)
 
     def join(self, composition: Composition) -> Tensor:
-        """One latent ``(n, c + 12 + 3k, y, x)``: anatomy, texture in cells of half, values as constant channels."""
+        """One latent ``(n, c + 12 + 3k, y, x)`` of anatomy, texture and tissue values, to be drawn together.
+
+        A cell of the latent holds 2×2 cells of the texture of each map. Log values are constant channels.
+        """
         z = self.encode(composition.shares).mean.float()
         values = composition.values.log().flatten(1)[..., None, None].expand(-1, -1, *z.shape[2:])
         return torch.cat([z, functional.pixel_unshuffle(composition.texture, 2), values], 1)

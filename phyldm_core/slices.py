@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -195,6 +198,22 @@ INSIDE = 0.12  # of a scan's brightness: where every scan is darker there is no 
 NOISE_RANGE = (0.008, 0.03)  # of a scan's brightness: what its air says is kept between
 SIGNAL_ERROR = 0.03
 """Of the signal: the coil's field and the signal equations are known to no better."""
+
+
+def largest_piece(soft: NDArray) -> NDArray:
+    """``(n, y, x)`` bool: of each slice of a mask the largest piece, once bridges of up to four pixels are cut."""
+    largest = np.zeros_like(soft)
+    for found, one in zip(largest, soft, strict=True):
+        pieces, n = ndimage.label(ndimage.binary_erosion(one, iterations=2))
+        if n:
+            biggest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+            found |= ndimage.binary_dilation(biggest, iterations=3, mask=one)  # and its own fringe back
+    return largest
+
+
+def deep_in(brain: NDArray, voxels: int) -> Tensor:
+    """``(n, 1, y, x)`` bool: further than so many voxels inside the rim of ``brain`` ``(n, y, x)``."""
+    return torch.from_numpy(np.stack([ndimage.binary_erosion(one, iterations=voxels) for one in brain]))[:, None]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from ..physics import REFERENCE, Protocol, TissueMaps, render
+from ..slices import largest_piece
 from ..tissue import CLASSES
 
 
@@ -66,14 +66,7 @@ def brain_of(maps: TissueMaps) -> Tensor:
     zero in air, where no scan tells a model what PD should be.
     """
     bright = render(maps, Protocol("spin echo", te=0.02, tr=5.0)) > 1 / 3
-    bright = (bright & (maps.t1 > LONGER_THAN_FAT)).numpy()
-    brain = np.zeros_like(bright)
-    for i, slice_ in enumerate(bright):
-        pieces, n = ndimage.label(ndimage.binary_erosion(slice_, iterations=2))
-        if n:
-            largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
-            brain[i] = ndimage.binary_dilation(largest, iterations=3, mask=slice_)  # and its own fringe back
-    return torch.from_numpy(brain)
+    return torch.from_numpy(largest_piece((bright & (maps.t1 > LONGER_THAN_FAT)).numpy()))
 
 
 def segmented_values(maps: TissueMaps) -> dict[tuple[str, str], NDArray]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..composition import BRAIN_PARTS, NEIGHBOURS, SCALP, Composition, brain_in, emptied, own_values, texture_of
 from ..inference import Explained
 from ..physics import signed_signal
-from ..slices import Scans, Slices
+from ..slices import Scans, Slices, deep_in
 
 EMPTY, FULL = 0.12, 0.88
 """Between these sums of shares a voxel goes from empty to full: noise in air is not tissue, and the field varies."""
@@ -116,9 +116,9 @@ def without_strays(shares: Tensor) -> Tensor:
 AIRLESS = 2
 """Voxels from the brain's rim: further inside there is no air. Noise has some there, and takes it from PD."""
 
-LEAST_AIR = 0.6
-"""Outside the brain a voxel with less air than this is scalp, and so is a gap of two voxels in it: skin, whose signal
-has decayed in most scans, is hardly above their noise."""
+MOST_AIR = 0.6
+"""Outside the brain a voxel with less air than this is scalp, and so is a gap of two voxels in it. The signal of skin
+is hardly above the noise of most scans."""
 
 SCALP_SD = 0.8  # voxels, of the Gaussian over which fat and muscle of the scalp are told apart
 
@@ -131,11 +131,10 @@ def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     full = torch.zeros_like(shares)
     full[:, inner] = shares[:, inner]
     total = full.sum(1, keepdim=True)
-    deep = torch.from_numpy(_each(ndimage.binary_erosion, brain, iterations=AIRLESS))[:, None]
-    shares = torch.where(deep & (total > 0), full / total.clamp_min(1e-6), shares)
+    shares = torch.where(deep_in(brain, AIRLESS) & (total > 0), full / total.clamp_min(1e-6), shares)
     if not outer:
         return shares
-    scalp = _each(ndimage.binary_closing, np.pad((shares[:, 0].numpy() < LEAST_AIR) & ~brain, ((0,), (1,), (1,))))
+    scalp = _each(ndimage.binary_closing, np.pad((shares[:, 0].numpy() < MOST_AIR) & ~brain, ((0,), (1,), (1,))))
     scalp = scalp[:, 1:-1, 1:-1] & ~_each(ndimage.binary_dilation, brain, structure=np.ones((3, 3)))
     of_two = shares[:, outer]
     near = _smooth(of_two, 1.0)

@@ -104,7 +104,8 @@ composition = run.composition()
 # and the share of CSF.
 #
 # The weights of half of the training are kept as a *guide*. Where the finished network and the guide differ, a step goes
-# on in the direction from the guide to the network (autoguidance, Karras et al. 2024). Figure 16 and chapter 05 judge the result.
+# on in the direction from the guide to the network (autoguidance, Karras et al. 2024). Figure 16 and chapter 05
+# show the result.
 
 # %%
 train(run.train_diffusion(), "diffusion")
@@ -222,9 +223,9 @@ alt = "Rows of T1w images: noise turning into a brain, and the guesses, which ar
 publish(fig, "fig17_noise_to_tissue", caption, alt)
 
 # %% [markdown]
-# **Figure 17.** The first guess of the latent is an average, since nothing else can be known from pure noise. It is
-# still shown as a sharp brain, because the decoder draws one that the latent allows. From step to step outline,
-# ventricles and folds move, ever less. The release has seen 58 heads for hours instead of
+# **Figure 17.** The first guess of the latent is an average, since nothing else can be known from pure noise. The
+# run's decoder still draws a sharp brain from it. The release's decoder, which has learned more folds, speckles it. From
+# step to step outline, ventricles and folds move less. The release has seen 58 heads for hours instead of
 # one head for minutes, and its slices have 1 mm and a skull.
 #
 # ## How many steps?

@@ -126,7 +126,7 @@ detail = [float(np.mean([render(m, REFERENCE["T1w"])[b].diff().abs().mean() for 
           for name in ("generated", "true")]  # fmt: skip
 say(f"""**Figure 18.** The generated images are **{answer}**. Ventricles and folds are sharp. Some are
 given away by a lopsided outline. Without label maps of people the true ones are deformations of one template,
-MNI152: an average of many heads, smoother and more symmetric than anyone. The mean change of the T1w from voxel to
+MNI152: an average of many heads, smoother and more symmetric than a person. The mean change of the T1w from voxel to
 voxel is {100 * detail[0] / detail[1]:.0f} % of that in true brains.""")
 
 # %% [markdown]
@@ -235,7 +235,8 @@ pandas.DataFrame(length, index=["A", "1/4", "1/2", "3/4", "B"]).T.round(2)  # re
 # %% [markdown]
 # ## What we learned
 # - Noise, a few steps and a decoder give PD, T1 and T2, and any scan follows by physics (Figure 3).
-# - Some generated slices are told from true ones by their outline (Figure 18), and the classifier tells them, too.
+# - Some generated slices are told from true ones by their outline (Figure 18), and a classifier separates
+#   them.
 # - Four samples are shown beside their nearest true slices (Figure 19), and the share of CSF is measured.
 # - What each part of the generator is worth, and what another output layer costs: [a
 #   page](../data/generators/README.md).

@@ -162,7 +162,7 @@ drawn) when T2 differs from {csf_t2:.2f} s (line); grey: what the receive field 
 publish(fig, "fig22_csf_t2", caption, "Signal curves, flat beyond a second, and two histograms of T2 that overlap.")
 say(f"""**Figure 22.** With T2 at 1 s the signal changes by {at_one}. That is about as much as the receive field does,
 and the gain and PD of CSF act in the same way, so these scans hardly tell one second from three. The model's answer
-comes from its prior, and agreement is the prior's merit.
+comes from its prior: where it agrees with the truth, the prior was right.
 Its median T2 of CSF is {float(inferred.t2[where].nanmedian()):.1f} s, where the truth is
 {float(found["true"].nanmedian()):.1f} s.""")
 

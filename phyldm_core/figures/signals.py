@@ -72,7 +72,8 @@ def null_points(tissues: Tissues, flair: Protocol, maps: TissueMaps, inversion: 
     axes[0].set(xlabel=f"TI (s), FLAIR, TR {flair.tr:g} s", ylabel="signal (water = 1)", xlim=(0, 6), ylim=(-0.9, 1.1))
     axes[0].legend(ncols=3, loc="upper center", columnspacing=0.8, handlelength=1)
     axes[1].plot(flair.tr, flair.ti, "o", color="0.2")
-    beside = {"ha": "center", "va": "top", "size": 7, "arrowprops": {"arrowstyle": "-", "lw": 0.5, "shrinkB": 3}}
+    line = {"arrowstyle": "-", "color": "0.2", "lw": 0.5, "shrinkB": 3}
+    beside = {"ha": "center", "va": "top", "size": 7, "arrowprops": line}
     axes[1].annotate("the paper's\nFLAIR", (flair.tr, flair.ti), (flair.tr, flair.ti - 0.6), **beside)
     axes[1].set(xlabel="TR (s)", ylabel="null TI (s)", xlim=(0, 12), ylim=(0, 3.2), xticks=range(0, 13, 3))
     early, head = as_array(physics.mprage(*maps, inversion.te, inversion.tr, inversion.ti)), as_array(maps.pd) > AIR_PD

@@ -14,14 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_multiotsu, threshold_otsu
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
 from .physics import TissueMaps, shown_signal, signal_slopes
-from .slices import SIGNAL_ERROR, Scans, Slices, brightness
+from .slices import SIGNAL_ERROR, Scans, Slices, brightness, largest_piece
 from .tissue import (
     NOISE_SQUARED,
     TISSUES,
@@ -87,6 +86,7 @@ def infer(
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
 AT_A_TIME = 8  # slices: what a processor keeps near
 ENOUGH = 100  # pixels of a tissue, for its median
+UNTOLD = 3.0  # each signal of a tissue that an opinion lacks costs as much as one 4 SD off: fewer are easier to explain
 SWAPPED = 3.0  # white and grey matter are swapped where twice the cost and this is still less: real scans stray, too
 
 
@@ -240,17 +240,19 @@ def _best_explained(
             if mask.sum() >= ENOUGH:
                 there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
-        opinions.append((masks, fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)))
-    costs = [found.cost + (k >= len(candidates)) * (found.cost + SWAPPED) for k, (_, found) in enumerate(opinions)]
-    return opinions[int(np.argmin(costs))]
+        found = fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)
+        cost = found.cost + UNTOLD * int(signals[used].isnan().sum())
+        cost += (len(opinions) >= len(candidates)) * (found.cost + SWAPPED)
+        opinions.append((cost, masks, found))
+    return min(opinions, key=lambda opinion: opinion[0])[1:]
 
 
 def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
     """Where WM, GM and CSF are: one or two opinions of three ``(n, y, x)`` bool each. Borders are left out.
 
-    The encoder's maps ``(n, 3, y, x)`` tell the brain. A mixture of Gaussians of the signals tells the tissues. It
-    starts from the encoder's groups, and once more from the signals that the literature's tissues would have; the
-    second counts only if it finds all three.
+    The encoder's maps ``(n, 3, y, x)`` tell the brain. Their T1 tells three groups: WM, GM, and what GM shares with
+    fluid. A mixture of Gaussians starts from these; it knows the signals and that T1: the encoder sees neighbours, too.
+    Another, of signals alone, starts from those of the literature's tissues and counts only if it finds all three.
     """
     brain = _brain(maps, scans.inside)
     fluid = brain & ((maps[:, 1] > FLUID_T1) | (maps[:, 2] > FLUID_T2))
@@ -260,22 +262,24 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
     level = images.abs().flatten(2).quantile(0.95, 2)[..., None, None].clamp_min(1e-6)
     flat = brain & (_range_of(images / level).amax(1) < FLAT)
     solid = flat & ~fluid
-    long = maps[:, 1] >= (threshold_otsu(maps[:, 1][solid].numpy()) if solid.sum() > ENOUGH else 0)
-    starts = [solid & ~long, solid & long]
+    t1 = maps[:, 1]
+    white_below, mixed_from = _cuts(t1[solid].numpy())
+    starts = [solid & (t1 < white_below), solid & (t1 >= white_below) & (t1 < mixed_from)]
     if min(start.sum() for start in starts) < ENOUGH:
         return [[solid, torch.zeros_like(solid), fluid]]
     starts += [fluid & flat] if (fluid & flat).sum() >= ENOUGH else []
-    pure = flat & (maps[:, 1] > PURE_T1)  # most fluid lies in sulci and is shared: it has no Gaussian
+    pure = flat & (t1 > PURE_T1)  # most fluid lies in sulci and is shared: it has no Gaussian
     seen = [start & ~pure for start in starts[:2]]
     flat &= (images != 0).all(1)  # what a scan does not cover is no signal
     if min((start & flat).sum() for start in starts) < ENOUGH:
         return [[*seen, pure]]
     starts = [start & flat for start in starts]
     signals = images.movedim(1, -1).numpy().astype(float)
-    groups = [signals[start.numpy()] for start in starts]
+    both = np.concatenate([signals, t1.log()[..., None].numpy()], -1)
+    groups = [both[start.numpy()] for start in starts]
     middle = [np.median(group, 0) for group in groups]
     width = [1.5 * np.median(np.abs(group - m), 0) + NARROWEST for group, m in zip(groups, middle, strict=True)]
-    white, grey, *_ = _mixture(signals, flat, middle, [OUTLYING * w for w in width])
+    white, grey, *_ = _mixture(both, flat, middle, [OUTLYING * w for w in width])
     told = [white & ~pure, grey & ~pure]
     if min(mask.sum() for mask in told) >= SMALLEST_PART * sum(mask.sum() for mask in told):
         seen = told
@@ -285,6 +289,16 @@ def three_tissues(maps: Tensor, scans: Scans) -> list[list[Tensor]]:
     expected *= np.median(np.abs(inside), 0) / np.maximum(np.abs(expected[:2]).mean(0), 1e-9)
     likely = _mixture(signals, flat, list(expected), [3 * inside.std(0)] * 3)
     return [[*seen, pure]] + ([likely] if min(mask.sum() for mask in likely) >= ENOUGH else [])
+
+
+def _cuts(t1: NDArray) -> tuple[float, float]:
+    """T1 (s) between WM and GM, and between GM and what it shares with fluid, of pixels ``(k,)``."""
+    if len(t1) <= ENOUGH:
+        return 0.0, np.inf
+    try:
+        return tuple(threshold_multiotsu(t1, 3))
+    except ValueError:  # fewer than three values
+        return threshold_otsu(t1), np.inf
 
 
 def _mixture(signals: NDArray, flat: Tensor, middle: list[NDArray], reach: list[NDArray]) -> list[Tensor]:
@@ -310,7 +324,7 @@ def _mixture(signals: NDArray, flat: Tensor, middle: list[NDArray], reach: list[
 FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone
 FAT_T1 = 0.72  # s, as the encoder sees it: 0.5 to 0.67 where white matter is 1.0
 FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more is at a border
-NARROWEST, OUTLYING = 0.03, 6.0  # of a scan's brightness, beside a group's spread; and how many of both it reaches
+NARROWEST, OUTLYING = 0.03, 6.0  # of a scan's brightness or of log T1, beside a group's spread; and how many of both
 AT_MOST = 15_000  # pixels that a mixture is fitted to
 SURE = 0.9
 SMALLEST_PART = 0.15  # of white and grey matter together: a smaller part is a mixture's mistake
@@ -323,14 +337,8 @@ def _range_of(images: Tensor) -> Tensor:
 
 def _brain(maps: Tensor, inside: Tensor) -> Tensor:
     """``(n, y, x)`` bool: of each slice the largest piece that is neither fat, muscle nor bone."""
-    soft = (inside & (maps[:, 0] > 0.5) & (maps[:, 1] > FAT_T1) & (maps[:, 2] > 0.04)).numpy()
-    out = np.zeros_like(soft)
-    for k, part in enumerate(soft):
-        pieces, n = ndimage.label(ndimage.binary_erosion(part, iterations=2))
-        if n:
-            largest = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-            out[k] = ndimage.binary_dilation(largest, iterations=3) & part
-    return torch.from_numpy(out)
+    soft = inside & (maps[:, 0] > 0.5) & (maps[:, 1] > FAT_T1) & (maps[:, 2] > 0.04)
+    return torch.from_numpy(largest_piece(soft.numpy()))
 
 
 OWN_SPREAD = (0.05, 0.1, 0.1)

@@ -36,10 +36,10 @@ def what_matters(table: pandas.DataFrame, variants: Sequence[str]) -> Figure:
             rows = rows.set_index("variant").reindex(variants)
             inside = rows.value <= MOST_RATIO
             ax.hlines(y[inside], rows.low[inside], rows.high[inside].clip(upper=MOST_RATIO), color=colour, lw=1)
-            ax.plot(rows.value[inside], y[inside], "o", color=colour, ms=3.5)
+            ax.plot(rows.value[inside], y[inside], "o", color=colour, ms=3.5, clip_on=False)
             for at, value in zip(y[rows.value > MOST_RATIO], rows.value[rows.value > MOST_RATIO], strict=True):
                 ax.plot(0.93 * MOST_RATIO, at, ">", color=colour, ms=4)
-                ax.text(0.83 * MOST_RATIO, at, f"{value:.1f}", size=6, ha="right", va="center")
+                ax.text(0.83 * MOST_RATIO, at + 0.6 * shift, f"{value:.1f}", size=6, ha="right", va="center")
         ax.axvline(1, color="0.5", lw=0.6)
         ax.set(title=symbol(quantity), xscale="log", xlim=(0.65, MOST_RATIO), ylim=(len(variants) - 0.5, -0.5))
         ax.set_xticks((1, 2, 5), labels=("1", "2", "5"))

@@ -2,7 +2,7 @@
 
 All learn from what one VAE inferred of the people of one run, and are judged against what it infers of people of heads
 that none has seen, as much as a generator that learns from scans can know: ``python -m
-phyldm_core.evaluation.generators RUN FOLDER``, on a run of profile laptop with several heads.
+phyldm_core.evaluation.generators RUN LAPTOP FOLDER``, on two runs of profile laptop: of several heads, and of MNI152.
 """
 
 from __future__ import annotations
@@ -309,9 +309,10 @@ def over_halves(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def output_layers(runs: dict[str, GeneratorRun], n: int = 6) -> Figure:
-    """T1 of slices that the reference draws, and of those that it draws with a regression of maps, and people's."""
+    """T1 of slices that three decoders draw, one row each, and people's: what each answer costs."""
     of, rows = runs[UNVARIED.name], []
-    for name, title in ((UNVARIED.name, "a choice among tissues"), ("regression of maps", "a regression of maps")):
+    answers = {UNVARIED.name: "shares, drawn", "decoder asked once": "mean shares", "regression of maps": "mean maps"}
+    for name, title in answers.items():
         drawn_maps = runs[name].pipeline()(n, seed=of.seed)
         rows.append([Panel(t1, "T1", side=title * (i == 0)) for i, t1 in enumerate(_t1_of_brain(drawn_maps))])
     slices = of.scans("test")
@@ -327,8 +328,10 @@ def _t1_of_brain(maps: TissueMaps) -> Tensor:
 
 
 if __name__ == "__main__":
-    run, out = reopen(sys.argv[1]), Path(sys.argv[2])
+    run, laptop, out = reopen(sys.argv[1]), reopen(sys.argv[2]), Path(sys.argv[3])
     remake_generators(run, out / "generators.csv")
+    itself = pandas.concat(judged_sets(laptop), ignore_index=True)
+    write_atomically(out / "laptop.csv", _csv(itself[[c for c in JUDGED if c != "variant"]]))
     use_house_style()
     parts = generator_parts(pandas.read_csv(out / "generators.csv", keep_default_na=False, na_values=["nan", ""]))
     for name, fig in {"parts": parts, "output_layers": output_layers(generator_runs(run))}.items():

@@ -154,6 +154,29 @@ def test_the_opinion_that_tissue_explains_best_is_taken(person, monkeypatch):
     assert torch.equal(*maps)
 
 
+def test_an_opinion_without_fluid_does_not_win_by_having_fewer_signals(person, monkeypatch):
+    slices, truth = person
+    seeing(monkeypatch, wrong(truth))
+    white, grey, fluid = (truth.tissue(name, 0.95) for name in ("WM", "GM", "CSF"))
+    without = [white | fluid, grey, torch.zeros_like(fluid)]  # an encoder that sees no fluid takes it for white matter
+    maps = []
+    for opinions in ([[white, grey, fluid]], [without, [white, grey, fluid]]):
+        monkeypatch.setattr(inference, "three_tissues", lambda *_, said=opinions: said)
+        maps.append(explain(None, slices).maps.stack())
+    assert torch.equal(*maps)
+
+
+def test_where_signals_hardly_differ_what_the_encoder_sees_about_a_pixel_counts():
+    """Two echoes of a T2w sequence: white and grey matter are a few percent apart, less than the noise."""
+    late = (Protocol(Sequence.SPIN_ECHO, te=0.02, tr=2.2), Protocol(Sequence.SPIN_ECHO, te=0.03, tr=2.2))
+    noisy = replace(RECIPE, noise=(0.03, 0.03))
+    slices, truth, _ = session_of(Subject("sub-0001", "test", "mni152", FIRST), noisy, late)
+    scans = Scans(slices.images / slices.images.amax((0, 2, 3))[:, None, None], slices.settings, slices.observed)
+    white, grey, _ = three_tissues(solid(truth), scans)[0]
+    assert float(truth.tissue("WM", 0.5)[white].float().mean()) > 0.9
+    assert float(truth.tissue("GM", 0.5)[grey].float().mean()) > 0.75
+
+
 def test_gains_that_are_known_are_kept(person, monkeypatch):
     slices, truth = person
     seeing(monkeypatch, wrong(truth))

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ..figures.signals import letter_panels
 from ..figures.style import FIGURE_WIDTH, TISSUE_COLOURS, symbol
@@ -107,6 +108,9 @@ def generator_parts(table: pandas.DataFrame) -> Figure:
         axes[3].plot(minutes, of, mark, ms=4, mec=edge, mfc=face, mew=0.9)
     axes[3].axhline(1, color="0.5", lw=0.6)
     axes[3].set(title="Fréchet distance", xlabel="minutes of training", yscale="log")
+    for of in (axes[0].xaxis, axes[3].yaxis):
+        of.set_ticks((1, 2, 5, 10), labels=("1", "2", "5", "10"))
+        of.set_minor_locator(NullLocator())
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside upper center", ncols=3)
     letter_panels(axes)

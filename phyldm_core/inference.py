@@ -86,7 +86,7 @@ def infer(
 HUBER = 3.0  # SDs, beyond which a misfit counts by its size and not by its square: flow, vessels, motion
 AT_A_TIME = 8  # slices: what a processor keeps near
 ENOUGH = 100  # pixels of a tissue, for its median
-UNTOLD = 3.0  # each signal of a tissue that an opinion lacks costs as much as one 4 SD off: fewer are easier to explain
+LACKING = 3.0  # each signal of a tissue that an opinion lacks costs as one 4 SD off does: fewer are easier to explain
 SWAPPED = 3.0  # white and grey matter are swapped where twice the cost and this is still less: real scans stray, too
 
 
@@ -241,7 +241,7 @@ def _best_explained(
                 there = mask[:, None] & scans.measured & (scans.images != 0)
                 signals[:, k] = torch.stack([scans.images[:, m][there[:, m]].median() for m in range(len(used))])
         found = fit_three_tissues(signals[used], scans.settings[0, used], scans.noise[used], gains)
-        cost = found.cost + UNTOLD * int(signals[used].isnan().sum())
+        cost = found.cost + LACKING * int(signals[used].isnan().sum())
         cost += (len(opinions) >= len(candidates)) * (found.cost + SWAPPED)
         opinions.append((cost, masks, found))
     return min(opinions, key=lambda opinion: opinion[0])[1:]

@@ -324,7 +324,7 @@ def _mixture(signals: NDArray, flat: Tensor, middle: list[NDArray], reach: list[
 FLUID_T1, FLUID_T2, PURE_T1 = 2.4, 0.3, 3.0  # s: longer is fluid, and fluid alone
 FAT_T1 = 0.72  # s, as the encoder sees it: 0.5 to 0.67 where white matter is 1.0
 FLAT = 0.25  # of a scan's brightness: a pixel whose neighbours differ by more is at a border
-NARROWEST, OUTLYING = 0.03, 6.0  # of a scan's brightness or of log T1, beside a group's spread; and how many of both
+NARROWEST, OUTLYING = 0.03, 6.0  # of brightness or log T1, added to a group's spread; how many of the sum it reaches
 AT_MOST = 15_000  # pixels that a mixture is fitted to
 SURE = 0.9
 SMALLEST_PART = 0.15  # of white and grey matter together: a smaller part is a mixture's mistake

@@ -242,18 +242,22 @@ def remake_generators(run: Run, path: Path, variants: Iterable[Generator] = GENE
         if not kept.exists():
             for _ in of.make():
                 pass
-            table = pandas.concat(judged_sets(of), ignore_index=True)
-            write_atomically(kept, _csv(table[[c for c in JUDGED if c != "variant"]]))
+            write_judged(of, kept)
         rows.append(pandas.read_csv(kept, keep_default_na=False, na_values=["nan"]).assign(variant=name)[JUDGED])
         write_atomically(path, _csv(pandas.concat(rows, ignore_index=True)))
+
+
+def write_judged(of: Run, path: Path):
+    """Write what :func:`judged_sets` has of one run: columns :data:`JUDGED`, without the variant."""
+    write_atomically(path, _csv(pandas.concat(judged_sets(of), ignore_index=True)[JUDGED[1:]]))
 
 
 def _csv(table: pandas.DataFrame) -> bytes:
     return table.to_csv(index=False, float_format="%.5g", lineterminator="\n").encode()
 
 
-def judged_sets(of: GeneratorRun) -> Iterator[pandas.DataFrame]:
-    """Tables of one variant: drawn with and without its guide, and held-out people through its autoencoder."""
+def judged_sets(of: Run) -> Iterator[pandas.DataFrame]:
+    """Tables of one run: drawn with and without its guide, and held-out people through its autoencoder."""
     slices, voxel_mm = of.scans("test"), of.recipe.voxel_mm
     person = slices.subject.numpy()
     even = person < 2 * (len(np.unique(person)) // 2)
@@ -330,8 +334,7 @@ def _t1_of_brain(maps: TissueMaps) -> Tensor:
 if __name__ == "__main__":
     run, laptop, out = reopen(sys.argv[1]), reopen(sys.argv[2]), Path(sys.argv[3])
     remake_generators(run, out / "generators.csv")
-    itself = pandas.concat(judged_sets(laptop), ignore_index=True)
-    write_atomically(out / "laptop.csv", _csv(itself[[c for c in JUDGED if c != "variant"]]))
+    write_judged(laptop, out / "laptop.csv")
     use_house_style()
     parts = generator_parts(pandas.read_csv(out / "generators.csv", keep_default_na=False, na_values=["nan", ""]))
     for name, fig in {"parts": parts, "output_layers": output_layers(generator_runs(run))}.items():

@@ -48,6 +48,10 @@ def wrong(truth: Truth) -> torch.Tensor:
     return solid(truth) * torch.tensor([1.0, 1.3, 0.85]).view(3, 1, 1)
 
 
+def over_peaks(slices: Slices) -> Scans:
+    return Scans(slices.images / slices.images.amax((0, 2, 3))[:, None, None], slices.settings, slices.observed)
+
+
 def error(estimate: torch.Tensor, truth: Truth, tissue: str, p: int) -> float:
     pure = truth.tissue(tissue, 0.95)
     return float((estimate[:, p][pure] / truth.maps[:, p][pure] - 1).abs().median())
@@ -129,7 +133,7 @@ def test_nobody_s_tissue_is_found_where_there_is_too_little(person, monkeypatch)
 def test_pixels_that_are_called_a_tissue_hold_it(person, lost):
     """Also where the encoder takes fluid for grey matter: then the literature's signals tell it."""
     slices, truth = person
-    scans = Scans(slices.images / slices.images.amax((0, 2, 3))[:, None, None], slices.settings, slices.observed)
+    scans = over_peaks(slices)
     seen = wrong(truth)
     if lost:
         seen[:, 1].clamp_(max=1.8)
@@ -171,7 +175,7 @@ def test_where_signals_hardly_differ_what_the_encoder_sees_about_a_pixel_counts(
     late = (Protocol(Sequence.SPIN_ECHO, te=0.02, tr=2.2), Protocol(Sequence.SPIN_ECHO, te=0.03, tr=2.2))
     noisy = replace(RECIPE, noise=(0.03, 0.03))
     slices, truth, _ = session_of(Subject("sub-0001", "test", "mni152", FIRST), noisy, late)
-    scans = Scans(slices.images / slices.images.amax((0, 2, 3))[:, None, None], slices.settings, slices.observed)
+    scans = over_peaks(slices)
     white, grey, _ = three_tissues(solid(truth), scans)[0]
     assert float(truth.tissue("WM", 0.5)[white].float().mean()) > 0.9
     assert float(truth.tissue("GM", 0.5)[grey].float().mean()) > 0.75

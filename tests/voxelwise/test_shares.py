@@ -4,7 +4,7 @@ import pytest
 import torch
 from heads_in_rings import AIR, CSF, FAT, GM, LESION, MUSCLE, WM, of, rings
 
-from phyldm_core.composition import BRAIN_PARTS, HEAD_PARTS, medians_of
+from phyldm_core.composition import BRAIN_PARTS, HEAD_PARTS, Composition, medians_of, restore
 from phyldm_core.inference import Explained
 from phyldm_core.physics import REFERENCE, Protocol, Sequence, TissueMaps, effective_protocol, signed_signal
 from phyldm_core.slices import Scans, Slices
@@ -54,23 +54,38 @@ def test_grey_matter_and_fluid_that_cancel_are_told_apart():
     assert found[0, CSF, 0, 0].item() == pytest.approx(0.45, abs=0.05)
 
 
-def test_a_session_is_told_apart_with_the_tissue_that_its_signals_told():
-    """And its texture is what voxels of one tissue have beyond that: here T1 is 4 % longer everywhere."""
-    shares, values = rings(2), medians_of(HEAD_PARTS).clone()
-    values[0, 1] *= 1.1
-    maps = mix(shares[:, 1:], values) * torch.tensor([1.0, 1.04, 1.0]).view(3, 1, 1)
+def told(maps: torch.Tensor, values: torch.Tensor) -> Composition:
+    """What is told apart of scans of two heads in :func:`rings` of tissue ``values``, explained by ``maps``."""
     three = values[:3]
     explained = Explained(
         TissueMaps.from_stack(maps), three, torch.zeros(3, 3), 100 * torch.ones(3), torch.ones(3), torch.zeros(2)
     )
     slices = Slices(
-        100 * added(shares, values) + 1e-2, SETTINGS.expand(2, -1, -1), torch.ones(2, 3, dtype=torch.bool),
+        100 * added(rings(2), values) + 1e-2, SETTINGS.expand(2, -1, -1), torch.ones(2, 3, dtype=torch.bool),
         torch.zeros(2, dtype=torch.long), torch.zeros(2),
     )  # fmt: skip
-    found = compose_scans(explained, slices, HEAD_PARTS, cell=8)
-    torch.testing.assert_close(found.values[:, :3], three.expand(2, -1, -1))
+    return compose_scans(explained, slices, HEAD_PARTS, cell=8)
+
+
+def test_a_session_is_told_apart_with_the_tissue_that_its_signals_told():
+    """And its texture is what voxels of one tissue have beyond that: here T1 is 4 % longer everywhere."""
+    shares, values = rings(2), medians_of(HEAD_PARTS).clone()
+    values[0, 1] *= 1.1
+    found = told(mix(shares[:, 1:], values) * torch.tensor([1.0, 1.04, 1.0]).view(3, 1, 1), values)
+    torch.testing.assert_close(found.values[:, :3], values[:3].expand(2, -1, -1))
     assert (found.shares - shares)[:, 1:4].abs().mean() < 0.01
     assert found.texture[0, 1, 4, 2].exp().item() == pytest.approx(1.04, abs=0.01)
+
+
+def test_a_scalp_that_maps_show_too_dark_has_the_water_of_fat_and_muscle():
+    shares, values = rings(2), medians_of(HEAD_PARTS)
+    scalp = shares[:, FAT : MUSCLE + 1].sum(1, keepdim=True) > 0.5
+    maps = mix(shares[:, 1:], values)
+    maps[:, :1] = torch.where(scalp, 0.8 * maps[:, :1], maps[:, :1])
+    found = told(maps, values)
+    torch.testing.assert_close(found.values[:, FAT - 1 : MUSCLE, 0], values[FAT - 1 : MUSCLE, 0].expand(2, -1))
+    water = restore(found).stack()[:, :1][scalp].median().item()
+    assert water == pytest.approx(mix(shares[:, 1:], values)[:, :1][scalp].median().item(), rel=0.05)
 
 
 def test_a_piece_in_air_is_noise_and_the_scalp_is_none():

@@ -114,11 +114,11 @@ RELEASE = Profile(
                           validate_every=250, save_every=250),
     composition={"widths": (64, 96, 160), "latent_channels": 32},  # on a grid of 14×10, as the laptop's
     composition_loss=CompositionLoss(),
-    composition_schedule=Schedule(steps=30_300, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
+    composition_schedule=Schedule(steps=33_300, batch_size=8, learning_rate=1.5e-3, warmup=100, ema_decay=0.998,
                                   validate_every=400, save_every=200),
     process="flow",
     denoiser=LAPTOP.denoiser | {"width": 256},
-    diffusion_schedule=Schedule(steps=66_000, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
+    diffusion_schedule=Schedule(steps=71_500, batch_size=32, learning_rate=1.5e-3, warmup=100, ema_decay=0.999,
                                 validate_every=500, save_every=500),
     sampling_steps=20,
     guidance=1.0,  # trained as long, a guide changes next to nothing

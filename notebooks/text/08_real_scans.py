@@ -246,6 +246,9 @@ if rows:
         settings[:, m, 1] *= share
         again = tables.rescan(without, replace(some, settings=settings), False, where)[:, m]
         at_te[share * asked] = metrics.psnr(again * where, some.images[:, m], where)
+
+# %%
+if rows:
     best = max(at_te, key=at_te.get)
     say(f"""Of six echo times, {best:.0f} ms predicts {names[m]} best: {at_te[best]:.1f} dB. With the TE of the sidecar,
     {asked:.0f} ms, it is {at_te[asked]:.1f} dB.""")

@@ -135,8 +135,7 @@ SCALP_SD = 0.8  # voxels, of the Gaussian over which fat and muscle of the scalp
 
 def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     """Shares ``(n, 1 + k, y, x)`` without what is in no head: air inside the brain, its tissues in the scalp, holes."""
-    outer = [1 + tissues.index(name) for name in SCALP if name in tissues]
-    inner = [k for k in range(1, shares.shape[1]) if k not in outer]
+    inner, outer = _sides(tissues)
     brain = brain_in(shares, tissues)
     full = torch.zeros_like(shares)
     full[:, inner] = shares[:, inner]
@@ -155,6 +154,12 @@ def anatomical(shares: Tensor, tissues: tuple[str, ...]) -> Tensor:
     outside = torch.zeros_like(shares)
     outside[:, :1], outside[:, outer] = air, (1 - air) * of_two / known.clamp_min(1e-6)
     return torch.where(torch.from_numpy(brain)[:, None], shares, outside)
+
+
+def _sides(tissues: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Which shares are of the brain's tissues, and which of the scalp's; the share of air comes before all."""
+    outer = [1 + tissues.index(name) for name in SCALP if name in tissues]
+    return [k for k in range(1, 1 + len(tissues)) if k not in outer], outer
 
 
 def _each(change: Callable, slices: NDArray, **how) -> NDArray:
@@ -185,9 +190,8 @@ def compose_scans(explained: Explained, slices: Slices, tissues: tuple[str, ...]
     values[: len(BRAIN_PARTS)] = explained.tissues
     scans = Scans(slices.images / explained.gain[:, None, None], slices.settings, slices.observed)
     shares = _without_noise(unmix_signals(scans, values, tissues), tissues)
-    scalp = [k for k, name in enumerate(tissues) if name in SCALP]
-    inner = [1 + k for k in range(len(tissues)) if k not in scalp]
-    values[scalp, 0] = medians_of(tissues)[scalp, 0]
+    inner, outer = _sides(tissues)
+    values[[k - 1 for k in outer], 0] = medians_of(tissues)[[k - 1 for k in outer], 0]
     values = values.expand(len(stack), -1, -1)
     pure = (shares[:, inner].amax(1, keepdim=True) > UNSHARED).float()
     return Composition(shares, values, texture_of(stack, shares, values, pure, cell))
